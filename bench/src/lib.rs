@@ -1,0 +1,1 @@
+//! Packet-rate harness, peers side by side, idle bench, micro-benchmarks

@@ -1,0 +1,1 @@
+//! Configuration, snapshots, statistics and metrics of one data plane

@@ -1,0 +1,1 @@
+//! The pinned worker: one loop, idle ladder, budgets, counters

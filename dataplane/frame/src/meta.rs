@@ -1,0 +1,148 @@
+//! What is known about a frame, one cache line apart from its bytes.
+
+use crate::HEADROOM_BYTES;
+
+/// Facts and offload requests that travel with a frame, in the sense of `struct virtio_net_hdr`
+/// (virtio 1.2, clause 5.1.6).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flags(u16);
+
+impl Flags {
+    /// The transport checksum holds only the pseudo-header sum; finish it at `csum_start`/`csum_offset`.
+    pub const CSUM_PARTIAL: Flags = Flags(1 << 0);
+    /// The transport checksum was verified by whoever handed the frame over.
+    pub const CSUM_VALID: Flags = Flags(1 << 1);
+    /// The frame lives in a jumbo chunk.
+    pub const JUMBO: Flags = Flags(1 << 2);
+    /// `l3`, `l4`, `payload`, `proto` and `flow_hash` are filled in.
+    pub const PARSED: Flags = Flags(1 << 3);
+    /// Layer 3 is IPv6 (only with `PARSED`).
+    pub const IPV6: Flags = Flags(1 << 4);
+    /// An IP fragment; there may be no transport header.
+    pub const FRAGMENT: Flags = Flags(1 << 5);
+    /// Congestion experienced was set by this node (throttle at half its bound).
+    pub const CE_MARKED: Flags = Flags(1 << 6);
+    /// The frame goes towards the underlay; without it, towards a tenant.
+    pub const EGRESS: Flags = Flags(1 << 7);
+
+    /// The ECN field (RFC 3168) of an outer header that the port stripped: a socket underlay.
+    #[inline(always)]
+    pub fn outer_ecn(self) -> u8 {
+        (self.0 >> 14) as u8
+    }
+    /// Sets the two bits of [`Flags::outer_ecn`].
+    #[inline(always)]
+    pub fn set_outer_ecn(&mut self, ecn: u8) {
+        self.0 = (self.0 & 0x3fff) | (u16::from(ecn & 3) << 14);
+    }
+    /// True when every flag of `other` is set.
+    #[inline(always)]
+    pub fn has(self, other: Flags) -> bool {
+        self.0 & other.0 == other.0
+    }
+    /// Sets the flags of `other`.
+    #[inline(always)]
+    pub fn set(&mut self, other: Flags) {
+        self.0 |= other.0;
+    }
+    /// Clears the flags of `other`.
+    #[inline(always)]
+    pub fn clear(&mut self, other: Flags) {
+        self.0 &= !other.0;
+    }
+}
+
+/// How a super-segment is to be cut (`gso_type` of `struct virtio_net_hdr`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum GsoKind {
+    /// An ordinary frame.
+    #[default]
+    None = 0,
+    /// TCP over IPv4.
+    TcpV4 = 1,
+    /// TCP over IPv6.
+    TcpV6 = 2,
+    /// UDP datagrams of `gso_bytes` payload each (`UDP_SEGMENT`), IPv4 or IPv6.
+    UdpL4 = 3,
+}
+
+/// One cache line of metadata per chunk. Offsets count from the first byte of the frame.
+#[derive(Clone, Debug, Default)]
+#[repr(C, align(64))]
+pub struct Meta {
+    /// Offset of the first byte from the start of the chunk. Kept by [`crate::Pool`].
+    pub(crate) data: u16,
+    /// Facts and requests.
+    pub flags: Flags,
+    /// Length in bytes. Kept by [`crate::Pool`].
+    pub(crate) len: u32,
+    /// Port that the frame came in by.
+    pub ingress_port: u16,
+    /// Port that the frame leaves by.
+    pub egress_port: u16,
+    /// Offset of the IP header.
+    pub l3: u16,
+    /// Offset of the transport header.
+    pub l4: u16,
+    /// Offset of the transport payload.
+    pub payload: u16,
+    /// Transport protocol number (IANA), after IPv6 extension headers.
+    pub proto: u8,
+    /// How to cut a super-segment.
+    pub gso: GsoKind,
+    /// Payload bytes of each segment of a super-segment.
+    pub gso_bytes: u16,
+    /// Where the checksum to finish begins.
+    pub csum_start: u16,
+    /// Where, from `csum_start`, the checksum is stored.
+    pub csum_offset: u16,
+    /// Next hop (index into the overlay's next-hop table).
+    pub next_hop: u16,
+    /// VXLAN or Geneve network identifier.
+    pub vni: u32,
+    /// Volume that pays for the frame; [`Meta::NO_VOLUME`] when none does.
+    pub volume: u32,
+    /// Tenant attachment (a port and VLAN) that the frame came from or goes to.
+    pub attachment: u32,
+    /// Hash of the inner flow; gives the outer source port its entropy.
+    pub flow_hash: u32,
+    /// Source that numbered the frame at the first stage (capability F8).
+    pub source: u32,
+    /// The number that it got there.
+    pub id: u32,
+    /// Bytes charged to the volume: the transport payload.
+    pub cost_bytes: u32,
+    /// Clock of the turn in which the frame was received, ns.
+    pub rx_ns: u64,
+}
+
+const _: () = assert!(size_of::<Meta>() == 64);
+
+impl Meta {
+    /// No volume pays for this frame.
+    pub const NO_VOLUME: u32 = u32::MAX;
+
+    pub(crate) fn fresh(data: u16, jumbo: bool) -> Meta {
+        let mut flags = Flags::default();
+        if jumbo {
+            flags.set(Flags::JUMBO);
+        }
+        Meta { data, flags, volume: Meta::NO_VOLUME, ..Meta::default() }
+    }
+
+    /// Length of the frame in bytes.
+    #[inline(always)]
+    #[expect(clippy::len_without_is_empty, reason = "an empty frame is not a special case")]
+    pub fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    /// Free bytes before the first one.
+    #[inline(always)]
+    pub fn headroom(&self) -> usize {
+        self.data as usize
+    }
+}
+
+const _: () = assert!(HEADROOM_BYTES >= 128);

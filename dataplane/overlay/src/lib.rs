@@ -1,0 +1,1 @@
+//! Overlay tables, anti-spoof, encapsulation, decapsulation, segmentation

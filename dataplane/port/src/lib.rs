@@ -1,0 +1,1 @@
+//! Poll-mode port drivers behind one trait

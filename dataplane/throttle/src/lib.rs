@@ -1,0 +1,1 @@
+//! Burst credits, groups, node bucket, parking and fair release
