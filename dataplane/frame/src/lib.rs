@@ -17,12 +17,14 @@
 mod drop_reason;
 mod meta;
 mod pool;
+mod ring;
 mod slab;
 mod time;
 
 pub use drop_reason::DropReason;
 pub use meta::{Flags, GsoKind, Meta};
 pub use pool::Pool;
+pub use ring::{Consumer, Producer, ring};
 pub use slab::{Backing, Slab, SlabConfig, SlabError};
 pub use time::{prefetch, tsc};
 
