@@ -131,6 +131,18 @@ impl Meta {
         Meta { data, flags, volume: Meta::NO_VOLUME, ..Meta::default() }
     }
 
+    /// Takes over everything that is known about `from`, except where its bytes lie: for a frame that is cut
+    /// out of another one, or merged from it.
+    #[inline(always)]
+    pub fn inherit(&mut self, from: &Meta) {
+        let mut flags = from.flags;
+        flags.clear(Flags::JUMBO);
+        if self.flags.has(Flags::JUMBO) {
+            flags.set(Flags::JUMBO);
+        }
+        *self = Meta { data: self.data, len: self.len, flags, ..from.clone() };
+    }
+
     /// Length of the frame in bytes.
     #[inline(always)]
     #[expect(clippy::len_without_is_empty, reason = "an empty frame is not a special case")]
@@ -146,3 +158,21 @@ impl Meta {
 }
 
 const _: () = assert!(HEADROOM_BYTES >= 128);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inheriting_keeps_the_place_and_the_kind_of_chunk() {
+        let mut from = Meta::fresh(300, true);
+        from.len = 9000;
+        from.vni = 7;
+        from.flags.set(Flags::PARSED);
+        let mut to = Meta::fresh(256, false);
+        to.len = 60;
+        to.inherit(&from);
+        assert_eq!((to.data, to.len, to.vni), (256, 60, 7));
+        assert!(to.flags.has(Flags::PARSED) && !to.flags.has(Flags::JUMBO));
+    }
+}
