@@ -1,0 +1,339 @@
+//! One pass over a whole frame: everything that classification needs, in one flat record.
+//!
+//! This is the first thing done to every packet, so the commonest shape (untagged, IPv4 without options,
+//! TCP or UDP) is read from one fixed-size slice whose bounds are checked once; all other shapes go
+//! through the views, out of line. Both give the same result (tested against each other).
+//!
+//! A frame may be longer than its IP packet: short frames are padded to 60 bytes, and super-segments carry
+//! whatever their port appended. `l3_end` is where the packet ends. Header checksums are not verified here.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::field::{array, be16, be32};
+use crate::{EtherType, Mac, ParseError, VlanId, ethernet, ipv4, ipv6, protocol, udp};
+
+/// Which IP a frame carries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum IpKind {
+    /// None: ARP, for instance.
+    #[default]
+    None,
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+/// The headers of a frame. Offsets count from the first byte of the frame.
+///
+/// Without IP, `l4`, `payload` and `l3_end` all mean what follows the Ethernet header: `l4` and `payload`
+/// equal `l3`, and `l3_end` is the length of the frame. Fragments, and protocols other than TCP and UDP,
+/// have no ports, and their `payload` equals `l4`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Parsed {
+    /// Source address as a number; IPv4 in the low 32 bits. See [`Parsed::src_ip`].
+    pub src: u128,
+    /// Destination address as a number; IPv4 in the low 32 bits. See [`Parsed::dst_ip`].
+    pub dst: u128,
+    /// Where the IP packet ends; bytes beyond are padding. May exceed 16 bits.
+    pub l3_end: u32,
+    /// Mixed from addresses, protocol and ports; see [`flow_hash`].
+    pub flow_hash: u32,
+    /// Start of the IP header, or of whatever follows Ethernet and its tags.
+    pub l3: u16,
+    /// Start of the transport header, behind IPv4 options and IPv6 extension headers.
+    pub l4: u16,
+    /// Start of the data after a TCP or UDP header.
+    pub payload: u16,
+    /// Source port of TCP or UDP, else 0.
+    pub src_port: u16,
+    /// Destination port of TCP or UDP, else 0.
+    pub dst_port: u16,
+    /// Type after all tags.
+    pub ethertype: EtherType,
+    /// VLAN of the outermost tag, if that names one.
+    pub vlan: Option<VlanId>,
+    /// Destination Ethernet address.
+    pub dst_mac: Mac,
+    /// Source Ethernet address.
+    pub src_mac: Mac,
+    /// VLAN tags, 0 to 2.
+    pub tags: u8,
+    /// Which IP.
+    pub ip: IpKind,
+    /// Protocol after IPv6 extension headers (see [`protocol`]).
+    pub proto: u8,
+    /// Differentiated services code point.
+    pub dscp: u8,
+    /// Explicit congestion notification bits.
+    pub ecn: u8,
+    /// Time to live or hop limit.
+    pub ttl: u8,
+    /// Part of a packet, the first part included.
+    pub fragment: bool,
+}
+
+impl Parsed {
+    /// Source address; `None` without IP.
+    pub fn src_ip(&self) -> Option<IpAddr> {
+        self.address(self.src)
+    }
+
+    /// Destination address; `None` without IP.
+    pub fn dst_ip(&self) -> Option<IpAddr> {
+        self.address(self.dst)
+    }
+
+    /// Bytes of the IP packet, header included (without IP: bytes after the Ethernet header).
+    #[inline(always)]
+    pub fn l3_bytes(&self) -> u32 {
+        self.l3_end - u32::from(self.l3)
+    }
+
+    /// Bytes of data after the transport header.
+    #[inline(always)]
+    pub fn payload_bytes(&self) -> u32 {
+        self.l3_end - u32::from(self.payload)
+    }
+
+    fn address(&self, bits: u128) -> Option<IpAddr> {
+        match self.ip {
+            IpKind::None => None,
+            IpKind::V4 => Some(Ipv4Addr::from_bits(bits as u32).into()),
+            IpKind::V6 => Some(Ipv6Addr::from_bits(bits).into()),
+        }
+    }
+}
+
+/// Parses a frame in one pass. Frames that are not IP parse as far as Ethernet.
+#[inline]
+pub fn parse(frame: &[u8]) -> Result<Parsed, ParseError> {
+    match parse_common(frame) {
+        Some(parsed) => Ok(parsed),
+        None => parse_any(frame),
+    }
+}
+
+const L3: usize = ethernet::HEADER_BYTES;
+const L4: usize = L3 + ipv4::HEADER_BYTES;
+const UDP_END: usize = L4 + udp::HEADER_BYTES;
+const TCP_HEADER_BYTES: usize = 20;
+
+/// Untagged, IPv4 without options, not a fragment, TCP or UDP, nothing wrong; else `None`.
+#[inline(always)]
+fn parse_common(frame: &[u8]) -> Option<Parsed> {
+    let head: &[u8; UDP_END] = frame.first_chunk()?;
+    let plain = be16(head, 12) == EtherType::IPV4.0
+        && head[L3] == 0x45
+        && be16(head, L3 + 6) & (ipv4::MORE_FRAGMENTS | ipv4::OFFSET_MASK) == 0;
+    let l3_end = L3 + usize::from(be16(head, L3 + 2));
+    if !plain || l3_end > frame.len() {
+        return None;
+    }
+    let proto = head[L3 + 9];
+    let payload = if proto == protocol::TCP {
+        let payload = L4 + usize::from(*frame.get(L4 + 12)? >> 4) * 4;
+        if payload < L4 + TCP_HEADER_BYTES || payload > l3_end {
+            return None;
+        }
+        payload
+    } else {
+        let end = L4 + usize::from(be16(head, L4 + 4));
+        if proto != protocol::UDP || end < UDP_END || end > l3_end {
+            return None;
+        }
+        UDP_END
+    };
+    let (src, dst, ports) = (be32(head, L3 + 12), be32(head, L3 + 16), be32(head, L4));
+    Some(Parsed {
+        src: u128::from(src),
+        dst: u128::from(dst),
+        l3_end: l3_end as u32,
+        flow_hash: hash_v4(src, dst, ports, proto),
+        l3: L3 as u16,
+        l4: L4 as u16,
+        payload: payload as u16,
+        src_port: (ports >> 16) as u16,
+        dst_port: ports as u16,
+        ethertype: EtherType::IPV4,
+        vlan: None,
+        dst_mac: Mac(array(head, 0)),
+        src_mac: Mac(array(head, 6)),
+        tags: 0,
+        ip: IpKind::V4,
+        proto,
+        dscp: head[L3 + 1] >> 2,
+        ecn: head[L3 + 1] & 3,
+        ttl: head[L3 + 8],
+        fragment: false,
+    })
+}
+
+/// Every shape, through the views.
+#[inline(never)]
+fn parse_any(frame: &[u8]) -> Result<Parsed, ParseError> {
+    let ether = ethernet::View::parse(frame)?;
+    let l3 = ether.header_bytes() as u16;
+    let mut parsed = Parsed {
+        l3,
+        l4: l3,
+        payload: l3,
+        l3_end: u32::try_from(frame.len()).unwrap_or(u32::MAX),
+        ethertype: ether.ethertype(),
+        vlan: ether.tag().and_then(|tag| tag.vlan),
+        tags: u8::from(ether.tag().is_some()) + u8::from(ether.inner_tag().is_some()),
+        dst_mac: ether.dst(),
+        src_mac: ether.src(),
+        ..Parsed::default()
+    };
+    let payload = match ether.ethertype() {
+        EtherType::IPV4 => parsed.ipv4(&ipv4::View::parse(ether.payload())?),
+        EtherType::IPV6 => parsed.ipv6(&ipv6::View::parse(ether.payload())?),
+        _ => return Ok(parsed),
+    };
+    if !parsed.fragment {
+        parsed.transport(payload)?;
+    }
+    parsed.flow_hash =
+        flow_hash(parsed.ip, parsed.src, parsed.dst, parsed.proto, parsed.src_port, parsed.dst_port);
+    Ok(parsed)
+}
+
+impl Parsed {
+    fn ipv4<'a>(&mut self, ip: &ipv4::View<'a>) -> &'a [u8] {
+        self.ip = IpKind::V4;
+        self.src = u128::from(ip.src().to_bits());
+        self.dst = u128::from(ip.dst().to_bits());
+        (self.dscp, self.ecn, self.ttl) = (ip.dscp(), ip.ecn(), ip.ttl());
+        (self.proto, self.fragment) = (ip.protocol(), ip.is_fragment());
+        self.end_l3(ip.header_bytes(), ip.payload())
+    }
+
+    fn ipv6<'a>(&mut self, ip: &ipv6::View<'a>) -> &'a [u8] {
+        self.ip = IpKind::V6;
+        self.src = ip.src().to_bits();
+        self.dst = ip.dst().to_bits();
+        (self.dscp, self.ecn, self.ttl) = (ip.dscp(), ip.ecn(), ip.hop_limit());
+        (self.proto, self.fragment) = (ip.protocol(), ip.transport().fragment);
+        self.end_l3(ip.header_bytes(), ip.payload())
+    }
+
+    /// `header_bytes` is at most 40 + 8 * 2048, so the offsets fit 16 bits.
+    fn end_l3<'a>(&mut self, header_bytes: usize, payload: &'a [u8]) -> &'a [u8] {
+        self.l4 = self.l3 + header_bytes as u16;
+        self.payload = self.l4;
+        self.l3_end = u32::from(self.l4) + payload.len() as u32;
+        payload
+    }
+
+    fn transport(&mut self, bytes: &[u8]) -> Result<(), ParseError> {
+        let header_bytes = match self.proto {
+            protocol::TCP => {
+                let head: &[u8; TCP_HEADER_BYTES] = bytes.first_chunk().ok_or(ParseError::Truncated)?;
+                let header_bytes = usize::from(head[12] >> 4) * 4;
+                if header_bytes < TCP_HEADER_BYTES {
+                    return Err(ParseError::Malformed);
+                }
+                if header_bytes > bytes.len() {
+                    return Err(ParseError::Truncated);
+                }
+                (self.src_port, self.dst_port) = (be16(head, 0), be16(head, 2));
+                header_bytes
+            }
+            protocol::UDP => {
+                let datagram = udp::View::parse(bytes)?;
+                (self.src_port, self.dst_port) = (datagram.src_port(), datagram.dst_port());
+                udp::HEADER_BYTES
+            }
+            _ => 0,
+        };
+        self.payload = self.l4 + header_bytes as u16;
+        Ok(())
+    }
+}
+
+/// Hash of a flow for spreading it over paths and workers: one or three wide multiplications, whose halves
+/// are mixed. Not keyed: whoever chooses the headers can choose the hash, so it must not index a table
+/// that degrades with collisions.
+#[inline]
+pub fn flow_hash(ip: IpKind, src: u128, dst: u128, proto: u8, src_port: u16, dst_port: u16) -> u32 {
+    let ports = u32::from(src_port) << 16 | u32::from(dst_port);
+    match ip {
+        IpKind::V6 => hash_v6(src, dst, ports, proto),
+        _ => hash_v4(src as u32, dst as u32, ports, proto),
+    }
+}
+
+#[inline(always)]
+fn hash_v4(src: u32, dst: u32, ports: u32, proto: u8) -> u32 {
+    hash_words(u64::from(src) << 32 | u64::from(dst), ports, proto)
+}
+
+#[inline(always)]
+fn hash_v6(src: u128, dst: u128, ports: u32, proto: u8) -> u32 {
+    let src = mix(src as u64 ^ KEYS[2], (src >> 64) as u64 ^ KEYS[1]);
+    let dst = mix(dst as u64 ^ KEYS[1], (dst >> 64) as u64 ^ KEYS[0]);
+    hash_words(src.rotate_left(32) ^ dst, ports, proto)
+}
+
+#[inline(always)]
+fn hash_words(addresses: u64, ports: u32, proto: u8) -> u32 {
+    let mixed = mix(addresses ^ KEYS[0], (u64::from(ports) << 8 | u64::from(proto)) ^ KEYS[1]);
+    (mixed ^ mixed >> 32) as u32
+}
+
+/// Odd constants with as many ones as zeros.
+const KEYS: [u64; 3] = [0xa076_1d64_78bd_642f, 0xe703_7ed1_a0b4_28db, 0x8ebc_6af0_9c88_c6e3];
+
+/// Both halves of the product of two words.
+#[inline(always)]
+fn mix(a: u64, b: u64) -> u64 {
+    let product = u128::from(a) * u128::from(b);
+    (product >> 64) as u64 ^ product as u64
+}
+
+#[cfg(test)]
+mod smoke {
+    use super::*;
+
+    fn frame(proto: u8, payload: usize) -> Vec<u8> {
+        let mut f = vec![0u8; 14 + 20];
+        let ip = ipv4::Header {
+            dscp: 3,
+            ecn: 1,
+            ident: 7,
+            dont_fragment: true,
+            ttl: 9,
+            protocol: proto,
+            src: Ipv4Addr::new(10, 0, 0, 1),
+            dst: Ipv4Addr::new(10, 0, 0, 2),
+            options: &[],
+            payload_bytes: payload,
+        };
+        let eth = ethernet::Header {
+            dst: Mac([2, 0, 0, 0, 0, 1]),
+            src: Mac([2, 0, 0, 0, 0, 2]),
+            tag: None,
+            ethertype: EtherType::IPV4,
+        };
+        let n = eth.emit(&mut f).unwrap();
+        ip.emit(&mut f[n..]).unwrap();
+        f.resize(34 + payload, 0);
+        f
+    }
+
+    #[test]
+    fn both_ways_agree() {
+        let mut f = frame(6, 40);
+        f[34..38].copy_from_slice(&[1, 2, 3, 4]);
+        f[46] = 0x80;
+        let p = parse_common(&f).unwrap();
+        assert_eq!(Ok(p), parse_any(&f));
+        assert_eq!((p.l3, p.l4, p.payload, p.l3_end), (14, 34, 66, 74));
+        let mut f = frame(17, 40);
+        udp::Header { src_port: 5, dst_port: 6, payload_bytes: 32 }.emit(&mut f[34..]).unwrap();
+        let p = parse_common(&f).unwrap();
+        assert_eq!(Ok(p), parse_any(&f));
+        assert!(ipv4::View::parse(&f[14..]).unwrap().checksum_ok());
+    }
+}
