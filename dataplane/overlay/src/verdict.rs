@@ -1,0 +1,59 @@
+//! What becomes of a frame, and what was learnt about it on the way: one record per batch, next to it.
+
+use frame::{BATCH, DropReason};
+
+/// What the worker has to do with a frame. The particulars are in its `Meta`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Into the tunnel: `next_hop`, `vni`, `volume`, `flow_hash`, `cost_bytes` and `Flags::EGRESS` are set;
+    /// throttle, then [`crate::encapsulate`].
+    Forward,
+    /// To a tenant: `egress_port`, `attachment`, `volume`, `flow_hash`, `cost_bytes` are set and the VLAN
+    /// tag is in place; throttle, then transmit.
+    Deliver,
+    /// To the trap port, else count [`DropReason::TrapNoPort`].
+    Trap,
+    /// For this node itself: from a tenant hand it to [`crate::responder::process`], from the underlay to
+    /// [`crate::Neighbours::process`].
+    Local,
+    /// Count and free.
+    Drop(DropReason),
+}
+
+/// The Tidegate option of a Geneve header (decision D4).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TunnelOption {
+    /// Configuration epoch of the sender.
+    pub epoch: u32,
+    /// Flow hash of the inner packet.
+    pub flow: u32,
+    /// Trace identifier; 0 = not traced.
+    pub trace: u64,
+}
+
+/// Per-frame results of one batch. Reuse one per worker: entries beyond the batch keep old values.
+#[derive(Clone, Debug)]
+pub struct Outcomes {
+    /// What to do.
+    pub verdicts: [Verdict; BATCH],
+    /// Which rule decided: an index below [`crate::Tables::rule_count`], or [`Outcomes::NO_RULE`] (dropped
+    /// before the lookup, or decided by an endpoint).
+    pub rules: [u32; BATCH],
+    /// The option that the frame carried (underlay only; zero without one).
+    pub options: [TunnelOption; BATCH],
+}
+
+impl Outcomes {
+    /// No configured rule decided.
+    pub const NO_RULE: u32 = u32::MAX;
+}
+
+impl Default for Outcomes {
+    fn default() -> Outcomes {
+        Outcomes {
+            verdicts: [Verdict::Drop(DropReason::NoRule); BATCH],
+            rules: [Outcomes::NO_RULE; BATCH],
+            options: [TunnelOption::default(); BATCH],
+        }
+    }
+}
