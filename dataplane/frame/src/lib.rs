@@ -74,11 +74,6 @@ impl Frame {
     pub fn index(&self) -> u32 {
         self.0 & INDEX_MASK
     }
-
-    #[inline(always)]
-    fn tag(&self) -> u32 {
-        self.0 >> TAG_SHIFT
-    }
 }
 
 pub(crate) const TAG_SHIFT: u32 = 24;

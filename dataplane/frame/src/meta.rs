@@ -12,18 +12,16 @@ impl Flags {
     pub const CSUM_PARTIAL: Flags = Flags(1 << 0);
     /// The transport checksum was verified by whoever handed the frame over.
     pub const CSUM_VALID: Flags = Flags(1 << 1);
-    /// The frame lives in a jumbo chunk.
-    pub const JUMBO: Flags = Flags(1 << 2);
     /// `l3`, `l4`, `payload`, `proto` and `flow_hash` are filled in.
-    pub const PARSED: Flags = Flags(1 << 3);
+    pub const PARSED: Flags = Flags(1 << 2);
     /// Layer 3 is IPv6 (only with `PARSED`).
-    pub const IPV6: Flags = Flags(1 << 4);
+    pub const IPV6: Flags = Flags(1 << 3);
     /// An IP fragment; there may be no transport header.
-    pub const FRAGMENT: Flags = Flags(1 << 5);
+    pub const FRAGMENT: Flags = Flags(1 << 4);
     /// Congestion experienced was set by this node (throttle at half its bound).
-    pub const CE_MARKED: Flags = Flags(1 << 6);
+    pub const CE_MARKED: Flags = Flags(1 << 5);
     /// The frame goes towards the underlay; without it, towards a tenant.
-    pub const EGRESS: Flags = Flags(1 << 7);
+    pub const EGRESS: Flags = Flags(1 << 6);
 
     /// The ECN field (RFC 3168) of an outer header that the port stripped: a socket underlay.
     #[inline(always)]
@@ -123,24 +121,16 @@ impl Meta {
     /// No volume pays for this frame.
     pub const NO_VOLUME: u32 = u32::MAX;
 
-    pub(crate) fn fresh(data: u16, jumbo: bool) -> Meta {
-        let mut flags = Flags::default();
-        if jumbo {
-            flags.set(Flags::JUMBO);
-        }
-        Meta { data, flags, volume: Meta::NO_VOLUME, ..Meta::default() }
+    #[inline(always)]
+    pub(crate) fn fresh(data: u16, len: u32) -> Meta {
+        Meta { data, len, volume: Meta::NO_VOLUME, ..Meta::default() }
     }
 
     /// Takes over everything that is known about `from`, except where its bytes lie: for a frame that is cut
     /// out of another one, or merged from it.
     #[inline(always)]
     pub fn inherit(&mut self, from: &Meta) {
-        let mut flags = from.flags;
-        flags.clear(Flags::JUMBO);
-        if self.flags.has(Flags::JUMBO) {
-            flags.set(Flags::JUMBO);
-        }
-        *self = Meta { data: self.data, len: self.len, flags, ..from.clone() };
+        *self = Meta { data: self.data, len: self.len, ..from.clone() };
     }
 
     /// Length of the frame in bytes.
@@ -164,15 +154,48 @@ mod tests {
     use super::*;
 
     #[test]
-    fn inheriting_keeps_the_place_and_the_kind_of_chunk() {
-        let mut from = Meta::fresh(300, true);
-        from.len = 9000;
-        from.vni = 7;
+    fn inheriting_keeps_the_place() {
+        let mut from = Meta { vni: 7, ..Meta::fresh(300, 9000) };
         from.flags.set(Flags::PARSED);
-        let mut to = Meta::fresh(256, false);
-        to.len = 60;
+        let mut to = Meta::fresh(256, 60);
         to.inherit(&from);
         assert_eq!((to.data, to.len, to.vni), (256, 60, 7));
-        assert!(to.flags.has(Flags::PARSED) && !to.flags.has(Flags::JUMBO));
+        assert!(to.flags.has(Flags::PARSED));
+    }
+
+    #[test]
+    fn flags_are_independent_of_each_other_and_of_the_outer_ecn() {
+        let all = [
+            Flags::CSUM_PARTIAL,
+            Flags::CSUM_VALID,
+            Flags::PARSED,
+            Flags::IPV6,
+            Flags::FRAGMENT,
+            Flags::CE_MARKED,
+            Flags::EGRESS,
+        ];
+        for (at, &flag) in all.iter().enumerate() {
+            let mut flags = Flags::default();
+            flags.set(flag);
+            for ecn in [0, 3, 1, 2] {
+                flags.set_outer_ecn(ecn);
+                assert_eq!(flags.outer_ecn(), ecn);
+            }
+            flags.set_outer_ecn(0xff);
+            assert_eq!(flags.outer_ecn(), 3);
+            for (other, &absent) in all.iter().enumerate() {
+                assert_eq!(flags.has(absent), at == other);
+            }
+            flags.clear(flag);
+            assert!(!flags.has(flag) && flags.outer_ecn() == 3);
+        }
+    }
+
+    #[test]
+    fn fresh_metadata_names_no_volume() {
+        let meta = Meta::fresh(256, 60);
+        assert_eq!((meta.volume, meta.len(), meta.headroom()), (Meta::NO_VOLUME, 60, 256));
+        assert_eq!(meta.flags, Flags::default());
+        assert_eq!(meta.gso, GsoKind::None);
     }
 }

@@ -1,28 +1,48 @@
 //! A worker's own free list, and the only way to a frame's bytes.
+//!
+//! Allocating and freeing a batch is a copy of handles between two arrays and, for fresh frames, one write of
+//! a metadata line each: bounds and tags are checked once per batch.
+//!
+//! Invariants: every handle in a free list is owned by the list alone and belongs to this pool's slab; a
+//! pool never keeps more than its share, so that a slab shared by workers is not hoarded by one.
 
 use std::sync::Arc;
 
+use arrayvec::ArrayVec;
+
 use crate::slab::{STACK, Stack};
-use crate::{BATCH, Batch, Flags, Frame, HEADROOM_BYTES, INDEX_MASK, Meta, Slab};
+use crate::{BATCH, Batch, CHUNK_BYTES, Frame, HEADROOM_BYTES, INDEX_MASK, Meta, Slab};
 
 /// A pool keeps at most this many handles; above it gives a stack back to the depot.
-const KEEP: usize = 8 * STACK;
+const KEEP_MAX: usize = 8 * STACK;
+/// Jumbo chunks that a pool keeps, to use one again while it is still in the cache.
+const KEEP_JUMBO: usize = 4;
+/// Chunks are 4 KiB apart: without some colour, the headers of a batch would all compete for one set of the
+/// first-level cache. So the first byte of a frame lies 0, 1, 2 or 3 of these steps behind the headroom.
+const COLOUR_BYTES: u16 = 128;
+
+const _: () = assert!(STACK >= BATCH);
+const _: () = assert!(HEADROOM_BYTES + 3 * COLOUR_BYTES as usize + crate::FRAME_BYTES_MAX <= CHUNK_BYTES);
 
 /// The free frames of one worker, last in, first out.
 #[derive(Debug)]
 pub struct Pool {
     slab: Arc<Slab>,
+    /// Above `keep + STACK` handles a stack goes to the depot.
+    keep: usize,
     free: Vec<u32>,
-    free_jumbo: Vec<u32>,
+    free_jumbo: ArrayVec<u32, KEEP_JUMBO>,
 }
 
 impl Pool {
     /// An empty pool over `slab`; it fills itself from the depot when asked for frames.
     pub fn new(slab: &Arc<Slab>) -> Pool {
+        let keep = (slab.frames() as usize / 8).min(KEEP_MAX);
         Pool {
             slab: Arc::clone(slab),
-            free: Vec::with_capacity(KEEP + STACK),
-            free_jumbo: Vec::with_capacity(KEEP + STACK),
+            keep,
+            free: Vec::with_capacity(keep + STACK + BATCH),
+            free_jumbo: ArrayVec::new(),
         }
     }
 
@@ -31,96 +51,119 @@ impl Pool {
         &self.slab
     }
 
-    /// A small frame of length 0, or `None` when the slab is exhausted.
-    ///
-    /// Its first byte lies at [`HEADROOM_BYTES`] plus 0..384 bytes of colour: chunks are 4 KiB apart, and
-    /// without the colour the headers of a batch would all compete for one set of the first-level cache.
+    /// A small frame of length 0 with fresh metadata, or `None` when the slab is exhausted. At least
+    /// [`crate::FRAME_BYTES_MAX`] bytes fit.
     #[inline]
     pub fn alloc(&mut self) -> Option<Frame> {
-        let raw = match self.free.pop() {
-            Some(raw) => raw,
-            None => self.refill()?,
-        };
-        Some(self.fresh(raw, false))
+        if self.free.is_empty() {
+            self.refill(1);
+        }
+        let handle = self.free.pop()?;
+        // SAFETY: the handle came from the free list.
+        unsafe { reset(self.slab.meta(handle & INDEX_MASK), small_data(handle), 0) };
+        Some(Frame(handle))
     }
 
-    /// Appends up to `count` small frames to `batch`, as many as there are and fit.
+    /// Appends up to `count` small frames of length 0 to `batch`, as many as there are and fit, and returns
+    /// how many.
     #[inline]
     pub fn alloc_batch(&mut self, batch: &mut Batch, count: usize) -> usize {
         let want = count.min(batch.remaining_capacity());
-        for done in 0..want {
-            match self.alloc() {
-                Some(frame) => batch.push(frame),
-                None => return done,
+        if self.free.len() < want {
+            self.refill(want);
+        }
+        let keep = self.free.len().saturating_sub(want);
+        let meta = self.slab.meta(0);
+        let taken = &self.free[keep..];
+        let held = batch.len();
+        let room = batch.as_mut_ptr().wrapping_add(held);
+        for (at, &handle) in taken.iter().enumerate() {
+            // SAFETY: the handle came from the free list.
+            unsafe { reset(meta.wrapping_add((handle & INDEX_MASK) as usize), small_data(handle), 0) };
+            // SAFETY: `taken` is no longer than the remaining capacity of the batch.
+            unsafe { room.wrapping_add(at).write(Frame(handle)) };
+        }
+        let taken = taken.len();
+        // SAFETY: as many frames were just written behind those that it held.
+        unsafe { batch.set_len(held + taken) };
+        self.free.truncate(keep);
+        taken
+    }
+
+    /// A jumbo frame of length 0 with fresh metadata, or `None` when there is none left.
+    pub fn alloc_jumbo(&mut self) -> Option<Frame> {
+        let handle = self.free_jumbo.pop().or_else(|| self.slab.take_jumbo())?;
+        // SAFETY: the handle came from a free list.
+        unsafe { reset(self.slab.meta(handle & INDEX_MASK), HEADROOM_BYTES as u16, 0) };
+        Some(Frame(handle))
+    }
+
+    /// Takes stacks from the depot until `want` frames are free or there are no more.
+    #[cold]
+    fn refill(&mut self, want: usize) {
+        while self.free.len() < want {
+            match self.slab.take() {
+                Some(stack) => self.free.extend(stack),
+                None => return,
             }
         }
-        want
-    }
-
-    /// A jumbo frame of length 0, or `None` when there is none left.
-    pub fn alloc_jumbo(&mut self) -> Option<Frame> {
-        if self.free_jumbo.is_empty() {
-            self.free_jumbo.extend(self.slab.jumbo_depot.pop()?);
-        }
-        let raw = self.free_jumbo.pop()?;
-        Some(self.fresh(raw, true))
-    }
-
-    #[inline(always)]
-    fn fresh(&self, raw: u32, jumbo: bool) -> Frame {
-        let index = raw & INDEX_MASK;
-        let colour = if jumbo { 0 } else { (index as u16 & 3) * 128 };
-        let meta = Meta::fresh(HEADROOM_BYTES as u16 + colour, jumbo);
-        // SAFETY: the handle came from a free list of this slab, so its index is in range and nobody else
-        // refers to its metadata.
-        unsafe { self.slab.meta(index).write(meta) };
-        Frame(raw)
-    }
-
-    #[cold]
-    fn refill(&mut self) -> Option<u32> {
-        self.free.extend(self.slab.depot.pop()?);
-        self.free.pop()
     }
 
     /// Gives a frame back.
     #[inline]
     pub fn free(&mut self, frame: Frame) {
         self.check(&frame);
-        let jumbo = self.slab.is_jumbo(frame.index());
-        let raw = frame.into_raw();
-        let list = if jumbo { &mut self.free_jumbo } else { &mut self.free };
-        list.push(raw);
-        if list.len() >= KEEP + STACK {
-            self.spill(jumbo);
+        let jumbo = self.is_jumbo(&frame);
+        let handle = frame.into_raw();
+        if jumbo {
+            if let Err(full) = self.free_jumbo.try_push(handle) {
+                self.slab.give_jumbo(full.element());
+            }
+            return;
         }
+        self.free.push(handle);
+        self.spill();
     }
 
     /// Gives every frame of a batch back.
     #[inline]
     pub fn free_batch(&mut self, batch: &mut Batch) {
+        let (first, frames) = (self.slab.first_handle(), self.slab.frames());
+        let farthest = batch.iter().map(|frame| frame.0.wrapping_sub(first)).max().unwrap_or(0);
+        if farthest >= frames {
+            return self.free_mixed(batch);
+        }
+        self.free.extend(batch.iter().map(|frame| frame.0));
+        // SAFETY: ownership of every handle went to the free list just now.
+        unsafe { batch.set_len(0) };
+        self.spill();
+    }
+
+    /// A batch with jumbo frames in it.
+    #[cold]
+    fn free_mixed(&mut self, batch: &mut Batch) {
         for frame in batch.drain(..) {
             self.free(frame);
         }
     }
 
-    /// Hands the oldest stack to the depot; the newest stay, they are in the cache.
-    #[cold]
-    fn spill(&mut self, jumbo: bool) {
-        let (list, depot) = if jumbo {
-            (&mut self.free_jumbo, &self.slab.jumbo_depot)
-        } else {
-            (&mut self.free, &self.slab.depot)
-        };
-        let stack: Stack = list.drain(..STACK).collect();
-        if let Err(stack) = depot.push(stack) {
-            list.extend(stack);
+    /// Hands the oldest stack to the depot when there are too many; the newest stay, they are in the cache.
+    #[inline(always)]
+    fn spill(&mut self) {
+        if self.free.len() >= self.keep + STACK {
+            self.spill_stack();
         }
     }
 
-    /// Free small frames within reach: those of this pool and those in the depot.
+    #[cold]
+    fn spill_stack(&mut self) {
+        let stack: Stack = self.free.drain(..STACK).collect();
+        self.slab.give_stack(stack);
+    }
+
+    /// Free small frames within reach: those of this pool and those that no pool keeps.
     pub fn available(&self) -> usize {
-        self.free.len() + self.slab.depot.len() * STACK
+        self.free.len() + self.slab.free_count()
     }
 
     /// Turns a number from [`Frame::into_raw`] back into the frame.
@@ -140,30 +183,27 @@ impl Pool {
     /// The frame of that chunk was given up with [`Frame::into_raw`] and not adopted since; the bytes
     /// `offset..offset + len` lie inside the chunk.
     pub unsafe fn adopt_at(&self, offset: usize, len: usize) -> Frame {
-        let index = (offset / crate::CHUNK_BYTES) as u32;
-        let within = offset % crate::CHUNK_BYTES;
-        assert!(index < self.slab.frames() && within + len <= crate::CHUNK_BYTES, "offset outside the slab");
-        let frame = Frame(index | (self.slab.tag() << crate::TAG_SHIFT));
-        let mut meta = Meta::fresh(within as u16, false);
-        meta.len = len as u32;
+        let index = (offset / CHUNK_BYTES) as u32;
+        let within = offset % CHUNK_BYTES;
+        assert!(index < self.slab.frames() && within + len <= CHUNK_BYTES, "offset outside the slab");
         // SAFETY: the index is in range and, by the contract, nobody else holds the frame.
-        unsafe { self.slab.meta(index).write(meta) };
-        frame
+        unsafe { reset(self.slab.meta(index), within as u16, len as u32) };
+        Frame(index | self.slab.first_handle())
     }
 
     /// A frame from another slab is a bug that must not become a wild pointer.
     #[inline(always)]
     fn check(&self, frame: &Frame) {
-        assert!(frame.tag() == self.slab.tag(), "frame of another slab");
+        assert!(frame.0 & !INDEX_MASK == self.slab.first_handle(), "frame of another slab");
     }
 
     /// Where a frame's bytes lie in its chunk. Checked at each use, since a whole `Meta` can be swapped with
     /// that of a larger chunk in safe code.
     #[inline(always)]
-    fn window(&self, index: u32, meta: &Meta) -> (usize, usize) {
+    fn window(&self, index: u32, meta: &Meta) -> (*mut u8, usize) {
         let (data, len) = (meta.data as usize, meta.len as usize);
         assert!(data + len <= self.slab.chunk_bytes(index), "metadata of another chunk");
-        (data, len)
+        (self.slab.chunk(index).wrapping_add(data), len)
     }
 
     /// The metadata of a frame.
@@ -186,9 +226,10 @@ impl Pool {
     #[inline(always)]
     pub fn bytes<'a>(&'a self, frame: &'a Frame) -> &'a [u8] {
         let meta = self.meta(frame);
-        let (data, len) = self.window(frame.index(), meta);
-        // SAFETY: `window` checked that the range lies in the chunk; `&Frame` excludes a `&mut [u8]`.
-        unsafe { std::slice::from_raw_parts(self.slab.chunk(frame.index()).add(data), len) }
+        let (first, len) = self.window(frame.index(), meta);
+        // SAFETY: `window` checked that the range lies in the chunk, which is initialised (mapped zeroed);
+        // `&Frame` excludes a `&mut [u8]`.
+        unsafe { std::slice::from_raw_parts(first, len) }
     }
 
     /// The bytes of a frame, to change.
@@ -202,10 +243,10 @@ impl Pool {
     pub fn parts_mut<'a>(&'a self, frame: &'a mut Frame) -> (&'a mut Meta, &'a mut [u8]) {
         let index = frame.index();
         let meta = self.meta_mut(frame);
-        let (data, len) = self.window(index, meta);
+        let (first, len) = self.window(index, meta);
         // SAFETY: `window` checked that the range lies in the chunk; metadata lies apart from all chunks;
         // `&mut Frame` is exclusive for both.
-        let bytes = unsafe { std::slice::from_raw_parts_mut(self.slab.chunk(index).add(data), len) };
+        let bytes = unsafe { std::slice::from_raw_parts_mut(first, len) };
         (meta, bytes)
     }
 
@@ -215,7 +256,7 @@ impl Pool {
     pub fn set_len(&self, frame: &mut Frame, len: usize) -> bool {
         let room = self.slab.chunk_bytes(frame.index());
         let meta = self.meta_mut(frame);
-        if meta.data as usize + len > room {
+        if len > room.saturating_sub(meta.data as usize) {
             return false;
         }
         meta.len = len as u32;
@@ -225,7 +266,7 @@ impl Pool {
     /// Bytes that fit behind the first one.
     #[inline(always)]
     pub fn capacity(&self, frame: &Frame) -> usize {
-        self.slab.chunk_bytes(frame.index()) - self.meta(frame).data as usize
+        self.slab.chunk_bytes(frame.index()).saturating_sub(self.meta(frame).data as usize)
     }
 
     /// Moves the first byte `count` to the front and shows the frame's bytes; `None`, and no change, when
@@ -264,23 +305,33 @@ impl Pool {
     }
 
     /// True for a frame that lives in a jumbo chunk.
+    #[inline(always)]
     pub fn is_jumbo(&self, frame: &Frame) -> bool {
-        self.meta(frame).flags.has(Flags::JUMBO)
+        self.slab.is_jumbo(frame.index())
     }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        for (list, depot) in [
-            (std::mem::take(&mut self.free), &self.slab.depot),
-            (std::mem::take(&mut self.free_jumbo), &self.slab.jumbo_depot),
-        ] {
-            for stack in list.chunks(STACK) {
-                // A full depot loses the handles for good; the slab then keeps its tag (see `Slab::drop`).
-                let _ = depot.push(stack.iter().copied().collect());
-            }
+        self.slab.give(self.free.drain(..));
+        for handle in self.free_jumbo.drain(..) {
+            self.slab.give_jumbo(handle);
         }
     }
 }
 
-const _: () = assert!(KEEP >= BATCH);
+/// Where the first byte of a fresh small frame lies in its chunk.
+#[inline(always)]
+fn small_data(handle: u32) -> u16 {
+    HEADROOM_BYTES as u16 + (handle as u16 & 3) * COLOUR_BYTES
+}
+
+/// Writes fresh metadata.
+///
+/// # Safety
+/// `meta` is the metadata of a chunk that the caller owns.
+#[inline(always)]
+unsafe fn reset(meta: *mut Meta, data: u16, len: u32) {
+    // SAFETY: by the contract nobody else refers to it.
+    unsafe { meta.write(Meta::fresh(data, len)) };
+}

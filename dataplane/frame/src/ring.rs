@@ -81,7 +81,7 @@ impl<T> Drop for Shared<T> {
         let mut head = self.head.0.load(Ordering::Relaxed);
         while head != tail {
             // SAFETY: slots in `head..tail` hold an item, and both sides are gone.
-            self.slot(head).with_mut(|slot| unsafe { (*slot).assume_init_drop() });
+            self.slot(head).with_mut(|slot| unsafe { slot.cast::<T>().drop_in_place() });
             head = head.wrapping_add(1);
         }
     }
@@ -154,7 +154,7 @@ impl<T> Producer<T> {
     #[inline(always)]
     fn write(&mut self, item: T) {
         // SAFETY: the caller saw room, so the slot at `tail` is the producer's and holds no item.
-        self.shared.slot(self.tail).with_mut(|slot| unsafe { (*slot).write(item) });
+        self.shared.slot(self.tail).with_mut(|slot| unsafe { slot.cast::<T>().write(item) });
         self.tail = self.tail.wrapping_add(1);
     }
 
@@ -232,7 +232,7 @@ impl<T> Consumer<T> {
     fn read(&mut self) -> T {
         // SAFETY: the caller saw an item ready, so the slot at `head` is the consumer's and initialised; the
         // index moves on, so it is read once.
-        let item = self.shared.slot(self.head).with(|slot| unsafe { (*slot).assume_init_read() });
+        let item = self.shared.slot(self.head).with(|slot| unsafe { slot.cast::<T>().read() });
         self.head = self.head.wrapping_add(1);
         item
     }

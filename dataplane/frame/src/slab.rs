@@ -1,9 +1,14 @@
 //! The slab: one mapping that holds all chunks and their metadata, and the depot where pools trade.
+//!
+//! Layout of the mapping: small chunks, jumbo chunks, one [`Meta`] per chunk. A chunk's index counts small
+//! chunks first; its handle is the index and, in the upper 8 bits, the slab's tag, so that a handle can
+//! never be used with another slab while both live.
+//!
+//! Invariants: the depot holds full stacks only, so it has room for every one of them and no handle is ever
+//! lost in a trade; a tag is given to another slab only when all handles of the old one had come home.
 
-use std::num::NonZeroUsize;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam_queue::ArrayQueue;
 
@@ -16,7 +21,7 @@ pub(crate) type Stack = arrayvec::ArrayVec<u32, STACK>;
 /// How much memory to map, and of which kind.
 #[derive(Clone, Copy, Debug)]
 pub struct SlabConfig {
-    /// Small chunks of [`CHUNK_BYTES`].
+    /// Small chunks of [`CHUNK_BYTES`]. Each pool keeps up to an eighth of them, at most 576, for itself.
     pub frames: u32,
     /// Jumbo chunks of [`JUMBO_BYTES`], for super-segments.
     pub jumbo_frames: u32,
@@ -48,110 +53,74 @@ pub enum SlabError {
         jumbo_frames: u32,
     },
     /// The kernel gave no memory.
-    #[error("cannot map {bytes} bytes for frames: {source}; lower [frames] count or free memory")]
+    #[error("cannot map {bytes} bytes for frames: {source}; configure fewer frames or free memory")]
     Map {
         /// Size of the mapping.
         bytes: usize,
         /// The kernel's answer.
         source: std::io::Error,
     },
-    /// 256 slabs live in this process.
-    #[error("256 slabs are in use in this process")]
+    /// 256 slabs live in this process, or frames of that many were leaked.
+    #[error("256 slabs are in use in this process; drop one, with all its frames freed")]
     Tags,
 }
 
 /// All packet memory of a process. Shared by the pools of its workers.
 #[derive(Debug)]
 pub struct Slab {
-    base: NonNull<u8>,
-    map_bytes: usize,
+    mapping: Mapping,
     jumbo_base: usize,
     meta_base: usize,
     frames: u32,
     jumbo_frames: u32,
     tag: u8,
-    backing: Backing,
-    pub(crate) depot: ArrayQueue<Stack>,
-    pub(crate) jumbo_depot: ArrayQueue<Stack>,
-    /// Handles that are neither in a pool nor in the depot, while the slab is dropped: see `Drop`.
-    home: AtomicU64,
+    /// Full stacks of free small chunks.
+    depot: ArrayQueue<Stack>,
+    /// Free small chunks that do not make a stack. Locked when a pool goes away or counts, and as the last
+    /// resort of a pool that finds the depot empty; never while there are stacks.
+    rest: Mutex<Stack>,
+    /// Free jumbo chunks: a handful, each as long as twenty frames, so they are traded one by one.
+    jumbo_depot: ArrayQueue<u32>,
 }
 
-// SAFETY: the memory is reached only through frames, and a frame exists at most once; the depot is a
-// concurrent queue.
+// SAFETY: the memory is reached only through frames, and a frame exists at most once.
 unsafe impl Send for Slab {}
-// SAFETY: as above; `&Slab` alone gives no access to chunk memory.
+// SAFETY: as above; `&Slab` alone gives no access to chunk memory, and the depots are concurrent queues.
 unsafe impl Sync for Slab {}
-
-/// Which of the 256 tags are free. Locked when a slab is made or dropped, never per frame.
-static TAGS: Mutex<[bool; 256]> = Mutex::new([false; 256]);
-
-fn take_tag() -> Option<u8> {
-    let mut tags = TAGS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let free = tags.iter().position(|used| !used)?;
-    tags[free] = true;
-    Some(free as u8)
-}
-
-fn give_tag(tag: u8) {
-    TAGS.lock().unwrap_or_else(std::sync::PoisonError::into_inner)[tag as usize] = false;
-}
 
 impl Slab {
     /// Maps the slab and puts every chunk into the depot.
     pub fn new(config: SlabConfig) -> Result<Arc<Slab>, SlabError> {
-        let total = config.frames as u64 + config.jumbo_frames as u64;
-        let count_error = SlabError::Count { frames: config.frames, jumbo_frames: config.jumbo_frames };
+        let SlabConfig { frames, jumbo_frames, hugepages } = config;
+        let total = u64::from(frames) + u64::from(jumbo_frames);
         if total == 0 || total > u64::from(INDEX_MASK) {
-            return Err(count_error);
+            return Err(SlabError::Count { frames, jumbo_frames });
         }
-        let jumbo_base = config.frames as usize * CHUNK_BYTES;
-        let meta_base = jumbo_base + config.jumbo_frames as usize * JUMBO_BYTES;
+        let jumbo_base = frames as usize * CHUNK_BYTES;
+        let meta_base = jumbo_base + jumbo_frames as usize * JUMBO_BYTES;
         let bytes = meta_base + total as usize * size_of::<Meta>();
-        let tag = take_tag().ok_or(SlabError::Tags)?;
-        let (base, map_bytes, backing) = match map(bytes, config.hugepages) {
-            Ok(mapped) => mapped,
-            Err(source) => {
-                give_tag(tag);
-                return Err(SlabError::Map { bytes, source });
-            }
-        };
+        let mapping = Mapping::new(bytes, hugepages).map_err(|source| SlabError::Map { bytes, source })?;
         let slab = Slab {
-            base,
-            map_bytes,
+            mapping,
             jumbo_base,
             meta_base,
-            frames: config.frames,
-            jumbo_frames: config.jumbo_frames,
-            tag,
-            backing,
-            // Pools may hand back partly filled stacks, so the depots have room for twice the handles.
-            depot: ArrayQueue::new(2 * (config.frames as usize / STACK + 1) + 64),
-            jumbo_depot: ArrayQueue::new(2 * (config.jumbo_frames as usize / STACK + 1) + 64),
-            home: AtomicU64::new(0),
+            frames,
+            jumbo_frames,
+            tag: take_tag().ok_or(SlabError::Tags)?,
+            depot: ArrayQueue::new(frames as usize / STACK + 1),
+            rest: Mutex::new(Stack::new()),
+            jumbo_depot: ArrayQueue::new(jumbo_frames.max(1) as usize),
         };
-        slab.fill_depot(&slab.depot, 0..config.frames);
-        slab.fill_depot(&slab.jumbo_depot, config.frames..total as u32);
+        slab.give((0..frames).map(|index| index | slab.first_handle()));
+        for index in frames..frames + jumbo_frames {
+            slab.give_jumbo(index | slab.first_handle());
+        }
         Ok(Arc::new(slab))
-    }
-
-    fn fill_depot(&self, depot: &ArrayQueue<Stack>, indices: std::ops::Range<u32>) {
-        let mut stack = Stack::new();
-        for index in indices {
-            stack.push(index | (u32::from(self.tag) << TAG_SHIFT));
-            if stack.is_full() {
-                // INVARIANT: the depot has room for every handle.
-                depot.push(std::mem::take(&mut stack)).expect("depot holds every handle");
-            }
-        }
-        if !stack.is_empty() {
-            depot.push(stack).expect("depot holds every handle");
-        }
     }
 
     /// What the slab was mapped from.
     pub fn backing(&self) -> &Backing {
-        &self.backing
+        &self.mapping.backing
     }
 
     /// Small chunks in the slab.
@@ -166,12 +135,13 @@ impl Slab {
 
     /// The small chunks as one region, to register with a kernel (AF_XDP): address and length in bytes.
     pub fn chunk_region(&self) -> (*mut u8, usize) {
-        (self.base.as_ptr(), self.jumbo_base)
+        (self.mapping.base.as_ptr(), self.jumbo_base)
     }
 
+    /// Handle of chunk 0.
     #[inline(always)]
-    pub(crate) fn tag(&self) -> u32 {
-        u32::from(self.tag)
+    pub(crate) fn first_handle(&self) -> u32 {
+        u32::from(self.tag) << TAG_SHIFT
     }
 
     #[inline(always)]
@@ -184,7 +154,7 @@ impl Slab {
         if self.is_jumbo(index) { JUMBO_BYTES } else { CHUNK_BYTES }
     }
 
-    /// Start of a chunk. `index` must be below `frames + jumbo_frames`.
+    /// Start of a chunk: inside the mapping when `index` is below `frames + jumbo_frames`.
     #[inline(always)]
     pub(crate) fn chunk(&self, index: u32) -> *mut u8 {
         let offset = if self.is_jumbo(index) {
@@ -192,77 +162,157 @@ impl Slab {
         } else {
             index as usize * CHUNK_BYTES
         };
-        // SAFETY: the caller's index is in range, so the offset lies inside the mapping.
-        unsafe { self.base.as_ptr().add(offset) }
+        self.mapping.base.as_ptr().wrapping_add(offset)
     }
 
+    /// A chunk's metadata: inside the mapping when `index` is below `frames + jumbo_frames`.
     #[inline(always)]
     pub(crate) fn meta(&self, index: u32) -> *mut Meta {
-        let offset = self.meta_base + index as usize * size_of::<Meta>();
-        // SAFETY: the caller's index is in range; `meta_base` and the mapping are 64-byte aligned.
-        unsafe { self.base.as_ptr().add(offset).cast() }
+        let first = self.mapping.base.as_ptr().wrapping_add(self.meta_base);
+        first.cast::<Meta>().wrapping_add(index as usize)
     }
 
-    /// A pool that goes away reports how many handles it gave home.
-    pub(crate) fn total(&self) -> u32 {
-        self.frames + self.jumbo_frames
+    /// Takes back free small chunks, however many: those of a new slab or of a pool that goes away.
+    pub(crate) fn give(&self, handles: impl IntoIterator<Item = u32>) {
+        let mut rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner);
+        for handle in handles {
+            rest.push(handle);
+            if rest.is_full() {
+                self.give_stack(std::mem::take(&mut rest));
+            }
+        }
+    }
+
+    /// Takes back a full stack of free small chunks.
+    pub(crate) fn give_stack(&self, stack: Stack) {
+        debug_assert!(stack.is_full());
+        let refused = self.depot.push(stack).is_err();
+        // INVARIANT: a handle exists once, so there are at most `frames / STACK` full stacks.
+        debug_assert!(!refused, "the depot has room for every full stack");
+    }
+
+    /// A stack of free small chunks: a full one, else what there is.
+    pub(crate) fn take(&self) -> Option<Stack> {
+        self.depot.pop().or_else(|| {
+            let mut rest = self.rest.try_lock().ok()?;
+            (!rest.is_empty()).then(|| std::mem::take(&mut *rest))
+        })
+    }
+
+    /// Free small chunks that no pool keeps.
+    pub(crate) fn free_count(&self) -> usize {
+        self.depot.len() * STACK + self.rest.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Takes back a free jumbo chunk.
+    pub(crate) fn give_jumbo(&self, handle: u32) {
+        let refused = self.jumbo_depot.push(handle).is_err();
+        // INVARIANT: a handle exists once, and the depot has room for every one.
+        debug_assert!(!refused, "the depot has room for every jumbo chunk");
+    }
+
+    /// A free jumbo chunk.
+    pub(crate) fn take_jumbo(&self) -> Option<u32> {
+        self.jumbo_depot.pop()
     }
 }
 
 impl Drop for Slab {
     fn drop(&mut self) {
-        let count = |depot: &ArrayQueue<Stack>| {
-            std::iter::from_fn(|| depot.pop()).map(|stack| stack.len() as u64).sum::<u64>()
-        };
-        let home = count(&self.depot) + count(&self.jumbo_depot);
-        self.home.store(home, Ordering::Relaxed);
-        // SAFETY: base and length are those of the mapping, and nothing refers to it: pools hold an Arc,
-        // and a frame without a pool cannot be dereferenced.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), self.map_bytes) };
+        let home = self.free_count() + self.jumbo_depot.len();
         // A frame that is still out there keeps the tag, so that it can never reach another slab.
-        if home == u64::from(self.total()) {
-            give_tag(self.tag);
+        if home == self.frames as usize + self.jumbo_frames as usize {
+            TAGS.lock().unwrap_or_else(PoisonError::into_inner)[self.tag as usize] = false;
         }
     }
 }
 
-const HUGE_2M: usize = 2 << 20;
+/// Which of the 256 tags are in use. Locked when a slab is made or dropped, never per frame.
+static TAGS: Mutex<[bool; 256]> = Mutex::new([false; 256]);
 
-fn map(bytes: usize, hugepages: bool) -> std::io::Result<(NonNull<u8>, usize, Backing)> {
-    let huge_bytes = bytes.next_multiple_of(HUGE_2M);
-    let why = if hugepages {
-        match map_anonymous(huge_bytes, libc::MAP_HUGETLB | libc::MAP_POPULATE) {
-            Ok(base) => return Ok((base, huge_bytes, Backing::Huge2M)),
-            Err(error) => format!(
-                "no {} free hugepages of 2 MiB ({error}); `sysctl vm.nr_hugepages={}` as root gives them",
-                huge_bytes / HUGE_2M,
-                huge_bytes / HUGE_2M
-            ),
-        }
-    } else {
-        "hugepages are off in the configuration".to_owned()
-    };
-    let base = map_anonymous(huge_bytes, 0)?;
-    // SAFETY: the range is the mapping just made; transparent hugepages are only a hint.
-    unsafe { libc::madvise(base.as_ptr().cast(), huge_bytes, libc::MADV_HUGEPAGE) };
-    Ok((base, huge_bytes, Backing::Normal { why }))
+fn take_tag() -> Option<u8> {
+    let mut tags = TAGS.lock().unwrap_or_else(PoisonError::into_inner);
+    let free = tags.iter().position(|used| !used)?;
+    tags[free] = true;
+    Some(free as u8)
 }
 
+const HUGE_BYTES: usize = 2 << 20;
+
+/// Zeroed memory, aligned to pages; unmapped on drop.
+#[derive(Debug)]
+struct Mapping {
+    base: NonNull<u8>,
+    bytes: usize,
+    backing: Backing,
+}
+
+#[cfg(not(miri))]
+impl Mapping {
+    /// Maps at least `bytes`, which must not be 0.
+    fn new(bytes: usize, hugepages: bool) -> std::io::Result<Mapping> {
+        let bytes = bytes.next_multiple_of(HUGE_BYTES);
+        let why = if hugepages {
+            match map_anonymous(bytes, libc::MAP_HUGETLB | libc::MAP_POPULATE) {
+                Ok(base) => return Ok(Mapping { base, bytes, backing: Backing::Huge2M }),
+                Err(error) => format!(
+                    "no {count} free hugepages of 2 MiB ({error}); as root, `sysctl vm.nr_hugepages={count}` \
+                     makes them",
+                    count = bytes / HUGE_BYTES
+                ),
+            }
+        } else {
+            "hugepages are off in the configuration".to_owned()
+        };
+        let base = map_anonymous(bytes, 0)?;
+        // SAFETY: the range is the mapping just made; transparent hugepages are only a hint.
+        unsafe { libc::madvise(base.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE) };
+        Ok(Mapping { base, bytes, backing: Backing::Normal { why } })
+    }
+}
+
+#[cfg(not(miri))]
 fn map_anonymous(bytes: usize, extra: libc::c_int) -> std::io::Result<NonNull<u8>> {
-    let bytes = NonZeroUsize::new(bytes).ok_or(std::io::ErrorKind::InvalidInput)?;
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | extra;
     // SAFETY: a fresh anonymous private mapping touches no memory that exists.
-    let base = unsafe {
-        libc::mmap(
-            std::ptr::null_mut(),
-            bytes.get(),
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | extra,
-            -1,
-            0,
-        )
-    };
+    let base = unsafe { libc::mmap(std::ptr::null_mut(), bytes, protection, flags, -1, 0) };
     if base == libc::MAP_FAILED {
         return Err(std::io::Error::last_os_error());
     }
     NonNull::new(base.cast()).ok_or_else(|| std::io::ErrorKind::OutOfMemory.into())
+}
+
+#[cfg(not(miri))]
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: base and length are those of the mapping, and nothing refers to it: pools hold an `Arc` of
+        // the slab, and a frame without a pool cannot be dereferenced.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.bytes) };
+    }
+}
+
+/// Under Miri, which knows no hugepages: the same from the allocator.
+#[cfg(miri)]
+impl Mapping {
+    fn new(bytes: usize, _hugepages: bool) -> std::io::Result<Mapping> {
+        let backing = Backing::Normal { why: "running under Miri".to_owned() };
+        // SAFETY: the layout is not empty.
+        let base = unsafe { std::alloc::alloc_zeroed(Mapping::layout(bytes)) };
+        let base = NonNull::new(base).ok_or(std::io::ErrorKind::OutOfMemory)?;
+        Ok(Mapping { base, bytes, backing })
+    }
+
+    fn layout(bytes: usize) -> std::alloc::Layout {
+        // INVARIANT: 4096 is a power of two, and 24 bits of jumbo chunks do not overflow.
+        std::alloc::Layout::from_size_align(bytes, 4096).expect("a valid layout")
+    }
+}
+
+#[cfg(miri)]
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `new` with the same layout.
+        unsafe { std::alloc::dealloc(self.base.as_ptr(), Mapping::layout(self.bytes)) };
+    }
 }
