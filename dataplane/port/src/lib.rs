@@ -15,6 +15,7 @@
 //! [`Port::close`] pays that debt; a frame that is neither sent nor handed out is counted in
 //! [`PortCounters`]; no input makes a driver panic.
 
+pub mod checksum;
 pub mod faults;
 pub mod memory;
 pub mod null;

@@ -7,12 +7,15 @@ use frame::Slab;
 use crate::{OpenError, Port};
 
 /// How to open the port.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PacketSpec {
     /// Interface name in the network namespace of the calling thread.
     pub interface: String,
     /// Entries of the receive and of the transmit ring.
     pub ring_frames: u32,
+    /// Share the interface's flows by hash with the other ports of this number on the same interface
+    /// (`PACKET_FANOUT`); `None` receives everything.
+    pub fanout_group: Option<u16>,
 }
 
 /// Opens the port.

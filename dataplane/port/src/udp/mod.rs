@@ -13,6 +13,8 @@ pub struct UdpSpec {
     pub bind: std::net::SocketAddr,
     /// Remote endpoints, in the order of their `next_hop` numbers.
     pub peers: Vec<std::net::SocketAddr>,
+    /// Differentiated-services code point of the outer header, 0..=63.
+    pub dscp: u8,
 }
 
 /// Opens the port.
