@@ -19,6 +19,11 @@ pub enum ParseError {
     /// More VLAN tags or IPv6 extension headers than the limit.
     #[error("more stacked headers than are followed; send fewer tags or extension headers")]
     TooManyHeaders,
+    /// A checksum is wrong. Only where the doc says that one is verified.
+    #[error(
+        "a checksum is wrong; the path has damaged the packet, or its sender left a partial checksum in it"
+    )]
+    BadChecksum,
 }
 
 /// Why a header was not written. Nothing has been written then.

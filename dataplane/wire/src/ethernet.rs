@@ -29,8 +29,8 @@ pub struct Tag {
 
 impl Tag {
     fn parse(kind: EtherType, control: u16) -> Result<Self, ParseError> {
-        // IEEE 802.1Q table 9-2: 0 is "The null VID. Indicates that the VLAN tag contains only priority
-        // information", FFF is "Reserved for implementation use ... shall not be ... transmitted".
+        // IEEE 802.1Q table 9-2: identifier 0 is the null VLAN, a tag that carries only a priority; 0xfff
+        // is reserved and never transmitted.
         let vlan = match control & 0x0fff {
             0 => None,
             id => Some(VlanId::new(id).ok_or(ParseError::Malformed)?),

@@ -121,8 +121,8 @@ pub(crate) fn walk_extensions(first: u8, payload: &[u8]) -> Result<Transport, Pa
         if count == EXTENSIONS_MAX {
             break;
         }
-        // RFC 8200 clause 4.1: "... with the exception of the Hop-by-Hop Options header, which is
-        // restricted to appear immediately after an IPv6 header only."
+        // RFC 8200 clause 4.1: "... except for the Hop-by-Hop Options header, which is restricted to appear
+        // immediately after an IPv6 header only."
         if at.protocol == HOP_BY_HOP && count != 0 {
             return Err(ParseError::Malformed);
         }

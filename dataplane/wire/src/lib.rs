@@ -14,11 +14,17 @@
 
 #![forbid(unsafe_code)]
 
+pub mod arp;
 pub mod checksum;
 pub mod ethernet;
+pub mod geneve;
+pub mod icmp4;
+pub mod icmp6;
 pub mod ipv4;
 pub mod ipv6;
+pub mod tcp;
 pub mod udp;
+pub mod vxlan;
 
 mod address;
 mod error;

@@ -117,6 +117,16 @@ pub fn fill_checksum(datagram: &mut [u8], pseudo: Checksum) {
     }
 }
 
+/// Source port of a tunnel packet for the flow inside: paths spread over ports, and one flow keeps to one
+/// path.
+///
+/// RFC 7348 clause 5: "it is RECOMMENDED that the value be in the dynamic/private port range 49152-65535".
+/// RFC 8926 clause 3.3 asks for the same use of the port and leaves the range open.
+#[inline(always)]
+pub const fn entropy_port(flow_hash: u32) -> u16 {
+    0xc000 | (flow_hash & 0x3fff) as u16
+}
+
 /// A header to patch in place. The setters leave the checksum alone: set it last.
 #[derive(Debug)]
 pub struct HeaderMut<'a>(pub &'a mut [u8; HEADER_BYTES]);
