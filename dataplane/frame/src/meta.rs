@@ -22,6 +22,8 @@ impl Flags {
     pub const CE_MARKED: Flags = Flags(1 << 5);
     /// The frame goes towards the underlay; without it, towards a tenant.
     pub const EGRESS: Flags = Flags(1 << 6);
+    /// Its volume has paid: what is left is to leave by `egress_port`, which another worker may poll.
+    pub const ADMITTED: Flags = Flags(1 << 7);
 
     /// The ECN field (RFC 3168) of an outer header that the port stripped: a socket underlay.
     #[inline(always)]
@@ -173,6 +175,7 @@ mod tests {
             Flags::FRAGMENT,
             Flags::CE_MARKED,
             Flags::EGRESS,
+            Flags::ADMITTED,
         ];
         for (at, &flag) in all.iter().enumerate() {
             let mut flags = Flags::default();
