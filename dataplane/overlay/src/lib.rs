@@ -18,12 +18,16 @@
 
 #![forbid(unsafe_code)]
 
+pub mod coalesce;
 mod config;
+mod copy_sum;
 mod encap;
 mod neighbours;
 pub mod responder;
+pub mod segment;
 mod tables;
 mod tenant;
+pub mod too_big;
 mod underlay;
 mod verdict;
 

@@ -93,7 +93,11 @@ pub fn piece_bytes_max(meta: &Meta) -> usize {
 /// The caller keeps the super-segment and frees it, and counts `pieces - 1` frames as split. Each piece
 /// inherits the metadata, with its own `cost_bytes`, a complete transport checksum ([`Flags::CSUM_VALID`])
 /// and no offload request left. A payload that needs no cutting gives one piece.
-pub fn segment(pool: &mut Pool, frame: &Frame, out: &mut impl FnMut(Frame)) -> Result<usize, SegmentError> {
+pub fn segment(
+    pool: &mut Pool,
+    frame: &Frame,
+    out: &mut impl FnMut(&mut Pool, Frame),
+) -> Result<usize, SegmentError> {
     let cut = Cut::plan(pool.meta(frame), pool.bytes(frame))?;
     let mut pieces = ArrayVec::<Frame, PIECES_MAX>::new();
     while pieces.len() < cut.pieces {
@@ -105,23 +109,9 @@ pub fn segment(pool: &mut Pool, frame: &Frame, out: &mut impl FnMut(Frame)) -> R
             }
         }
     }
-    let (meta, bytes) = (pool.meta(frame), pool.bytes(frame));
-    let payload = &bytes[cut.head_bytes..];
     for (index, mut piece) in pieces.drain(..).enumerate() {
-        let start = index * cut.gso_bytes;
-        let part = &payload[start..payload.len().min(start + cut.gso_bytes)];
-        // INVARIANT: `plan` saw to it that the longest piece fits a small frame.
-        let fits = pool.set_len(&mut piece, cut.head_bytes + part.len());
-        debug_assert!(fits, "a piece outgrew its chunk");
-        let (piece_meta, to) = pool.parts_mut(&mut piece);
-        piece_meta.inherit(meta);
-        piece_meta.flags.clear(Flags::CSUM_PARTIAL);
-        piece_meta.flags.set(Flags::CSUM_VALID);
-        (piece_meta.gso, piece_meta.gso_bytes) = (GsoKind::None, 0);
-        (piece_meta.csum_start, piece_meta.csum_offset) = (0, 0);
-        piece_meta.cost_bytes = part.len() as u32;
-        cut.emit(index, part, to);
-        out(piece);
+        cut.fill(pool, frame, index, &mut piece);
+        out(pool, piece);
     }
     Ok(cut.pieces)
 }
@@ -300,6 +290,24 @@ impl Cut {
         Ok(())
     }
 
+    /// Makes `piece` the piece number `index` of `frame`.
+    #[inline]
+    fn fill(&self, pool: &Pool, frame: &Frame, index: usize, piece: &mut Frame) {
+        let payload = &pool.bytes(frame)[self.head_bytes..];
+        let start = index * self.gso_bytes;
+        let part = &payload[start..payload.len().min(start + self.gso_bytes)];
+        let fits = pool.set_len(piece, self.head_bytes + part.len());
+        debug_assert!(fits, "`size` saw to it that the longest piece fits");
+        let (meta, bytes) = pool.parts_mut(piece);
+        meta.inherit(pool.meta(frame));
+        meta.flags.clear(Flags::CSUM_PARTIAL);
+        meta.flags.set(Flags::CSUM_VALID);
+        (meta.gso, meta.gso_bytes) = (GsoKind::None, 0);
+        (meta.csum_start, meta.csum_offset) = (0, 0);
+        meta.cost_bytes = part.len() as u32;
+        self.emit(index, part, bytes);
+    }
+
     /// Writes piece number `index`, whose payload is `part`, over all of `to`.
     #[inline]
     fn emit(&self, index: usize, part: &[u8], to: &mut [u8]) {
@@ -353,5 +361,7 @@ fn check(holds: bool, what: &'static str) -> Result<(), SegmentError> {
     if holds { Ok(()) } else { Err(SegmentError::Malformed { what }) }
 }
 
+#[cfg(test)]
+pub(crate) mod sample;
 #[cfg(test)]
 mod tests;
