@@ -282,7 +282,8 @@ impl Pool {
         Some(self.bytes_mut(frame))
     }
 
-    /// Removes `count` bytes from the front. False, and no change, when the frame is shorter.
+    /// Removes `count` bytes from the front. False, and no change, when the frame is shorter (or would begin
+    /// behind the first 64 KiB of a jumbo chunk).
     #[inline(always)]
     pub fn trim_front(&self, frame: &mut Frame, count: usize) -> bool {
         let meta = self.meta_mut(frame);

@@ -110,15 +110,20 @@ pub struct Consumer<T> {
 /// Items that are still in the ring when both ends are gone are dropped. A ring of [`crate::Frame`]s must
 /// therefore be emptied into a pool before its second end goes.
 pub fn ring<T: Send>(capacity: usize) -> (Producer<T>, Consumer<T>) {
+    ring_at(capacity, 0)
+}
+
+/// A ring whose indices begin at `first`.
+fn ring_at<T: Send>(capacity: usize, first: usize) -> (Producer<T>, Consumer<T>) {
     let capacity = capacity.max(1).next_power_of_two();
     let shared = Arc::new(Shared {
-        head: Padded(AtomicUsize::new(0)),
-        tail: Padded(AtomicUsize::new(0)),
+        head: Padded(AtomicUsize::new(first)),
+        tail: Padded(AtomicUsize::new(first)),
         slots: (0..capacity).map(|_| UnsafeCell::new(MaybeUninit::uninit())).collect(),
     });
     (
-        Producer { shared: Arc::clone(&shared), tail: 0, head_seen: 0 },
-        Consumer { shared, head: 0, tail_seen: 0 },
+        Producer { shared: Arc::clone(&shared), tail: first, head_seen: first },
+        Consumer { shared, head: first, tail_seen: first },
     )
 }
 
@@ -286,5 +291,110 @@ impl<T> Consumer<T> {
     #[inline]
     pub fn is_abandoned(&self) -> bool {
         is_alone(&self.shared)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn items_come_out_once_and_in_order_across_the_wrap_of_the_indices() {
+        let (mut producer, mut consumer) = ring_at::<u32>(4, usize::MAX - 5);
+        for round in 0..10 {
+            for item in 0..4 {
+                assert_eq!(producer.push(4 * round + item), Ok(()));
+            }
+            assert_eq!(producer.push(99), Err(99));
+            assert_eq!((producer.len(), consumer.len()), (4, 4));
+            for item in 0..4 {
+                assert_eq!(consumer.pop(), Some(4 * round + item));
+            }
+            assert_eq!(consumer.pop(), None);
+            assert!(producer.is_empty() && consumer.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_batch_goes_in_as_far_as_it_fits_and_keeps_the_rest_in_order() {
+        let (mut producer, mut consumer) = ring_at::<u32>(8, usize::MAX - 3);
+        let mut batch: ArrayVec<u32, 32> = (0..6).collect();
+        assert_eq!(producer.push_batch(&mut batch), 6);
+        assert!(batch.is_empty());
+        assert_eq!(producer.push_batch(&mut batch), 0);
+        batch.extend(6..12);
+        assert_eq!(producer.push_batch(&mut batch), 2);
+        assert_eq!(batch.as_slice(), [8, 9, 10, 11]);
+        assert_eq!(producer.push_batch(&mut batch), 0);
+
+        let mut out: ArrayVec<u32, 5> = ArrayVec::new();
+        out.push(77);
+        assert_eq!(consumer.pop_batch(&mut out), 4);
+        assert_eq!(out.as_slice(), [77, 0, 1, 2, 3]);
+        assert_eq!(consumer.pop_batch(&mut out), 0);
+        out.clear();
+        assert_eq!(consumer.pop_batch(&mut out), 4);
+        assert_eq!(out.as_slice(), [4, 5, 6, 7]);
+        out.clear();
+        assert_eq!(producer.push_batch(&mut batch), 4);
+        assert_eq!(consumer.pop_batch(&mut out), 4);
+        assert_eq!(out.as_slice(), [8, 9, 10, 11]);
+    }
+
+    #[test]
+    fn what_is_left_in_the_ring_is_dropped_with_its_second_end() {
+        let item = std::rc::Rc::new(());
+        struct SendRc(#[expect(dead_code)] std::rc::Rc<()>);
+        // SAFETY: the ring stays on this thread.
+        unsafe impl Send for SendRc {}
+        let (mut producer, mut consumer) = ring_at(4, usize::MAX - 1);
+        for _ in 0..4 {
+            assert!(producer.push(SendRc(item.clone())).is_ok());
+        }
+        drop(consumer.pop());
+        assert!(!consumer.is_abandoned());
+        drop(producer);
+        assert!(consumer.is_abandoned());
+        assert_eq!(std::rc::Rc::strong_count(&item), 4);
+        drop(consumer);
+        assert_eq!(std::rc::Rc::strong_count(&item), 1);
+    }
+
+    #[test]
+    fn the_capacity_is_a_power_of_two_and_at_least_one() {
+        for (asked, made) in [(0, 1), (1, 1), (2, 2), (3, 4), (1000, 1024)] {
+            let (producer, consumer) = ring::<u8>(asked);
+            assert_eq!((producer.capacity(), consumer.capacity()), (made, made));
+        }
+    }
+
+    #[test]
+    fn two_threads_hand_over_every_item_in_order() {
+        let count: u32 = if cfg!(miri) { 300 } else { 1_000_000 };
+        let (mut producer, mut consumer) = ring::<u32>(64);
+        let reader = std::thread::spawn(move || {
+            let mut next = 0;
+            let mut batch: ArrayVec<u32, 32> = ArrayVec::new();
+            while next < count {
+                if consumer.pop_batch(&mut batch) == 0 {
+                    std::thread::yield_now();
+                }
+                for item in batch.drain(..) {
+                    assert_eq!(item, next);
+                    next += 1;
+                }
+            }
+        });
+        let mut next = 0;
+        let mut batch: ArrayVec<u32, 32> = ArrayVec::new();
+        while next < count || !batch.is_empty() {
+            while next < count && batch.try_push(next).is_ok() {
+                next += 1;
+            }
+            if producer.push_batch(&mut batch) == 0 {
+                std::thread::yield_now();
+            }
+        }
+        reader.join().expect("the reader saw every item in order");
     }
 }
