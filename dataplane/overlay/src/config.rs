@@ -263,10 +263,8 @@ pub enum Action {
     Trap,
     /// Drop it.
     Drop,
-    /// Carry it to a tunnel endpoint.
+    /// Carry it to a tunnel endpoint, under the tenant's network identifier.
     Forward {
-        /// Network identifier on the wire, if not the tenant's own.
-        vni: Option<Vni>,
         /// The volume that pays.
         volume: Option<VolumeId>,
         /// Where to.

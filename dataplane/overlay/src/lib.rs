@@ -39,8 +39,9 @@ pub use config::{
 pub use encap::{Encapsulated, Segmented, Tunnel, encapsulate};
 pub use neighbours::{Emitted, NeighbourLimits, Neighbours, Processed};
 pub use tables::{
-    ENDPOINTS_MAX, MASK_TUPLES_MAX, NEXT_HOPS_MAX, RULES_MAX, TENANTS_MAX, TableError, Tables, VOLUMES_MAX,
+    ATTACHMENTS_MAX, ENDPOINTS_MAX, MASK_TUPLES_MAX, NEXT_HOPS_MAX, RULES_MAX, TENANTS_MAX, TableError, Tables, VOLUMES_MAX,
 };
 pub use tenant::process_tenant;
 pub use underlay::process_underlay;
-pub use verdict::{Outcomes, TunnelOption, Verdict};
+pub use verdict::{Outcomes, Verdict};
+pub use wire::geneve::Tidegate;

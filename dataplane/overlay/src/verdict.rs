@@ -1,6 +1,7 @@
 //! What becomes of a frame, and what was learnt about it on the way: one record per batch, next to it.
 
 use frame::{BATCH, DropReason};
+use wire::geneve::Tidegate;
 
 /// What the worker has to do with a frame. The particulars are in its `Meta`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,17 +21,6 @@ pub enum Verdict {
     Drop(DropReason),
 }
 
-/// The Tidegate option of a Geneve header (decision D4).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TunnelOption {
-    /// Configuration epoch of the sender.
-    pub epoch: u32,
-    /// Flow hash of the inner packet.
-    pub flow: u32,
-    /// Trace identifier; 0 = not traced.
-    pub trace: u64,
-}
-
 /// Per-frame results of one batch. Reuse one per worker: entries beyond the batch keep old values.
 #[derive(Clone, Debug)]
 pub struct Outcomes {
@@ -39,8 +29,8 @@ pub struct Outcomes {
     /// Which rule decided: an index below [`crate::Tables::rule_count`], or [`Outcomes::NO_RULE`] (dropped
     /// before the lookup, or decided by an endpoint).
     pub rules: [u32; BATCH],
-    /// The option that the frame carried (underlay only; zero without one).
-    pub options: [TunnelOption; BATCH],
+    /// The Geneve option of decision D4 that the frame carried (underlay only; zero without one).
+    pub options: [Tidegate; BATCH],
 }
 
 impl Outcomes {
@@ -53,7 +43,7 @@ impl Default for Outcomes {
         Outcomes {
             verdicts: [Verdict::Drop(DropReason::NoRule); BATCH],
             rules: [Outcomes::NO_RULE; BATCH],
-            options: [TunnelOption::default(); BATCH],
+            options: [Tidegate::default(); BATCH],
         }
     }
 }
