@@ -1,1 +1,7 @@
-//! End-to-end tests: namespaces, real clients, tidy
+//! End-to-end tests: namespaces, real clients, tidy.
+//!
+//! The tests stand in `tests/`; here is what they share.
+
+#![forbid(unsafe_code)]
+
+pub mod netns;
