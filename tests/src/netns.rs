@@ -85,7 +85,10 @@ impl Namespace {
     fn try_new() -> std::io::Result<Namespace> {
         // A thread of its own: unsharing moves the calling thread, for good.
         let made = std::thread::spawn(|| {
-            #[expect(deprecated, reason = "unsharing the network namespace alone cannot break memory safety")]
+            #[expect(
+                deprecated,
+                reason = "unsharing the network namespace alone cannot break memory safety"
+            )]
             rustix::thread::unshare(UnshareFlags::NEWNET)?;
             open("/proc/thread-self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         });

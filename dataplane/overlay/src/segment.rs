@@ -194,7 +194,10 @@ impl Cut {
             GsoKind::UdpL4 => true,
         };
         let (l3, l4, head_bytes) = (usize::from(meta.l3), usize::from(meta.l4), usize::from(meta.payload));
-        check(meta.flags.has(Flags::PARSED) && !meta.flags.has(Flags::FRAGMENT), "not parsed, or a fragment")?;
+        check(
+            meta.flags.has(Flags::PARSED) && !meta.flags.has(Flags::FRAGMENT),
+            "not parsed, or a fragment",
+        )?;
         check(head_bytes <= HEADER_BYTES_MAX.min(bytes.len()), "headers too long")?;
         check(l3 <= l4 && l4 <= head_bytes, "offsets out of order")?;
         check(meta.gso_bytes != 0, "no bytes per piece")?;
@@ -255,7 +258,8 @@ impl Cut {
         } else {
             check(header_bytes >= TCP_HEADER_BYTES, "TCP header length")?;
             check(usize::from(self.head[l4 + TCP_DATA_OFFSET] >> 4) * 4 == header_bytes, "TCP data offset")?;
-            self.seq = (u32::from(self.take16(l4 + TCP_SEQ)) << 16) | u32::from(self.take16(l4 + TCP_SEQ + 2));
+            self.seq =
+                (u32::from(self.take16(l4 + TCP_SEQ)) << 16) | u32::from(self.take16(l4 + TCP_SEQ + 2));
             self.tcp_flags = std::mem::take(&mut self.head[l4 + TCP_FLAGS]);
             TCP_CHECKSUM
         };

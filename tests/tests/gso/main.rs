@@ -87,7 +87,7 @@ struct Case {
 impl Case {
     fn random(random: &mut Random) -> Case {
         let seed = random.0;
-        let tag = random.next() as u16;
+        let tag = random.next() as u16 & !1;
         let udp = random.below(3) == 0;
         let mut case = Case {
             seed,
@@ -95,7 +95,7 @@ impl Case {
             udp,
             tags: match random.below(8) {
                 0 | 1 => vec![(0x8100, tag)],
-                2 => vec![(0x88a8, tag), (0x8100, tag ^ 5)],
+                2 => vec![(0x88a8, tag), (0x8100, tag ^ 4)],
                 _ => vec![],
             },
             ip_extra: vec![],

@@ -89,7 +89,22 @@ impl Sample {
             out.extend([8, 0, 0x45 + self.ip_options as u8, self.tos]);
             out.extend(((20 + 4 * self.ip_options + transport.len()) as u16).to_be_bytes());
             out.extend(self.id.to_be_bytes());
-            out.extend([if self.dont_fragment { 0x40 } else { 0 }, 0, 64, proto, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+            out.extend([
+                if self.dont_fragment { 0x40 } else { 0 },
+                0,
+                64,
+                proto,
+                0,
+                0,
+                10,
+                0,
+                0,
+                1,
+                10,
+                0,
+                0,
+                2,
+            ]);
             out.extend(vec![1; 4 * self.ip_options]);
             let check = Checksum::new().bytes(&out[start..]).finish();
             out[start + 10..start + 12].copy_from_slice(&check.to_be_bytes());
@@ -177,7 +192,8 @@ pub(crate) fn assert_checksums(bytes: &[u8]) {
     let parsed = wire::parse(bytes).expect("the frame parses");
     assert_eq!(l4_sum(&parsed, bytes), 0xffff, "transport checksum");
     if parsed.ip == IpKind::V4 {
-        let header = &bytes[parsed.l3.into()..usize::from(parsed.l3) + usize::from(bytes[usize::from(parsed.l3)] & 15) * 4];
+        let header = &bytes
+            [parsed.l3.into()..usize::from(parsed.l3) + usize::from(bytes[usize::from(parsed.l3)] & 15) * 4];
         assert_eq!(wire::checksum::sum(header), 0xffff, "IPv4 header checksum");
     }
 }

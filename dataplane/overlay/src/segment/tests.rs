@@ -16,14 +16,15 @@ fn free(pool: &mut Pool, frames: Vec<Frame>) {
 }
 
 fn samples() -> impl Strategy<Value = (Sample, u16)> {
-    let shape = (any::<bool>(), any::<bool>(), prop::option::of(0u16..4096), 0usize..4, 0usize..11);
+    let shape = (any::<bool>(), any::<bool>(), prop::option::of(0u16..4095), 0usize..4, 0usize..11);
     let values = (any::<u8>(), any::<u32>(), any::<u16>(), any::<u64>());
     (shape, values, 0usize..40_000, 250u16..3000).prop_map(|(shape, values, len, gso_bytes)| {
         let (ipv6, udp, vlan, ip_options, tcp_options) = shape;
         let (flags, seq, id, seed) = values;
         let tcp_options = vec![1; 4 * tcp_options];
         let payload = pattern(len, seed);
-        let sample = Sample { ipv6, udp, vlan, ip_options, tcp_options, flags, seq, id, payload, ..Sample::default() };
+        let sample =
+            Sample { ipv6, udp, vlan, ip_options, tcp_options, flags, seq, id, payload, ..Sample::default() };
         (sample, gso_bytes)
     })
 }
