@@ -11,20 +11,18 @@
 //! away. Descriptors are level-triggered: input that is left unread ends the next wait at once.
 
 use crate::handshake::Handshake;
-use rustix::buffer::spare_capacity;
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::{Errno, read, write};
+use std::mem::MaybeUninit;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
 /// Where one worker sleeps. Owned by that worker.
 pub struct WaitPoint {
     epoll: OwnedFd,
-    events: Vec<epoll::Event>,
     ready: Vec<u32>,
     shared: Arc<Shared>,
-    registered: usize,
 }
 
 /// Wakes one worker from any thread. Cheap to clone.
@@ -100,10 +98,8 @@ impl WaitPoint {
             eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(create("eventfd"))?;
         let mut point = Self {
             epoll,
-            events: Vec::with_capacity(EVENTS_MIN),
-            ready: Vec::with_capacity(EVENTS_MIN),
+            ready: Vec::with_capacity(EVENTS),
             shared: Arc::new(Shared { handshake: Handshake::new(), eventfd }),
-            registered: 0,
         };
         let shared = Arc::clone(&point.shared);
         point.register(shared.eventfd.as_fd(), COMMAND)?;
@@ -132,7 +128,6 @@ impl WaitPoint {
     /// Stops waiting for `fd`. A descriptor that is closed for good leaves by itself.
     pub fn remove(&mut self, fd: BorrowedFd<'_>) -> Result<(), WaitError> {
         epoll::delete(&self.epoll, fd).map_err(|source| WaitError::Remove { source })?;
-        self.registered = self.registered.saturating_sub(1);
         Ok(())
     }
 
@@ -172,22 +167,20 @@ impl WaitPoint {
         let data = epoll::EventData::new_u64(u64::from(token));
         epoll::add(&self.epoll, fd, data, epoll::EventFlags::IN)
             .map_err(|source| WaitError::Add { token, source })?;
-        self.registered += 1;
-        self.events.reserve(self.registered.saturating_sub(self.events.len()));
-        self.ready.reserve(self.registered.saturating_sub(self.ready.len()));
         Ok(())
     }
 
     fn wait(&mut self, timeout_ns: Option<u64>) -> Result<WaitEnd, WaitError> {
-        self.events.clear();
         self.ready.clear();
+        // More than these are still ready at the next wait.
+        let mut buffer = [const { MaybeUninit::uninit() }; EVENTS];
         let timeout = timeout_ns.map(timespec);
-        match epoll::wait(&self.epoll, spare_capacity(&mut self.events), timeout.as_ref()) {
-            Ok(0) | Err(Errno::INTR) => return Ok(WaitEnd::TimedOut),
-            Ok(_) => {}
+        let events = match epoll::wait(&self.epoll, &mut buffer[..], timeout.as_ref()) {
+            Ok((events, _)) if !events.is_empty() => events,
+            Ok(_) | Err(Errno::INTR) => return Ok(WaitEnd::TimedOut),
             Err(source) => return Err(WaitError::Wait { source }),
-        }
-        for event in &self.events {
+        };
+        for event in events {
             match event.data.u64() as u32 {
                 COMMAND => self.shared.drain(),
                 token => self.ready.push(token),
@@ -199,7 +192,7 @@ impl WaitPoint {
 
 impl std::fmt::Debug for WaitPoint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("WaitPoint").field("registered", &self.registered).field("ready", &self.ready).finish()
+        f.debug_struct("WaitPoint").field("ready", &self.ready).finish()
     }
 }
 
@@ -239,7 +232,7 @@ const NS_PER_S: u64 = 1_000_000_000;
 /// Tokens below this name inputs.
 pub const TOKEN_MAX: u32 = u32::MAX;
 const COMMAND: u32 = u32::MAX;
-const EVENTS_MIN: usize = 16;
+const EVENTS: usize = 64;
 
 #[cfg(test)]
 mod tests;
