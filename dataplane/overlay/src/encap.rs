@@ -1,8 +1,20 @@
 //! Putting the outer headers on.
+//!
+//! The next hop's template is the whole header; it is copied in front of the frame as one block of a size
+//! known at compile time, and then patched: lengths, DSCP and ECN (RFC 6040), source port with the inner
+//! flow's entropy (RFC 7348, clause 5; RFC 8926, clause 3.3), network identifier, option data, checksums and
+//! the neighbour's MAC address.
 
-use frame::{DropReason, Frame, Pool};
+use frame::{DropReason, Flags, Frame, GsoKind, Meta, Pool};
+use wire::checksum::{self, Checksum};
+use wire::{ethernet, geneve, udp};
 
-use crate::{Neighbours, Tables};
+use crate::classify::return_to_sender;
+use crate::segment;
+use crate::tables::next_hop::{GENEVE_BYTES, OUTER_V4_BYTES, OUTER_V6_BYTES, Outer, VXLAN_BYTES};
+use crate::tables::{NextHop, Tables};
+use crate::too_big::TooBig;
+use crate::{Neighbours, ecn};
 
 /// What a frame carries through the tunnel beside itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,21 +51,320 @@ pub struct Segmented {
     pub held: u32,
     /// Pieces dropped: the neighbour's waiting room is full ([`DropReason::Unresolved`]).
     pub unresolved: u32,
-    /// Pieces never made: no free frame ([`DropReason::NoFrame`]).
+    /// Pieces dropped: no room for the outer headers ([`DropReason::NoFrame`]).
     pub no_frame: u32,
 }
 
 /// Encapsulates one frame whose verdict was [`crate::Verdict::Forward`] and hands what leaves to `out`, with
 /// `egress_port` set to the underlay's port. Frees what does not leave.
+#[inline]
 pub fn encapsulate(
     tables: &Tables,
+    neighbours: &mut Neighbours,
+    too_big: &mut TooBig,
+    pool: &mut Pool,
+    frame: Frame,
+    tunnel: &Tunnel,
+    out: &mut impl FnMut(&mut Pool, Frame),
+) -> Encapsulated {
+    let meta = pool.meta(&frame);
+    let Some(hop) = tables.hop(meta.next_hop) else {
+        // The tables changed while the frame was parked, and its endpoint is gone.
+        pool.free(frame);
+        return Encapsulated::Dropped(DropReason::RuleGone);
+    };
+    if segment::piece_bytes_max(meta) > usize::from(hop.inner_bytes_max) {
+        return refuse(tables, too_big, hop, pool, frame, tunnel.now_ns);
+    }
+    if meta.gso != GsoKind::None {
+        return cut(hop, neighbours, pool, frame, tunnel, out);
+    }
+    match dispatch(hop, neighbours, pool, frame, tunnel, out) {
+        Dispatched::Sent => Encapsulated::Sent,
+        Dispatched::Held => Encapsulated::Held,
+        Dispatched::Dropped(why) => Encapsulated::Dropped(why),
+    }
+}
+
+/// Tells the sender how long a packet may be that fits the underlay.
+#[cold]
+fn refuse(
+    tables: &Tables,
+    too_big: &mut TooBig,
+    hop: &NextHop,
+    pool: &mut Pool,
+    frame: Frame,
+    now_ns: u64,
+) -> Encapsulated {
+    let mtu_bytes = hop.inner_bytes_max.saturating_sub(ethernet::HEADER_BYTES as u16);
+    let attachment = tables.attachment_info(pool.meta(&frame).attachment).copied();
+    let message = too_big.process(now_ns, pool, &frame, mtu_bytes);
+    pool.free(frame);
+    let (Ok(mut message), Some(attachment)) = (message, attachment) else {
+        return Encapsulated::TooBig(None);
+    };
+    match return_to_sender(pool, &mut message, &attachment) {
+        Ok(_) => Encapsulated::TooBig(Some(message)),
+        Err(_) => {
+            pool.free(message);
+            Encapsulated::TooBig(None)
+        }
+    }
+}
+
+/// Cuts a super-segment and encapsulates each piece.
+fn cut(
+    hop: &NextHop,
     neighbours: &mut Neighbours,
     pool: &mut Pool,
     frame: Frame,
     tunnel: &Tunnel,
     out: &mut impl FnMut(&mut Pool, Frame),
 ) -> Encapsulated {
-    let _ = (tables, neighbours, tunnel, out);
+    let mut count = Segmented::default();
+    let mut piece_out =
+        |pool: &mut Pool, piece: Frame| match dispatch(hop, neighbours, pool, piece, tunnel, out) {
+            Dispatched::Sent => count.sent += 1,
+            Dispatched::Held => count.held += 1,
+            Dispatched::Dropped(DropReason::Unresolved) => count.unresolved += 1,
+            Dispatched::Dropped(_) => count.no_frame += 1,
+        };
+    let result = segment::segment(pool, &frame, &mut piece_out);
     pool.free(frame);
-    Encapsulated::Dropped(DropReason::NoRule)
+    match result {
+        Ok(_) => Encapsulated::Segmented(count),
+        Err(error) => Encapsulated::Dropped(error.reason()),
+    }
+}
+
+enum Dispatched {
+    Sent,
+    Held,
+    Dropped(DropReason),
+}
+
+/// Puts the headers on one frame and sends it, or lets it wait for its neighbour.
+#[inline(always)]
+fn dispatch(
+    hop: &NextHop,
+    neighbours: &mut Neighbours,
+    pool: &mut Pool,
+    mut frame: Frame,
+    tunnel: &Tunnel,
+    out: &mut impl FnMut(&mut Pool, Frame),
+) -> Dispatched {
+    let next_hop = pool.meta(&frame).next_hop;
+    let ident = if hop.df { 0 } else { neighbours.ident() };
+    if !wrap(hop, pool, &mut frame, tunnel.trace, ident) {
+        pool.free(frame);
+        return Dispatched::Dropped(DropReason::NoFrame);
+    }
+    if hop.outer != Outer::Datagram {
+        let Some(mac) = neighbours.resolve(next_hop, tunnel.now_ns) else {
+            return hold(neighbours, pool, frame, next_hop, tunnel.now_ns);
+        };
+        set_destination(pool, &mut frame, mac);
+    }
+    out(pool, frame);
+    Dispatched::Sent
+}
+
+#[cold]
+fn hold(
+    neighbours: &mut Neighbours,
+    pool: &mut Pool,
+    frame: Frame,
+    next_hop: u16,
+    now_ns: u64,
+) -> Dispatched {
+    match neighbours.hold(next_hop, frame, now_ns) {
+        Ok(()) => Dispatched::Held,
+        Err(frame) => {
+            pool.free(frame);
+            Dispatched::Dropped(DropReason::Unresolved)
+        }
+    }
+}
+
+/// Writes the neighbour's address into an encapsulated frame.
+#[inline(always)]
+pub(crate) fn set_destination(pool: &Pool, frame: &mut Frame, mac: wire::Mac) {
+    if let Some(destination) = pool.bytes_mut(frame).first_chunk_mut() {
+        *destination = mac.0;
+    }
+}
+
+/// Puts the headers of `hop` in front of the frame. False, and no change that matters, without headroom.
+#[inline(always)]
+fn wrap(hop: &NextHop, pool: &Pool, frame: &mut Frame, trace: u64, ident: u16) -> bool {
+    if hop.outer_checksum && pool.meta(frame).flags.has(Flags::CSUM_PARTIAL) {
+        // The outer sum covers the inner one, so that must be final.
+        let _ = segment::complete_checksum(pool, frame);
+    }
+    let envelope = Envelope::new(hop, pool.meta(frame), pool.bytes(frame), trace, ident);
+    let done = match (hop.outer, hop.geneve) {
+        (Outer::V4, false) => envelope.write_v4::<{ OUTER_V4_BYTES + VXLAN_BYTES }>(pool, frame),
+        (Outer::V4, true) => envelope.write_v4::<{ OUTER_V4_BYTES + GENEVE_BYTES }>(pool, frame),
+        (Outer::V6, false) => envelope.write_v6::<{ OUTER_V6_BYTES + VXLAN_BYTES }>(pool, frame),
+        (Outer::V6, true) => envelope.write_v6::<{ OUTER_V6_BYTES + GENEVE_BYTES }>(pool, frame),
+        (Outer::Datagram, false) => envelope.write_tunnel_only::<VXLAN_BYTES>(pool, frame),
+        (Outer::Datagram, true) => envelope.write_tunnel_only::<GENEVE_BYTES>(pool, frame),
+    };
+    let Some(header_bytes) = done else { return false };
+    let meta = pool.meta_mut(frame);
+    meta.egress_port = hop.port;
+    meta.flags.clear(Flags::PARSED);
+    if meta.flags.has(Flags::CSUM_PARTIAL) {
+        meta.csum_start += header_bytes as u16;
+    }
+    true
+}
+
+/// What is patched into a template.
+struct Envelope<'a> {
+    hop: &'a NextHop,
+    /// Length of the inner frame.
+    inner_bytes: usize,
+    /// DSCP and ECN, as they stand in the header.
+    traffic_class: u8,
+    vni: u32,
+    flow_hash: u32,
+    trace: u64,
+    ident: u16,
+}
+
+impl<'a> Envelope<'a> {
+    #[inline(always)]
+    fn new(hop: &'a NextHop, meta: &Meta, bytes: &[u8], trace: u64, ident: u16) -> Envelope<'a> {
+        let inner = inner_traffic_class(meta, bytes);
+        let dscp = hop.dscp.unwrap_or(inner >> 2);
+        Envelope {
+            hop,
+            inner_bytes: bytes.len(),
+            traffic_class: dscp << 2 | ecn::encapsulate(inner & 3),
+            vni: meta.vni,
+            flow_hash: meta.flow_hash,
+            trace,
+            ident,
+        }
+    }
+
+    /// Copies the first `N` bytes of the template in front of the frame.
+    #[inline(always)]
+    fn open<'f, const N: usize>(&self, pool: &'f Pool, frame: &'f mut Frame) -> Option<&'f mut [u8]> {
+        let bytes = pool.prepend(frame, N)?;
+        *bytes.first_chunk_mut::<N>()? = *self.hop.template.first_chunk::<N>()?;
+        Some(bytes)
+    }
+
+    #[inline(always)]
+    fn write_v4<const N: usize>(&self, pool: &Pool, frame: &mut Frame) -> Option<usize> {
+        const IP: usize = ethernet::HEADER_BYTES;
+        let bytes = self.open::<N>(pool, frame)?;
+        let head = bytes.first_chunk_mut::<N>()?;
+        let total_bytes = (N - IP + self.inner_bytes) as u16;
+        // RFC 1624 in spirit: the template's sum is known, only what differs is added.
+        let sum = Checksum::new()
+            .u16(self.hop.ip_sum)
+            .u16(u16::from(self.traffic_class))
+            .u16(total_bytes)
+            .u16(self.ident);
+        head[IP + 1] = self.traffic_class;
+        put16(head, IP + 2, total_bytes);
+        put16(head, IP + 4, self.ident);
+        put16(head, IP + 10, sum.finish());
+        self.patch(head, OUTER_V4_BYTES);
+        self.fill_checksum(bytes, OUTER_V4_BYTES - udp::HEADER_BYTES);
+        Some(N)
+    }
+
+    #[inline(always)]
+    fn write_v6<const N: usize>(&self, pool: &Pool, frame: &mut Frame) -> Option<usize> {
+        const IP: usize = ethernet::HEADER_BYTES;
+        const UDP: usize = OUTER_V6_BYTES - udp::HEADER_BYTES;
+        let bytes = self.open::<N>(pool, frame)?;
+        let head = bytes.first_chunk_mut::<N>()?;
+        // RFC 6438: the flow label carries the inner flow's entropy, as the source port does.
+        let label = self.flow_hash & 0x000f_ffff;
+        put32(head, IP, 6 << 28 | u32::from(self.traffic_class) << 20 | label);
+        put16(head, IP + 4, (N - UDP + self.inner_bytes) as u16);
+        self.patch(head, OUTER_V6_BYTES);
+        self.fill_checksum(bytes, UDP);
+        Some(N)
+    }
+
+    #[inline(always)]
+    fn write_tunnel_only<const N: usize>(&self, pool: &Pool, frame: &mut Frame) -> Option<usize> {
+        let head = self.open::<N>(pool, frame)?.first_chunk_mut::<N>()?;
+        self.patch_tunnel(head, 0);
+        Some(N)
+    }
+
+    /// UDP and what follows; the tunnel header starts at `tunnel`.
+    #[inline(always)]
+    fn patch<const N: usize>(&self, head: &mut [u8; N], tunnel: usize) {
+        let udp_at = tunnel - udp::HEADER_BYTES;
+        put16(head, udp_at, source_port(self.flow_hash));
+        put16(head, udp_at + 4, (N - udp_at + self.inner_bytes) as u16);
+        self.patch_tunnel(head, tunnel);
+    }
+
+    #[inline(always)]
+    fn patch_tunnel<const N: usize>(&self, head: &mut [u8; N], tunnel: usize) {
+        // VXLAN and Geneve hold the network identifier at the same place, with a reserved byte behind it.
+        put32(head, tunnel + 4, self.vni << 8);
+        if self.hop.geneve {
+            // The epoch is in the template.
+            let flow_at = tunnel + geneve::Tidegate::DATA_AT + 4;
+            put32(head, flow_at, self.flow_hash);
+            put32(head, flow_at + 4, (self.trace >> 32) as u32);
+            put32(head, flow_at + 8, self.trace as u32);
+        }
+    }
+
+    #[inline(always)]
+    fn fill_checksum(&self, bytes: &mut [u8], udp_at: usize) {
+        if self.hop.outer_checksum {
+            self.write_checksum(bytes, udp_at);
+        }
+    }
+
+    #[inline(never)]
+    fn write_checksum(&self, bytes: &mut [u8], udp_at: usize) {
+        let Some(datagram) = bytes.get_mut(udp_at..) else { return };
+        let pseudo = Checksum::new().u16(self.hop.pseudo_sum).u32(datagram.len() as u32);
+        let value = checksum::udp(pseudo.bytes(datagram));
+        if let Some(place) = datagram.get_mut(6..8) {
+            place.copy_from_slice(&value.to_be_bytes());
+        }
+    }
+}
+
+/// DSCP and ECN of the inner packet; zero for what is not IP.
+#[inline(always)]
+fn inner_traffic_class(meta: &Meta, bytes: &[u8]) -> u8 {
+    let l3 = usize::from(meta.l3);
+    match (bytes.get(l3), bytes.get(l3 + 1)) {
+        _ if meta.l4 == meta.l3 => 0,
+        (Some(first), Some(second)) if meta.flags.has(Flags::IPV6) => first << 4 | second >> 4,
+        (Some(_), Some(second)) => *second,
+        _ => 0,
+    }
+}
+
+/// RFC 7348, clause 5: "It is recommended that the UDP source port number be calculated using a hash of
+/// fields from the inner packet [...] in the dynamic/private port range 49152-65535 [RFC6335]."
+#[inline(always)]
+fn source_port(flow_hash: u32) -> u16 {
+    0xc000 | (flow_hash ^ flow_hash >> 16) as u16 & 0x3fff
+}
+
+#[inline(always)]
+fn put16<const N: usize>(head: &mut [u8; N], at: usize, value: u16) {
+    head[at..at + 2].copy_from_slice(&value.to_be_bytes());
+}
+
+#[inline(always)]
+fn put32<const N: usize>(head: &mut [u8; N], at: usize, value: u32) {
+    head[at..at + 4].copy_from_slice(&value.to_be_bytes());
 }

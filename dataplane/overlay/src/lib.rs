@@ -18,9 +18,11 @@
 
 #![forbid(unsafe_code)]
 
+mod classify;
 pub mod coalesce;
 mod config;
 mod copy_sum;
+mod ecn;
 mod encap;
 mod neighbours;
 pub mod responder;
@@ -39,7 +41,8 @@ pub use config::{
 pub use encap::{Encapsulated, Segmented, Tunnel, encapsulate};
 pub use neighbours::{Emitted, NeighbourLimits, Neighbours, Processed};
 pub use tables::{
-    ATTACHMENTS_MAX, ENDPOINTS_MAX, MASK_TUPLES_MAX, NEXT_HOPS_MAX, RULES_MAX, TENANTS_MAX, TableError, Tables, VOLUMES_MAX,
+    ATTACHMENTS_MAX, ENDPOINTS_MAX, MASK_TUPLES_MAX, NEXT_HOPS_MAX, RULES_MAX, TENANTS_MAX, TableError,
+    Tables, VOLUMES_MAX,
 };
 pub use tenant::process_tenant;
 pub use underlay::process_underlay;

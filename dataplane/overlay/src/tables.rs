@@ -23,20 +23,20 @@ mod endpoints;
 mod error;
 mod hash;
 pub(crate) mod key;
+pub(crate) mod next_hop;
 mod numbers;
 mod routes;
-pub(crate) mod next_hop;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
 
-use wire::{IpKind, Mac, Parsed, VlanId};
+use wire::{Mac, VlanId};
 
 pub use error::TableError;
 pub(crate) use hash::{HashTable, Key, Slot};
 use key::{Kind, Tuple};
-use numbers::Numbers;
 pub(crate) use next_hop::{Local, NextHop};
+use numbers::Numbers;
 
 use crate::config::{AttachmentId, Config, NextHopId, PortId};
 
@@ -54,8 +54,6 @@ pub const NEXT_HOPS_MAX: usize = 16_384;
 pub const VOLUMES_MAX: usize = 1 << 20;
 /// Mask tuples (kinds of match that are not a single address) per tenant, at most (decision D3).
 pub const MASK_TUPLES_MAX: usize = 8;
-/// Tuples that one packet can be looked up by: the masks and the single address.
-pub(crate) const TUPLES_MAX: usize = MASK_TUPLES_MAX + 1;
 
 /// Everything that a packet is looked up in. Built whole, never changed, shared by pointer.
 #[derive(Debug, Default)]
@@ -77,7 +75,6 @@ pub struct Tables {
     next_hop_ids: Numbers<build::NextHopKey>,
     attachment_ids: Numbers<(u16, u16)>,
     rules: usize,
-    epoch: u32,
 }
 
 /// What a port number stands for.
@@ -280,16 +277,15 @@ impl Tables {
     /// next hop n; numbers of other underlays hold the unspecified address.
     pub fn peers(&self, port: PortId) -> Vec<SocketAddr> {
         let nobody = SocketAddr::from(([0, 0, 0, 0], 0));
-        self.next_hops.iter().map(|hop| if hop.live && hop.port == port.0 { hop.peer } else { nobody }).collect()
+        self.next_hops
+            .iter()
+            .map(|hop| if hop.live && hop.port == port.0 { hop.peer } else { nobody })
+            .collect()
     }
 
     /// True for the port of an underlay.
     pub fn is_underlay(&self, port: PortId) -> bool {
         self.local(port.0).is_some()
-    }
-
-    pub(crate) fn epoch(&self) -> u32 {
-        self.epoch
     }
 
     #[inline(always)]
@@ -375,6 +371,11 @@ impl Tables {
         self.routes.find(&key::mac_key(tenant, mac))
     }
 
+    /// Where the station with a MAC address is.
+    pub(crate) fn mac_place(&self, tenant: u16, mac: Mac) -> Option<Place> {
+        self.endpoints.find(&key::mac_key(tenant, mac)).map(|endpoint| endpoint.place)
+    }
+
     /// The route of an address without regard to ports: for packets that show none.
     pub(crate) fn address_route(&self, tenant: u16, v6: bool, address: u128) -> Option<&Route> {
         let packet = key::ports_key(tenant, address, 0, 0, 0);
@@ -388,12 +389,6 @@ impl Tables {
     pub(crate) fn peer(&self, key: &Key, hash: u32) -> Option<&Peer> {
         self.peers.find_at(key, hash)
     }
-}
-
-/// The address family of a parsed packet; call only for IP.
-#[inline(always)]
-pub(crate) fn is_v6(parsed: &Parsed) -> bool {
-    parsed.ip == IpKind::V6
 }
 
 pub(crate) fn kind_of(v6: bool) -> Kind {

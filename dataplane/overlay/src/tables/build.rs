@@ -12,7 +12,9 @@ use super::{
     AttachmentInfo, Endpoint, HashTable, Key, Local, NextHop, Peer, PortSlot, Range, Route, TableError,
     Tables, TenantInfo, VolumeSlot,
 };
-use crate::config::{Action, Config, Encapsulation, PortId, Prefix, Tenant, TenantId, Underlay, UnderlayKind, VolumeId, Vtep};
+use crate::config::{
+    Action, Config, Encapsulation, PortId, Prefix, Tenant, TenantId, Underlay, UnderlayKind, VolumeId, Vtep,
+};
 
 /// What tells next hops apart: underlay port, peer, format.
 pub(crate) type NextHopKey = (u16, SocketAddr, Encapsulation);
@@ -60,8 +62,7 @@ impl<'a> Builder<'a> {
         limit("volumes", config.volumes.len(), super::VOLUMES_MAX)?;
         limit("attachments", attachments, super::ATTACHMENTS_MAX)?;
         limit("endpoints", config.tenants.iter().map(endpoints).sum(), super::ENDPOINTS_MAX)?;
-        let mut tables =
-            Tables { rules: config.rules.len(), epoch: config.epoch, ..Tables::default() };
+        let mut tables = Tables { rules: config.rules.len(), ..Tables::default() };
         if let Some(previous) = previous {
             tables.next_hop_ids.clone_from(&previous.next_hop_ids);
             tables.attachment_ids.clone_from(&previous.attachment_ids);
@@ -120,8 +121,7 @@ impl<'a> Builder<'a> {
         if self.tables.tenants.len() <= at {
             self.tables.tenants.resize(at + 1, TenantInfo::default());
         }
-        self.tables.tenants[at] =
-            TenantInfo { vni: tenant.vni.value(), live: true, ..TenantInfo::default() };
+        self.tables.tenants[at] = TenantInfo { vni: tenant.vni.value(), live: true, ..TenantInfo::default() };
         for attachment in &tenant.attachments {
             self.attachment(tenant, attachment)?;
         }
@@ -138,7 +138,7 @@ impl<'a> Builder<'a> {
         let id = self.next_hop_id(key)?;
         if !self.tables.next_hops[usize::from(id)].live {
             let neighbour = neighbour(underlay, vtep.ip)?;
-            let hop = NextHop::new(underlay, tenant.encapsulation, peer, neighbour);
+            let hop = NextHop::new(underlay, tenant.encapsulation, peer, neighbour, self.config.epoch);
             let hop = hop.ok_or(TableError::NoLocalAddress { vtep: vtep.ip, port: underlay.port })?;
             self.tables.next_hops[usize::from(id)] = hop;
         }
@@ -166,9 +166,7 @@ impl<'a> Builder<'a> {
     ) -> Result<(), TableError> {
         let (geneve, vni) = (tenant.encapsulation == Encapsulation::Geneve, tenant.vni.value());
         let key = match underlay.kind {
-            UnderlayKind::Ethernet => {
-                peer_key(Kind::of(vtep), number(vtep), underlay.port.0, geneve, vni)
-            }
+            UnderlayKind::Ethernet => peer_key(Kind::of(vtep), number(vtep), underlay.port.0, geneve, vni),
             UnderlayKind::Datagram => {
                 self.datagram_peer(underlay, id)?;
                 peer_key(Kind::Mac, u128::from(id), underlay.port.0, geneve, vni)
@@ -242,7 +240,8 @@ fn next_hop_key(underlay: &Underlay, tenant: &Tenant, vtep: Vtep) -> NextHopKey 
 /// Every next hop that `config` names.
 fn wanted_next_hops(config: &Config) -> HashSet<NextHopKey> {
     let by_id: HashMap<TenantId, &Tenant> = config.tenants.iter().map(|tenant| (tenant.id, tenant)).collect();
-    let remotes = config.tenants.iter().flat_map(|tenant| tenant.remotes.iter().map(move |at| (tenant, at.vtep)));
+    let remotes =
+        config.tenants.iter().flat_map(|tenant| tenant.remotes.iter().map(move |at| (tenant, at.vtep)));
     let rules = config.rules.iter().filter_map(|rule| match rule.action {
         Action::Forward { vtep, .. } => Some((*by_id.get(&rule.tenant)?, vtep)),
         _ => None,

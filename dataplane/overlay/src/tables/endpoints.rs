@@ -124,16 +124,13 @@ impl Builder<'_> {
             return Ok(());
         }
         let key = mac_key(tenant.id.0, mac);
-        let route = Route { key, link_only: true, ..route };
-        let same = |known: &Route| {
-            (known.kind, known.attachment, known.next_hop) == (route.kind, route.attachment, route.next_hop)
-        };
-        match self.routes.entry(key) {
+        match self.endpoints.entry(key) {
             Entry::Vacant(entry) => {
-                entry.insert(route);
+                entry.insert(Endpoint { key, mac, place });
+                self.routes.insert(key, Route { key, link_only: true, ..route });
                 Ok(())
             }
-            Entry::Occupied(entry) if same(entry.get()) => Ok(()),
+            Entry::Occupied(entry) if entry.get().place == place => Ok(()),
             Entry::Occupied(_) => Err(TableError::DuplicateMac { tenant: tenant.id, mac }),
         }
     }

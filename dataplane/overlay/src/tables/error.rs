@@ -63,7 +63,9 @@ pub enum TableError {
     #[error("endpoint {vtep} is this node's own address: attach local hosts to a port instead")]
     VtepIsLocal { vtep: IpAddr },
     /// A tunnel endpoint that two next hops of one tenant or socket would share.
-    #[error("endpoint {vtep} is named with two UDP ports or formats where only one can be told from what it sends")]
+    #[error(
+        "endpoint {vtep} is named with two UDP ports or formats where only one can be told from what it sends"
+    )]
     VtepAmbiguous { vtep: IpAddr },
     /// Two rules with one match.
     #[error("rules {first} and {second} match the very same frames: remove one")]

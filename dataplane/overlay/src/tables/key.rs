@@ -59,7 +59,6 @@ impl Fields {
     pub(crate) const TRANSPORT: u8 = 1;
     pub(crate) const SOURCE_PORT: u8 = 2;
     pub(crate) const DESTINATION_PORT: u8 = 4;
-    pub(crate) const PORTS: u8 = Self::SOURCE_PORT | Self::DESTINATION_PORT;
 }
 
 /// The values of the fields that a match names.
@@ -137,7 +136,13 @@ pub(crate) fn packet_key(tenant: u16, address: u128, parsed: &Parsed) -> Key {
 }
 
 #[inline(always)]
-pub(crate) fn ports_key(tenant: u16, address: u128, proto: u8, source_port: u16, destination_port: u16) -> Key {
+pub(crate) fn ports_key(
+    tenant: u16,
+    address: u128,
+    proto: u8,
+    source_port: u16,
+    destination_port: u16,
+) -> Key {
     let tag = u64::from(proto == protocol::UDP) << UDP_SHIFT
         | u64::from(tenant) << TENANT_SHIFT
         | u64::from(source_port) << 16
@@ -170,10 +175,8 @@ pub(crate) fn volume_key(tenant: u16, v6: bool, server: u128, port: u16) -> Key 
 /// the number of the next hop.
 #[inline(always)]
 pub(crate) fn peer_key(kind: Kind, address: u128, underlay: u16, geneve: bool, vni: u32) -> Key {
-    let tag = (kind as u64) << KIND_SHIFT
-        | u64::from(geneve) << 48
-        | u64::from(underlay) << 32
-        | u64::from(vni);
+    let tag =
+        (kind as u64) << KIND_SHIFT | u64::from(geneve) << 48 | u64::from(underlay) << 32 | u64::from(vni);
     Key::new(address, tag)
 }
 

@@ -126,6 +126,7 @@ impl NextHop {
         encapsulation: Encapsulation,
         peer: SocketAddr,
         neighbour: IpAddr,
+        epoch: u32,
     ) -> Option<NextHop> {
         let geneve = encapsulation == Encapsulation::Geneve;
         let tunnel_bytes = if geneve { GENEVE_BYTES } else { VXLAN_BYTES };
@@ -153,7 +154,7 @@ impl NextHop {
             }
             UnderlayKind::Ethernet => hop.write_outer(underlay)?,
         };
-        hop.write_tunnel(outer_bytes).ok()?;
+        hop.write_tunnel(outer_bytes, epoch).ok()?;
         Some(hop)
     }
 
@@ -218,13 +219,13 @@ impl NextHop {
         Ok(())
     }
 
-    fn write_tunnel(&mut self, at: usize) -> Result<usize, EmitError> {
+    fn write_tunnel(&mut self, at: usize, epoch: u32) -> Result<usize, EmitError> {
         let out = &mut self.template[at..];
         let vni = Vni::default();
         if !self.geneve {
             return vxlan::Header { vni }.emit(out);
         }
-        let tidegate = Some(Tidegate::default());
+        let tidegate = Some(Tidegate { epoch, ..Tidegate::default() });
         geneve::Header { ethertype: EtherType::TRANSPARENT_ETHERNET, vni, tidegate }.emit(out)
     }
 }

@@ -1,12 +1,12 @@
 //! Rules and volumes: the routes that an operator writes, and who pays.
 
-use std::collections::hash_map::Entry;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use super::build::{Builder, contains};
 use super::endpoints::check_prefix;
 use super::key::{Fields, Match, mac_key, number, prefix_key, volume_key};
-use super::{MASK_TUPLES_MAX, Key, Route, RouteKind, Slot, TableError, VolumeSlot};
+use super::{Key, MASK_TUPLES_MAX, Route, RouteKind, Slot, TableError, VolumeSlot};
 use crate::config::{Action, Destination, Rule, Tenant, TenantId, VolumeId};
 
 impl<'a> Builder<'a> {
