@@ -149,3 +149,6 @@ impl Interface {
         unsafe { sys::ethtool(&self.control, &self.name, &mut value) }.is_ok() && value.data == 0
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use frame::{CHUNK_BYTES, Slab};
 
@@ -16,6 +17,10 @@ use crate::OpenError;
 
 /// How long the kernel may poll in one call when busy polling is on, microseconds.
 const BUSY_POLL_US: u32 = 20;
+
+/// How long the kernel may take to free a queue whose socket was closed, and how often to look.
+const RELEASE_TIMEOUT: Duration = Duration::from_millis(250);
+const RELEASE_POLL: Duration = Duration::from_millis(1);
 
 /// A bound socket. Dropping it unmaps the rings and closes the descriptor; only both together make the
 /// kernel let go of the region, since each mapping holds a reference to the socket.
@@ -54,8 +59,7 @@ impl Socket {
             sxdp_queue_id: spec.queue,
             sxdp_shared_umem_fd: 0,
         };
-        sys::bind_xdp(socket.as_fd(), &address)
-            .map_err(|source| bind_error(interface, spec.queue, source))?;
+        bind(socket.as_fd(), &address).map_err(|source| bind_error(interface, spec.queue, source))?;
         Ok(socket)
     }
 
@@ -146,6 +150,20 @@ fn map_rings(fd: OwnedFd, entries: u32) -> io::Result<Socket> {
         )?),
         fd,
     })
+}
+
+/// Binds; a queue that is taken gets a second chance, since the kernel frees the queue of a socket that was
+/// just closed, or whose process just died, a moment later in a work queue.
+fn bind(fd: BorrowedFd<'_>, address: &libc::sockaddr_xdp) -> io::Result<()> {
+    let deadline = Instant::now() + RELEASE_TIMEOUT;
+    loop {
+        match sys::bind_xdp(fd, address) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < deadline => {
+                std::thread::sleep(RELEASE_POLL);
+            }
+            answer => return answer,
+        }
+    }
 }
 
 fn socket_error(name: &str, source: io::Error) -> OpenError {
