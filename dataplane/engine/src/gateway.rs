@@ -1,0 +1,394 @@
+//! The gateway pipeline: what happens to a frame between the port it came from and the port it leaves by.
+//!
+//! ```text
+//! tenant port   -> process_tenant   -> verdict -> admit -> encapsulate (segment) -> underlay port
+//! underlay port -> process_underlay -> verdict -> admit -> deliver (coalesce)    -> tenant port
+//! ```
+//!
+//! A frame visits `judge`, `admit` and `finish` in this order and never goes back. It may change workers
+//! between them: before `admit` to the worker that owns its volume, after `admit` to the worker that polls
+//! the port it leaves by. Parked frames re-enter at `finish` when the shaper releases them.
+
+use frame::{Batch, DropReason, Flags, Frame, GsoKind, Meta, Pool, prefetch};
+use overlay::coalesce::Coalescer;
+use overlay::responder::{self, Answer};
+use overlay::too_big::TooBig;
+use overlay::{
+    Emitted, Encapsulated, Neighbours, NextHopId, Outcomes, PortId, Processed, Tables, Tunnel, Verdict,
+};
+use throttle::{Admission, Cost, Lane, Shaper};
+
+use crate::io::{Home, Io};
+use crate::mark;
+use crate::plan::PortRole;
+
+/// Names of the stages, in the order of their counters.
+pub(crate) const STAGES: &[&str] = &["classify", "decapsulate", "admit", "release", "encapsulate", "deliver"];
+const CLASSIFY: usize = 0;
+const DECAPSULATE: usize = 1;
+const ADMIT: usize = 2;
+const RELEASE: usize = 3;
+const ENCAPSULATE: usize = 4;
+const DELIVER: usize = 5;
+
+/// Parked frames released in one turn, at most.
+const RELEASE_BUDGET: usize = 256;
+
+/// The frames that one super-segment becomes.
+type Pieces = arrayvec::ArrayVec<Frame, { overlay::segment::PIECES_MAX }>;
+
+/// Frames and bytes that a rule has decided about (capability F9.g).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RuleCount {
+    /// Frames.
+    pub frames: u64,
+    /// Their bytes as they came in.
+    pub bytes: u64,
+}
+
+/// What one worker knows besides its hands ([`Io`]).
+pub(crate) struct Gateway {
+    pub shaper: Shaper<Frame>,
+    pub neighbours: Neighbours,
+    pub rules: Vec<RuleCount>,
+    /// Workers that own volumes; volume `v` belongs to number `v % len`.
+    pub owners: Vec<usize>,
+    pub worker: usize,
+    pub now_ns: u64,
+    volumes_max: u32,
+    too_big: TooBig,
+    outcomes: Outcomes,
+    /// One per port of this worker that takes super-segments.
+    coalescers: Vec<Coalescer>,
+}
+
+impl Gateway {
+    pub fn new(
+        shaper: Shaper<Frame>,
+        neighbours: Neighbours,
+        tables: &Tables,
+        owners: Vec<usize>,
+        worker: usize,
+        ports: usize,
+        volumes_max: u32,
+    ) -> Gateway {
+        Gateway {
+            shaper,
+            neighbours,
+            rules: vec![RuleCount::default(); tables.rule_count()],
+            owners,
+            worker,
+            now_ns: 0,
+            volumes_max,
+            too_big: TooBig::new(),
+            outcomes: Outcomes::default(),
+            coalescers: (0..ports).map(|_| Coalescer::new()).collect(),
+        }
+    }
+
+    /// Goes over to new tables between two turns.
+    pub fn rebase(&mut self, tables: &Tables) {
+        self.neighbours.rebase(tables);
+        // Rules are numbered anew, so their counts begin anew.
+        self.rules.clear();
+        self.rules.resize(tables.rule_count(), RuleCount::default());
+    }
+
+    /// Polls one port and takes its frames through the pipeline. Returns how many came.
+    #[inline]
+    pub fn process_port(&mut self, pool: &mut Pool, io: &mut Io, tables: &Tables, slot: usize) -> usize {
+        let mut batch = Batch::new();
+        io.receive(pool, slot, &mut batch);
+        let received = batch.len();
+        if received == 0 {
+            return 0;
+        }
+        let port = &io.ports[slot];
+        let (id, role) = (port.id.0, port.role);
+        for frame in &mut batch {
+            let meta = pool.meta_mut(frame);
+            meta.ingress_port = id;
+            meta.rx_ns = self.now_ns;
+        }
+        match role {
+            PortRole::Tenant => {
+                overlay::process_tenant(tables, pool, &mut batch, &mut self.outcomes);
+                io.counters.stage(CLASSIFY, received, true);
+                self.judge(pool, io, tables, batch, role);
+            }
+            PortRole::Underlay => {
+                overlay::process_underlay(tables, pool, &mut batch, &mut self.outcomes);
+                io.counters.stage(DECAPSULATE, received, true);
+                self.judge(pool, io, tables, batch, role);
+            }
+            PortRole::Trap => {
+                for frame in batch {
+                    io.discard(pool, frame, DropReason::UnsupportedType);
+                }
+            }
+            PortRole::MacSwap => swap_macs(pool, io, slot, batch),
+        }
+        received
+    }
+
+    /// Takes a frame that another worker handed over through the rest of the pipeline.
+    #[inline]
+    pub fn process_handed(&mut self, pool: &mut Pool, io: &mut Io, tables: &Tables, mut frame: Frame) {
+        io.counters.turn.rx += 1;
+        let flags = &mut pool.meta_mut(&mut frame).flags;
+        if flags.has(Flags::ADMITTED) {
+            flags.clear(Flags::ADMITTED);
+            self.finish(pool, io, tables, frame);
+        } else {
+            self.admit(pool, io, tables, frame);
+        }
+    }
+
+    /// Acts on the verdicts of a batch.
+    #[inline]
+    fn judge(&mut self, pool: &mut Pool, io: &mut Io, tables: &Tables, batch: Batch, role: PortRole) {
+        for frame in &batch {
+            if let Some(volume) = self.shaper.prefetch_hint(pool.meta(frame).volume) {
+                prefetch(volume);
+            }
+        }
+        for (at, frame) in batch.into_iter().enumerate() {
+            if let Some(count) = self.rules.get_mut(self.outcomes.rules[at] as usize) {
+                count.frames += 1;
+                count.bytes += pool.meta(&frame).len() as u64;
+            }
+            match self.outcomes.verdicts[at] {
+                Verdict::Forward | Verdict::Deliver => self.admit(pool, io, tables, frame),
+                Verdict::Drop(reason) => io.discard(pool, frame, reason),
+                Verdict::Trap => io.trap(pool, frame),
+                Verdict::Local if role == PortRole::Underlay => self.neighbour(pool, io, tables, frame),
+                Verdict::Local => answer_tenant(pool, io, tables, frame),
+            }
+        }
+    }
+
+    /// Lets a frame's volume pay, here or at the worker that owns it.
+    #[inline]
+    fn admit(&mut self, pool: &mut Pool, io: &mut Io, tables: &Tables, frame: Frame) {
+        let meta = pool.meta(&frame);
+        let volume = meta.volume;
+        if volume == Meta::NO_VOLUME {
+            return self.finish(pool, io, tables, frame);
+        }
+        let owner = match self.owners.len() {
+            1 => self.owners[0],
+            many => self.owners[volume as usize % many],
+        };
+        if owner != self.worker {
+            return io.hand(pool, owner, frame);
+        }
+        io.counters.stage(ADMIT, 1, false);
+        let lane = if meta.flags.has(Flags::EGRESS) { Lane::Forward } else { Lane::Reverse };
+        let cost = Cost { bytes: meta.cost_bytes, packets: packets(meta), offset: None };
+        match self.shaper.admit(self.now_ns, volume, lane, cost, frame) {
+            Admission::Pass(frame) => self.finish(pool, io, tables, frame),
+            Admission::Parked { .. } => {}
+            Admission::Full(frame) => io.discard(pool, frame, DropReason::ParkedFull),
+        }
+    }
+
+    /// Sends what has paid: into the tunnel, or to the tenant.
+    #[inline]
+    fn finish(&mut self, pool: &mut Pool, io: &mut Io, tables: &Tables, mut frame: Frame) {
+        let meta = pool.meta(&frame);
+        let egress = meta.flags.has(Flags::EGRESS);
+        let port = if egress {
+            tables.next_hop(NextHopId(meta.next_hop)).map(|(port, _)| port)
+        } else {
+            Some(PortId(meta.egress_port))
+        };
+        match port.map_or(Home::Nowhere, |port| io.home(port)) {
+            Home::Here(_) if egress => self.encapsulate(pool, io, tables, frame),
+            Home::Here(slot) => self.deliver(pool, io, slot, frame),
+            Home::There(worker) => {
+                pool.meta_mut(&mut frame).flags.set(Flags::ADMITTED);
+                io.hand(pool, worker, frame);
+            }
+            Home::Nowhere => io.discard(pool, frame, DropReason::PortDown),
+        }
+    }
+
+    fn encapsulate(&mut self, pool: &mut Pool, io: &mut Io, tables: &Tables, frame: Frame) {
+        io.counters.stage(ENCAPSULATE, 1, false);
+        let tunnel = Tunnel { trace: 0, now_ns: self.now_ns };
+        let mut send = |pool: &mut Pool, frame: Frame| io.dispatch(pool, frame);
+        match overlay::encapsulate(
+            tables,
+            &mut self.neighbours,
+            &mut self.too_big,
+            pool,
+            frame,
+            &tunnel,
+            &mut send,
+        ) {
+            Encapsulated::Sent | Encapsulated::Held => {}
+            Encapsulated::Segmented(pieces) => {
+                let made = pieces.sent + pieces.held + pieces.unresolved + pieces.no_frame;
+                io.counters.turn.split += u64::from(made.saturating_sub(1));
+                io.counters.dropped(DropReason::Unresolved, pieces.unresolved.into());
+                io.counters.dropped(DropReason::NoFrame, pieces.no_frame.into());
+            }
+            Encapsulated::TooBig(notice) => {
+                io.counters.dropped(DropReason::TooBig, 1);
+                if let Some(notice) = notice {
+                    io.counters.turn.generated += 1;
+                    io.dispatch(pool, notice);
+                }
+            }
+            Encapsulated::Dropped(reason) => io.counters.dropped(reason, 1),
+        }
+    }
+
+    /// Sends a frame to a tenant's port of this worker: merged with its neighbours where the port takes
+    /// super-segments, cut where it does not.
+    fn deliver(&mut self, pool: &mut Pool, io: &mut Io, slot: usize, frame: Frame) {
+        io.counters.stage(DELIVER, 1, false);
+        let takes_super = io.ports[slot].tx_gso();
+        let is_super = pool.meta(&frame).gso != GsoKind::None;
+        match (takes_super, is_super) {
+            (true, false) => {
+                let mut sent = |pool: &mut Pool, frame: Frame| io.send(pool, slot, frame);
+                self.coalescers[slot].process(pool, frame, &mut sent);
+            }
+            (true, true) | (false, false) => io.send(pool, slot, frame),
+            (false, true) => {
+                let mut pieces = Pieces::new();
+                match overlay::segment::segment(pool, &frame, &mut |_, piece| pieces.push(piece)) {
+                    Ok(count) => {
+                        io.counters.turn.split += count.saturating_sub(1) as u64;
+                        pool.free(frame);
+                        for piece in pieces {
+                            io.send(pool, slot, piece);
+                        }
+                    }
+                    Err(error) => io.discard(pool, frame, error.reason()),
+                }
+            }
+        }
+    }
+
+    /// ARP and neighbour discovery on the underlay.
+    fn neighbour(&mut self, pool: &mut Pool, io: &mut Io, tables: &Tables, frame: Frame) {
+        match self.neighbours.process(tables, pool, frame, self.now_ns) {
+            Processed::Reply(frame) => {
+                io.counters.dropped(DropReason::Answered, 1);
+                io.counters.turn.generated += 1;
+                io.dispatch(pool, frame);
+            }
+            Processed::Dropped(reason) => io.counters.dropped(reason, 1),
+        }
+    }
+
+    /// What time brings: parked frames whose volume can pay, neighbours to ask, merged frames to send.
+    /// Returns how many frames moved.
+    pub fn tick(&mut self, pool: &mut Pool, io: &mut Io, tables: &Tables) -> usize {
+        let mut moved = 0;
+        if self.shaper.next_deadline_ns().is_some_and(|due| due <= self.now_ns) {
+            moved += self.release(pool, io, tables);
+        }
+        if self.neighbours.next_deadline_ns().is_some_and(|due| due <= self.now_ns) {
+            let mut emit = |pool: &mut Pool, emitted: Emitted| {
+                moved += 1;
+                match emitted {
+                    Emitted::Generated(frame) => {
+                        io.counters.turn.generated += 1;
+                        io.dispatch(pool, frame);
+                    }
+                    Emitted::Released(frame) => io.dispatch(pool, frame),
+                    Emitted::Dropped(frame, reason) => io.discard(pool, frame, reason),
+                }
+            };
+            self.neighbours.dispatch(tables, pool, self.now_ns, &mut emit);
+        }
+        for slot in 0..self.coalescers.len() {
+            let mut send = |pool: &mut Pool, frame: Frame| io.send(pool, slot, frame);
+            self.coalescers[slot].flush(pool, &mut send);
+        }
+        moved
+    }
+
+    fn release(&mut self, pool: &mut Pool, io: &mut Io, tables: &Tables) -> usize {
+        // The shaper is borrowed while it hands out, and finishing needs the rest of us: batch by batch.
+        let mut ready = Batch::new();
+        let mut moved = 0;
+        while moved < RELEASE_BUDGET {
+            let count = self.shaper.release(self.now_ns, ready.capacity(), &mut |released| {
+                let mut frame = released.item;
+                if released.mark {
+                    mark::congestion(pool, &mut frame);
+                }
+                ready.push(frame);
+            });
+            if count == 0 {
+                break;
+            }
+            moved += count;
+            io.counters.stage(RELEASE, count, moved == count);
+            for frame in ready.drain(..) {
+                self.finish(pool, io, tables, frame);
+            }
+        }
+        moved
+    }
+
+    /// When [`Gateway::tick`] has something to do next.
+    pub fn next_deadline_ns(&self) -> Option<u64> {
+        let due = [self.shaper.next_deadline_ns(), self.neighbours.next_deadline_ns()];
+        due.into_iter().flatten().min()
+    }
+
+    /// Frames that were merged into others.
+    pub fn merged(&self) -> u64 {
+        self.coalescers.iter().map(Coalescer::merged).sum()
+    }
+
+    /// Volumes are numbered 0 to this, exclusive.
+    pub fn volumes(&self) -> u32 {
+        self.volumes_max
+    }
+
+    /// Frames that wait here for something other than credits.
+    pub fn held(&self) -> usize {
+        self.neighbours.held()
+    }
+}
+
+/// ARP and neighbour discovery of a tenant.
+fn answer_tenant(pool: &mut Pool, io: &mut Io, tables: &Tables, frame: Frame) {
+    match responder::process(tables, pool, frame) {
+        Answer::Reply(frame) => {
+            io.counters.dropped(DropReason::Answered, 1);
+            io.counters.turn.generated += 1;
+            io.dispatch(pool, frame);
+        }
+        Answer::Dropped(reason) => io.counters.dropped(reason, 1),
+        Answer::Trap(frame) => io.trap(pool, frame),
+    }
+}
+
+/// What a super-segment will be on the wire: the packets that its volume pays for.
+#[inline]
+fn packets(meta: &Meta) -> u32 {
+    match meta.gso {
+        GsoKind::None => 1,
+        _ => meta.cost_bytes.div_ceil(u32::from(meta.gso_bytes).max(1)).max(1),
+    }
+}
+
+/// Sends each frame back where it came from, as testpmd's macswap does.
+#[inline]
+fn swap_macs(pool: &mut Pool, io: &mut Io, slot: usize, batch: Batch) {
+    for mut frame in batch {
+        if let Some((macs, _)) = pool.bytes_mut(&mut frame).split_first_chunk_mut::<12>() {
+            let [a, b, c, d, e, f, rest @ ..] = *macs;
+            macs[..6].copy_from_slice(&rest);
+            macs[6..].copy_from_slice(&[a, b, c, d, e, f]);
+        }
+        io.send(pool, slot, frame);
+    }
+}
