@@ -14,6 +14,10 @@
 
 #![forbid(unsafe_code)]
 
+// The frame builders of the tests are shared with the integration tests, which know the crate by name.
+#[cfg(test)]
+extern crate self as wire;
+
 pub mod arp;
 pub mod checksum;
 pub mod ethernet;

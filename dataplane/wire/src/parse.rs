@@ -370,47 +370,4 @@ fn mix(a: u64, b: u64) -> u64 {
 }
 
 #[cfg(test)]
-mod smoke {
-    use super::*;
-
-    fn frame(proto: u8, payload: usize) -> Vec<u8> {
-        let mut f = vec![0u8; 14 + 20];
-        let ip = ipv4::Header {
-            dscp: 3,
-            ecn: 1,
-            ident: 7,
-            dont_fragment: true,
-            ttl: 9,
-            protocol: proto,
-            src: Ipv4Addr::new(10, 0, 0, 1),
-            dst: Ipv4Addr::new(10, 0, 0, 2),
-            options: &[],
-            payload_bytes: payload,
-        };
-        let eth = ethernet::Header {
-            dst: Mac([2, 0, 0, 0, 0, 1]),
-            src: Mac([2, 0, 0, 0, 0, 2]),
-            tag: None,
-            ethertype: EtherType::IPV4,
-        };
-        let n = eth.emit(&mut f).unwrap();
-        ip.emit(&mut f[n..]).unwrap();
-        f.resize(34 + payload, 0);
-        f
-    }
-
-    #[test]
-    fn both_ways_agree() {
-        let mut f = frame(6, 40);
-        f[34..38].copy_from_slice(&[1, 2, 3, 4]);
-        f[46] = 0x80;
-        let p = plain_ipv4(&f, UNTAGGED).unwrap();
-        assert_eq!(Ok(p), parse_any(&f));
-        assert_eq!((p.l3, p.l4, p.payload, p.l3_end), (14, 34, 66, 74));
-        let mut f = frame(17, 40);
-        udp::Header { src_port: 5, dst_port: 6, payload_bytes: 32 }.emit(&mut f[34..]).unwrap();
-        let p = plain_ipv4(&f, UNTAGGED).unwrap();
-        assert_eq!(Ok(p), parse_any(&f));
-        assert!(ipv4::View::parse(&f[14..]).unwrap().checksum_ok());
-    }
-}
+mod tests;
