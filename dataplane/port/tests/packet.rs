@@ -1,7 +1,7 @@
 //! The AF_PACKET driver on veth pairs in namespaces of its own.
 
 #[path = "../../../tests/src/netns.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, unfulfilled_lint_expectations)]
 mod netns;
 
 use std::io::{Read as _, Write as _};
