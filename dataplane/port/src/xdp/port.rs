@@ -23,6 +23,8 @@ use super::sys;
 use crate::checksum::complete_partial_checksum;
 use crate::{Port, PortCaps, PortCounters, PortError};
 
+/// Length of an Ethernet header: no frame is shorter.
+const ETHERNET_BYTES: usize = 14;
 /// How often an idle port asks whether its interface still lives.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// How long `close` waits for frames that the kernel still has to send.
@@ -31,8 +33,9 @@ const DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
 /// One open queue.
 pub(super) struct XdpPort {
     name: String,
-    socket: Socket,
+    // Dropped in this order: once the socket is gone, its queue in the map may be somebody else's.
     attachment: Attachment,
+    socket: Socket,
     loans: Loans,
     /// Chunks lent for input: in the fill ring, in the kernel, or in the receive ring.
     rx_lent: u32,
@@ -67,8 +70,8 @@ impl XdpPort {
     ) -> XdpPort {
         let mut port = XdpPort {
             name: spec.interface.clone(),
-            socket,
             attachment,
+            socket,
             loans: Loans::new(slab.frames()),
             rx_lent: 0,
             rx_lent_max: spec.ring_frames,
@@ -117,8 +120,10 @@ impl XdpPort {
     fn lend_for_tx(&mut self, pool: &mut Pool, mut frame: Frame) -> Option<libc::xdp_desc> {
         let (meta, bytes) = pool.parts_mut(&mut frame);
         let (within, len) = (meta.headroom(), bytes.len());
-        // A super-segment has no place on the wire; a jumbo chunk, outside the region, is refused below.
-        let sendable = len <= FRAME_BYTES_MAX && complete_partial_checksum(bytes, meta);
+        // The kernel skips an empty frame without ever completing it, and drivers expect a whole header. A
+        // super-segment has no place on the wire; a jumbo chunk, outside the region, is refused below.
+        let sendable =
+            (ETHERNET_BYTES..=FRAME_BYTES_MAX).contains(&len) && complete_partial_checksum(bytes, meta);
         self.counters.tx_frames += 1;
         self.counters.tx_bytes += len as u64;
         if sendable {

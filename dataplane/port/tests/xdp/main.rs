@@ -53,7 +53,7 @@ fn a_hundred_thousand_frames_pass_both_ways_without_loss() {
 }
 
 #[test]
-fn the_longest_frames_pass_and_longer_ones_are_refused() {
+fn the_longest_frames_pass_and_what_cannot_be_sent_is_counted() {
     if !enter() {
         return;
     }
@@ -68,6 +68,9 @@ fn the_longest_frames_pass_and_longer_ones_are_refused() {
     let mut batch = Batch::new();
     let mut long = pool.alloc().unwrap();
     assert!(pool.set_len(&mut long, 3401));
+    let mut short = pool.alloc().unwrap();
+    assert!(pool.set_len(&mut short, 13));
+    let empty = pool.alloc().unwrap();
     let mut jumbo = pool.alloc_jumbo().unwrap();
     assert!(pool.fill(&mut jumbo, &numbered(2, 60)));
     let mut segments = pool.alloc().unwrap();
@@ -75,15 +78,15 @@ fn the_longest_frames_pass_and_longer_ones_are_refused() {
     pool.meta_mut(&mut segments).gso = GsoKind::TcpV4;
     let mut good = pool.alloc().unwrap();
     assert!(pool.fill(&mut good, &numbered(4, 3396)));
-    batch.extend([long, jumbo, segments, good]);
-    assert_eq!(port.tx_burst(&mut pool, &mut batch).unwrap(), 4);
+    batch.extend([long, short, empty, jumbo, segments, good]);
+    assert_eq!(port.tx_burst(&mut pool, &mut batch).unwrap(), 6);
     port.flush(&mut pool).unwrap();
 
     let mut buffer = [0; 4096];
     let len = until("the good frame arrived", || raw.receive(&mut buffer));
     assert_eq!(buffer[..len], numbered(4, 3396));
     let counters = port.counters();
-    assert_eq!((counters.tx_frames, counters.tx_errors), (4, 3), "{counters:?}");
+    assert_eq!((counters.tx_frames, counters.tx_errors), (6, 5), "{counters:?}");
     port.close(&mut pool);
     all_home(&pool);
 }
