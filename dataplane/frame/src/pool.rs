@@ -11,7 +11,7 @@ use std::sync::Arc;
 use arrayvec::ArrayVec;
 
 use crate::slab::{STACK, Stack};
-use crate::{BATCH, Batch, CHUNK_BYTES, Frame, HEADROOM_BYTES, INDEX_MASK, Meta, Slab};
+use crate::{BATCH, Batch, CHUNK_BYTES, FRAME_BYTES_MAX, Frame, HEADROOM_BYTES, INDEX_MASK, Meta, Slab};
 
 /// A pool keeps at most this many handles; above it gives a stack back to the depot.
 const KEEP_MAX: usize = 8 * STACK;
@@ -22,7 +22,7 @@ const KEEP_JUMBO: usize = 4;
 const COLOUR_BYTES: u16 = 128;
 
 const _: () = assert!(STACK >= BATCH);
-const _: () = assert!(HEADROOM_BYTES + 3 * COLOUR_BYTES as usize + crate::FRAME_BYTES_MAX <= CHUNK_BYTES);
+const _: () = assert!(HEADROOM_BYTES + 3 * COLOUR_BYTES as usize + FRAME_BYTES_MAX <= CHUNK_BYTES);
 
 /// The free frames of one worker, last in, first out.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ impl Pool {
     }
 
     /// A small frame of length 0 with fresh metadata, or `None` when the slab is exhausted. At least
-    /// [`crate::FRAME_BYTES_MAX`] bytes fit.
+    /// [`FRAME_BYTES_MAX`] bytes fit.
     #[inline]
     pub fn alloc(&mut self) -> Option<Frame> {
         if self.free.is_empty() {
@@ -68,18 +68,26 @@ impl Pool {
     /// how many.
     #[inline]
     pub fn alloc_batch(&mut self, batch: &mut Batch, count: usize) -> usize {
+        self.alloc_batch_of(batch, count, 0)
+    }
+
+    /// Like [`Pool::alloc_batch`], with frames of `len` bytes, at most [`FRAME_BYTES_MAX`]; they hold
+    /// whatever the chunks held.
+    #[inline]
+    pub fn alloc_batch_of(&mut self, batch: &mut Batch, count: usize, len: usize) -> usize {
         let want = count.min(batch.remaining_capacity());
         if self.free.len() < want {
             self.refill(want);
         }
         let keep = self.free.len().saturating_sub(want);
-        let meta = self.slab.meta(0);
         let taken = &self.free[keep..];
+        let meta = self.slab.meta(0);
+        let len = len.min(FRAME_BYTES_MAX) as u32;
         let held = batch.len();
         let room = batch.as_mut_ptr().wrapping_add(held);
         for (at, &handle) in taken.iter().enumerate() {
             // SAFETY: the handle came from the free list.
-            unsafe { reset(meta.wrapping_add((handle & INDEX_MASK) as usize), small_data(handle), 0) };
+            unsafe { reset(meta.wrapping_add((handle & INDEX_MASK) as usize), small_data(handle), len) };
             // SAFETY: `taken` is no longer than the remaining capacity of the batch.
             unsafe { room.wrapping_add(at).write(Frame(handle)) };
         }
@@ -267,6 +275,12 @@ impl Pool {
     #[inline(always)]
     pub fn capacity(&self, frame: &Frame) -> usize {
         self.slab.chunk_bytes(frame.index()).saturating_sub(self.meta(frame).data as usize)
+    }
+
+    /// Bytes of all frames of a batch together.
+    #[inline]
+    pub fn bytes_in(&self, batch: &Batch) -> u64 {
+        batch.iter().map(|frame| self.meta(frame).len() as u64).sum()
     }
 
     /// Moves the first byte `count` to the front and shows the frame's bytes; `None`, and no change, when

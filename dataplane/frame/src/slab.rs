@@ -69,11 +69,13 @@ pub enum SlabError {
 #[derive(Debug)]
 pub struct Slab {
     mapping: Mapping,
+    /// The metadata of chunk 0.
+    meta: NonNull<Meta>,
     jumbo_base: usize,
-    meta_base: usize,
     frames: u32,
     jumbo_frames: u32,
-    tag: u8,
+    /// Handle of chunk 0: the tag alone.
+    first_handle: u32,
     /// Full stacks of free small chunks.
     depot: ArrayQueue<Stack>,
     /// Free small chunks that do not make a stack. Locked when a pool goes away or counts, and as the last
@@ -100,13 +102,15 @@ impl Slab {
         let meta_base = jumbo_base + jumbo_frames as usize * JUMBO_BYTES;
         let bytes = meta_base + total as usize * size_of::<Meta>();
         let mapping = Mapping::new(bytes, hugepages).map_err(|source| SlabError::Map { bytes, source })?;
+        // SAFETY: the metadata lies inside the mapping, behind the chunks.
+        let meta = unsafe { mapping.base.add(meta_base) }.cast();
         let slab = Slab {
             mapping,
+            meta,
             jumbo_base,
-            meta_base,
             frames,
             jumbo_frames,
-            tag: take_tag().ok_or(SlabError::Tags)?,
+            first_handle: u32::from(take_tag().ok_or(SlabError::Tags)?) << TAG_SHIFT,
             depot: ArrayQueue::new(frames as usize / STACK + 1),
             rest: Mutex::new(Stack::new()),
             jumbo_depot: ArrayQueue::new(jumbo_frames.max(1) as usize),
@@ -141,7 +145,7 @@ impl Slab {
     /// Handle of chunk 0.
     #[inline(always)]
     pub(crate) fn first_handle(&self) -> u32 {
-        u32::from(self.tag) << TAG_SHIFT
+        self.first_handle
     }
 
     #[inline(always)]
@@ -168,8 +172,7 @@ impl Slab {
     /// A chunk's metadata: inside the mapping when `index` is below `frames + jumbo_frames`.
     #[inline(always)]
     pub(crate) fn meta(&self, index: u32) -> *mut Meta {
-        let first = self.mapping.base.as_ptr().wrapping_add(self.meta_base);
-        first.cast::<Meta>().wrapping_add(index as usize)
+        self.meta.as_ptr().wrapping_add(index as usize)
     }
 
     /// Takes back free small chunks, however many: those of a new slab or of a pool that goes away.
@@ -222,7 +225,8 @@ impl Drop for Slab {
         let home = self.free_count() + self.jumbo_depot.len();
         // A frame that is still out there keeps the tag, so that it can never reach another slab.
         if home == self.frames as usize + self.jumbo_frames as usize {
-            TAGS.lock().unwrap_or_else(PoisonError::into_inner)[self.tag as usize] = false;
+            TAGS.lock().unwrap_or_else(PoisonError::into_inner)[(self.first_handle >> TAG_SHIFT) as usize] =
+                false;
         }
     }
 }
