@@ -13,7 +13,7 @@
 //! - `pool` and `drr`: what volumes share, a tenant group or the node, and the ring in which they take
 //!   turns while it is short; `shared`: a pool that several workers draw from;
 //! - `parking` and `wheel`: the bounded queues and the timers of those that wait;
-//! - `shaper`: all of it put together.
+//! - `shaper`: all of it put together; `control`: setting it up, changing and reading it.
 //!
 //! Everything is pure: time is the argument `now_ns`, there is no I/O, no thread and no clock.
 //! `docs/throttle.md` carries a worked trace with the curve.
@@ -27,15 +27,26 @@
 
 #![forbid(unsafe_code)]
 
+mod api;
+mod bucket;
+mod control;
+mod drr;
 mod limits;
+mod parking;
+mod pool;
 mod shaper;
 mod shared;
+mod streams;
+mod tariff;
+mod volume;
+mod wheel;
 
+pub use api::{
+    Admission, Balance, Cost, Lane, Parked, Released, ShaperConfig, VolumeBalance, VolumeCounters,
+};
 pub use limits::{
     BANDS, BURST_UNITS_MAX, Band, Burst, DEFAULT_WEIGHT, DimLimits, Dimension, Limits, LimitsError,
     ParkLimits, PoolError, PoolLimits, PoolRate, RATE_MAX, Ratio, Work,
 };
-pub use shaper::{
-    Admission, Balance, Cost, Lane, Parked, Released, Shaper, ShaperConfig, VolumeBalance, VolumeCounters,
-};
+pub use shaper::Shaper;
 pub use shared::SharedBucket;

@@ -14,8 +14,11 @@ pub const RATE_MAX: u64 = 1 << 50;
 pub const BURST_UNITS_MAX: u64 = 1 << 60;
 /// Bands of node slack that a volume may have.
 pub const BANDS: usize = 4;
-/// Share of a volume that names neither a weight nor any base rate, while a pool is short.
-pub const DEFAULT_WEIGHT: u64 = 1_000_000;
+/// Weight of a volume that names neither a weight nor any base rate: as if its base were 1 packet per
+/// second. It was promised nothing, so it shares what the others leave.
+pub const DEFAULT_WEIGHT: u64 = WEIGHT_PER_PACKET;
+/// What a base rate of one packet per second weighs beside base rates in bytes.
+const WEIGHT_PER_PACKET: u64 = 1_000;
 
 /// What is counted. Bytes and packets here; block operations take the place of packets in a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,7 +139,7 @@ pub struct Limits {
     /// Index of the tenant group whose pool this volume also draws from.
     pub group: Option<u32>,
     /// Share while a pool is short. `None`: the base rate (work rate, else burst fill rate, else peak
-    /// rate; bytes before packets), else [`DEFAULT_WEIGHT`].
+    /// rate), in bytes if it is given in bytes, else in packets of 1,000; else [`DEFAULT_WEIGHT`].
     pub weight: Option<u64>,
     /// Bounds on what waits.
     pub park: ParkLimits,
@@ -175,7 +178,8 @@ impl Limits {
     /// Share while a pool is short.
     pub(crate) fn weight(&self) -> u64 {
         let base = |d: &DimLimits| d.work.map(|w| w.rate).or(d.burst.map(|b| b.fill_rate)).or(d.peak_rate);
-        self.weight.or(base(&self.bytes)).or(base(&self.packets)).unwrap_or(DEFAULT_WEIGHT)
+        let packets = base(&self.packets).map(|rate| rate.saturating_mul(WEIGHT_PER_PACKET));
+        self.weight.or(base(&self.bytes)).or(packets).unwrap_or(DEFAULT_WEIGHT)
     }
 
     /// Refuses what can never work; `Shaper::set_volume` calls it, a configuration reader may as well.

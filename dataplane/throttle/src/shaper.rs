@@ -1,221 +1,422 @@
 //! The shaper: admission, parking and release put together.
+//!
+//! A volume is in one of three states. *Free*: nothing is parked, and a request is paid for as it comes.
+//! *Timed*: its first request waits for the volume's own balances, and the wheel knows until when. *Seated*:
+//! the volume could pay, but its group or the node could not, and it waits in that pool's ring; the pool has
+//! a timer on the same wheel. With two lanes a volume can be timed for one and seated for the other.
+//!
+//! Invariants: a volume has the `PARKED` flag exactly while a lane holds something, and is then timed or
+//! seated (or both); a ring with members has its pool's timer set, except while it is being served; every
+//! timer set while time stands is later than now unless the budget of a release was used up, so a release
+//! ends.
 
-use crate::limits::{Limits, LimitsError, PoolError, PoolLimits};
-
-/// Sizes of a shaper; all memory is taken at construction.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ShaperConfig {
-    /// Volumes are numbered 0 to this, exclusive.
-    pub volumes_max: u32,
-    /// Groups are numbered 0 to this, exclusive.
-    pub groups_max: u32,
-    /// Requests parked in the whole shaper.
-    pub parked_items_max: u32,
-}
-
-/// What a request costs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Cost {
-    /// Bytes of payload; 0 for a pure acknowledgement.
-    pub bytes: u32,
-    /// Packets, or operations.
-    pub packets: u32,
-    /// Where in the volume the request begins, if that is known; `bytes` is then its length. Only used to
-    /// find sequential streams.
-    pub offset: Option<u64>,
-}
-
-/// The two directions of a volume. Each keeps its own order, so that what comes back from the server is
-/// not stuck behind what goes to it; both pay from the same buckets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lane {
-    /// To the server.
-    Forward,
-    /// From the server.
-    Reverse,
-}
-
-/// What became of a request.
-#[derive(Debug)]
-#[must_use = "the request may have come back"]
-pub enum Admission<T> {
-    /// Paid: send it.
-    Pass(T),
-    /// Kept; [`Shaper::release`] gives it back when its time has come. `mark`: more than half of the bound
-    /// is taken; the same flag comes with the request when it is released.
-    Parked {
-        /// Congestion is to be signalled.
-        mark: bool,
-    },
-    /// The bound is reached: drop it.
-    Full(T),
-}
-
-/// A request that waited and is now paid for.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Released<T> {
-    /// Its volume.
-    pub volume: u32,
-    /// Its lane.
-    pub lane: Lane,
-    /// The request.
-    pub item: T,
-    /// It was parked beyond half of the bound: mark it with ECN.
-    pub mark: bool,
-    /// How long it waited.
-    pub waited_ns: u64,
-}
-
-/// What waits in a shaper.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Parked {
-    /// Requests.
-    pub items: u32,
-    /// Bytes, by cost.
-    pub bytes: u64,
-}
-
-/// Counters of a volume since it was set up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct VolumeCounters {
-    /// Bytes admitted, at once or after waiting, by cost.
-    pub admitted_bytes: u64,
-    /// Packets admitted, at once or after waiting.
-    pub admitted_packets: u64,
-    /// Waiting now.
-    pub parked: Parked,
-    /// Requests that had to wait.
-    pub parked_total: u64,
-    /// Requests marked for ECN.
-    pub marked: u64,
-    /// Requests refused because the bound was reached.
-    pub dropped: u64,
-    /// Sum of the waits of the requests released.
-    pub parked_ns: u64,
-}
-
-/// Balance of a volume in one dimension.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Balance {
-    /// Credits in the bank (rounded down), and its size; `None` without a bank.
-    pub burst_units: Option<(i64, u64)>,
-    /// Balance of the provisioned rate (rounded down; negative in debt), `None` without one.
-    pub work_units: Option<i64>,
-    /// Units per second that the volume may sustain at this moment: its peak while the bank holds credits,
-    /// its base rate after. `None`: unlimited.
-    pub permitted_rate: Option<u64>,
-}
-
-/// Balances of a volume.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct VolumeBalance {
-    /// In bytes.
-    pub bytes: Balance,
-    /// In packets.
-    pub packets: Balance,
-}
+use crate::api::{Admission, Cost, Lane, Parked, Released, ShaperConfig};
+use crate::drr::Seat;
+use crate::limits::DIMS;
+use crate::parking::{Arena, Lot, NONE, Waiting};
+use crate::pool::Pool;
+use crate::tariff::{Request, Tariff};
+use crate::volume::{Charge, GROUP, PARKED, TARIFF, Volume};
+use crate::wheel::Wheel;
 
 /// See the crate's documentation. `T` is what waits: a frame, an I/O.
 #[derive(Debug)]
 pub struct Shaper<T> {
-    config: ShaperConfig,
-    counters: Vec<VolumeCounters>,
-    gone: std::marker::PhantomData<T>,
+    pub(crate) config: ShaperConfig,
+    pub(crate) now_ns: u64,
+    pub(crate) volumes: Vec<Volume>,
+    pub(crate) tariffs: Vec<Option<Box<Tariff>>>,
+    pub(crate) lots: Vec<Lot>,
+    pub(crate) seats: Vec<Seat>,
+    /// The groups by number, then the node.
+    pub(crate) pools: Vec<Pool>,
+    pub(crate) node: u32,
+    pub(crate) node_is_limited: bool,
+    pub(crate) arena: Arena<T>,
+    /// Timers of the volumes by number, then of the pools.
+    pub(crate) wheel: Wheel,
+    pub(crate) parked: Parked,
+}
+
+/// A request that may pass, and how it pays.
+#[derive(Clone, Copy, Debug)]
+struct Bill {
+    request: Request,
+    nanos: [i128; DIMS],
+    charges: [Charge; DIMS],
+}
+
+/// Why a request may not pass.
+#[derive(Clone, Copy, Debug)]
+struct Blocked {
+    /// When the volume's own balances suffice, if they do not.
+    own_until_ns: Option<u64>,
+    /// The pool that is short, or `NONE`.
+    pool: u32,
+    /// The dimensions in question.
+    short: [bool; DIMS],
+}
+
+/// What the first requests of a volume's lanes may do.
+#[derive(Debug)]
+enum Look {
+    Empty,
+    Ready(usize, Bill),
+    Stuck(Blocked),
 }
 
 impl<T> Shaper<T> {
-    /// A shaper whose volumes are all unlimited, with room for everything in `config`. `now_ns` starts its
-    /// clock.
-    pub fn new(config: ShaperConfig, now_ns: u64) -> Shaper<T> {
-        let _ = now_ns;
-        let counters = vec![VolumeCounters::default(); config.volumes_max as usize];
-        Shaper { config, counters, gone: std::marker::PhantomData }
-    }
-
-    /// Sets or changes the limits of a volume while traffic flows. Balances are kept, cut to the new caps;
-    /// a bucket that is new starts full. What waits is timed anew.
-    pub fn set_volume(&mut self, now_ns: u64, volume: u32, limits: &Limits) -> Result<(), LimitsError> {
-        let _ = now_ns;
-        if volume >= self.config.volumes_max {
-            return Err(LimitsError::VolumeOutOfRange { volume, volumes_max: self.config.volumes_max });
-        }
-        limits.check()
-    }
-
-    /// Forgets a volume: its waiting requests come back through `sink` unpaid, in order, and the index is
-    /// as in a new shaper. Returns its last counters.
-    pub fn remove_volume(
-        &mut self,
-        volume: u32,
-        sink: &mut impl FnMut(Released<T>),
-    ) -> Option<VolumeCounters> {
-        let _ = sink;
-        self.counters.get_mut(volume as usize).map(std::mem::take)
-    }
-
-    /// Sets, changes or (with nothing in it) lifts the pool of a group while traffic flows.
-    pub fn set_group(&mut self, now_ns: u64, group: u32, limits: &PoolLimits) -> Result<(), PoolError> {
-        let _ = now_ns;
-        if group >= self.config.groups_max {
-            return Err(PoolError::GroupOutOfRange { group, groups_max: self.config.groups_max });
-        }
-        limits.check()
-    }
-
-    /// Sets, changes or (with nothing in it) lifts the pool of the node while traffic flows.
-    pub fn set_node(&mut self, now_ns: u64, limits: &PoolLimits) -> Result<(), PoolError> {
-        let _ = now_ns;
-        limits.check()
-    }
-
-    /// Asks for one request. `now_ns` is the turn's clock; should it run backwards, nothing is refilled.
+    /// Asks for one request. `now_ns` is the turn's clock; should it run backwards, nothing is refilled. A
+    /// volume outside the shaper is refused.
+    #[inline]
     pub fn admit(&mut self, now_ns: u64, volume: u32, lane: Lane, cost: Cost, item: T) -> Admission<T> {
-        let _ = (now_ns, lane);
-        match self.counters.get_mut(volume as usize) {
-            Some(counters) => {
-                counters.admitted_bytes += u64::from(cost.bytes);
-                counters.admitted_packets += u64::from(cost.packets);
+        self.tick(now_ns);
+        let Some(v) = self.volumes.get_mut(volume as usize) else { return Admission::Full(item) };
+        let units = [cost.bytes, cost.packets];
+        if v.is_free() && !self.node_is_limited {
+            v.count(&units);
+            return Admission::Pass(item);
+        }
+        if v.flags & (PARKED | TARIFF) != 0 {
+            return self.admit_with_care(volume, lane, cost, item);
+        }
+        let request = Request { units, sequential: false };
+        match self.check(volume, &request, NONE) {
+            Ok(bill) => {
+                self.pay(volume, &bill);
                 Admission::Pass(item)
             }
-            None => Admission::Full(item),
+            Err(blocked) => self.park(volume, lane, request, item, Some(blocked)),
         }
+    }
+
+    /// [`Shaper::admit`] for a volume that has something parked, streams or special prices.
+    #[inline(never)]
+    fn admit_with_care(&mut self, volume: u32, lane: Lane, cost: Cost, item: T) -> Admission<T> {
+        let tariff = self.tariffs[volume as usize].as_deref();
+        let stream = tariff.and_then(|t| t.find_stream(cost.offset?));
+        let request = Request { units: [cost.bytes, cost.packets], sequential: stream.is_some() };
+        let alone = self.volumes[volume as usize].flags & PARKED == 0;
+        let mut answer = None;
+        let mut blocked = None;
+        if alone || self.lots[volume as usize].may_overtake(lane as usize, &request) {
+            match self.check(volume, &request, NONE) {
+                Ok(bill) => {
+                    self.pay(volume, &bill);
+                    answer = Some(());
+                }
+                Err(why) => blocked = alone.then_some(why),
+            }
+        }
+        let answer = match answer {
+            Some(()) => Admission::Pass(item),
+            None => self.park(volume, lane, request, item, blocked),
+        };
+        if let (Some(offset), Some(tariff)) = (cost.offset, &mut self.tariffs[volume as usize])
+            && !matches!(answer, Admission::Full(_))
+        {
+            tariff.note_stream(stream, offset.saturating_add(u64::from(cost.bytes)));
+        }
+        answer
     }
 
     /// Hands the requests whose time has come to `sink`, at most `budget` of them, and returns how many.
     pub fn release(&mut self, now_ns: u64, budget: usize, sink: &mut impl FnMut(Released<T>)) -> usize {
-        let _ = (now_ns, budget, sink);
-        0
+        self.tick(now_ns);
+        let mut left = budget;
+        while left > 0
+            && let Some(id) = self.wheel.expire(self.now_ns)
+        {
+            match id.checked_sub(self.config.volumes_max) {
+                None => self.wake_volume(id, &mut left, sink),
+                Some(pool) => self.serve_pool(pool, &mut left, sink),
+            }
+        }
+        budget - left
     }
 
     /// When [`Shaper::release`] should be called again: never later than the next request's time, perhaps
     /// a little earlier. `None`: nothing waits.
     pub fn next_deadline_ns(&self) -> Option<u64> {
-        None
+        self.wheel.next_deadline_ns()
     }
 
-    /// Gives what was borrowed from shared buckets and not spent back to them. Call before sleeping.
-    pub fn return_quanta(&mut self, now_ns: u64) {
-        let _ = now_ns;
+    /// Moves the clock, never backwards. The last nanosecond is kept so that every deadline is after now.
+    #[inline(always)]
+    pub(crate) fn tick(&mut self, now_ns: u64) {
+        self.now_ns = self.now_ns.max(now_ns.min(u64::MAX - 1));
     }
 
-    /// What waits in the whole shaper.
-    pub fn parked(&self) -> Parked {
-        Parked::default()
+    /// Whether, and how, a request may pay now. `serving`: the pool whose ring gives it its turn.
+    #[inline(always)]
+    fn check(&mut self, volume: u32, request: &Request, serving: u32) -> Result<Bill, Blocked> {
+        let v = &mut self.volumes[volume as usize];
+        v.refill(self.now_ns);
+        let mut nanos = request.plain();
+        let mut floors = [1; DIMS];
+        if v.flags & TARIFF != 0
+            && let Some(tariff) = &self.tariffs[volume as usize]
+        {
+            nanos = tariff.cost(request);
+            floors = tariff.floors(v, &nanos);
+        }
+        let charges = [v.ask(0, nanos[0], floors[0]), v.ask(1, nanos[1], floors[1])];
+        if charges.contains(&Charge::Wait) {
+            return Err(blocked_by_own(v, self.now_ns, &nanos, &floors));
+        }
+        if v.flags & GROUP != 0 {
+            let group = v.group;
+            self.check_pool(group, &nanos, serving)?;
+        }
+        if self.node_is_limited {
+            self.check_pool(self.node, &nanos, serving)?;
+        }
+        Ok(Bill { request: *request, nanos, charges })
     }
 
-    /// Counters of a volume.
-    pub fn counters(&self, volume: u32) -> Option<VolumeCounters> {
-        self.counters.get(volume as usize).copied()
+    #[inline(always)]
+    fn check_pool(&mut self, id: u32, nanos: &[i128; DIMS], serving: u32) -> Result<(), Blocked> {
+        let pool = &mut self.pools[id as usize];
+        pool.refill(self.now_ns);
+        match pool.blocks(nanos, serving == id) {
+            None => Ok(()),
+            Some(short) => Err(Blocked { own_until_ns: None, pool: id, short }),
+        }
     }
 
-    /// Balances of a volume at `now_ns`.
-    pub fn balances(&self, now_ns: u64, volume: u32) -> Option<VolumeBalance> {
-        let _ = now_ns;
-        self.counters.get(volume as usize).map(|_| VolumeBalance::default())
+    /// Takes the payment that [`Shaper::check`] found possible.
+    #[inline(always)]
+    fn pay(&mut self, volume: u32, bill: &Bill) {
+        let v = &mut self.volumes[volume as usize];
+        let mut work_nanos = bill.nanos;
+        if v.flags & TARIFF != 0
+            && let Some(tariff) = &self.tariffs[volume as usize]
+        {
+            let node = &self.pools[self.node as usize];
+            for (d, nanos) in work_nanos.iter_mut().enumerate() {
+                let reduced = tariff.reduced(d, &bill.request, |permille| node.is_above(d, permille));
+                *nanos = reduced.unwrap_or(*nanos);
+            }
+        }
+        for (d, work_nanos) in work_nanos.into_iter().enumerate() {
+            v.pay(d, bill.charges[d], bill.nanos[d], work_nanos);
+        }
+        v.count(&bill.request.units);
+        if v.flags & GROUP != 0 {
+            self.pools[v.group as usize].pay(&bill.nanos);
+        }
+        if self.node_is_limited {
+            self.pools[self.node as usize].pay(&bill.nanos);
+        }
     }
 
-    /// The first cache lines that [`Shaper::admit`] will touch for these volumes, to be prefetched.
-    pub fn prefetch_hint(&self, volume: u32) -> Option<&impl Sized> {
-        self.counters.get(volume as usize)
+    /// Keeps a request that may not pass, or refuses it at the bound. `blocked`: why, if it is the volume's
+    /// only one.
+    #[inline(never)]
+    fn park(
+        &mut self,
+        volume: u32,
+        lane: Lane,
+        request: Request,
+        item: T,
+        blocked: Option<Blocked>,
+    ) -> Admission<T> {
+        let lot = &mut self.lots[volume as usize];
+        let [bytes, _] = request.units;
+        if lot.is_full(lane as usize, bytes) || self.arena.is_full() {
+            lot.dropped += 1;
+            return Admission::Full(item);
+        }
+        let queue = &mut lot.lanes[lane as usize];
+        let waiting = Waiting { item, request, since_ns: self.now_ns, mark: false };
+        if let Err(waiting) = self.arena.push(queue, waiting) {
+            lot.dropped += 1;
+            return Admission::Full(waiting.item);
+        }
+        let first = queue.items == 1;
+        let mark = lot.is_congested(lane as usize);
+        if mark {
+            lot.marked += 1;
+            self.arena.mark_last(&lot.lanes[lane as usize]);
+        }
+        lot.parked_total += 1;
+        self.parked.items += 1;
+        self.parked.bytes += u64::from(bytes);
+        self.volumes[volume as usize].flags |= PARKED;
+        match blocked {
+            Some(blocked) => {
+                self.lots[volume as usize].short = blocked.short;
+                self.settle(volume, blocked);
+            }
+            None if first => self.plan(volume),
+            None => {}
+        }
+        Admission::Parked { mark }
+    }
+
+    /// Finds out anew what a volume waits for.
+    pub(crate) fn plan(&mut self, volume: u32) {
+        match self.look(volume, NONE) {
+            Look::Empty => {}
+            // Only a release hands out; it comes at once.
+            Look::Ready(..) => self.wheel.set(volume, self.now_ns),
+            Look::Stuck(blocked) => self.settle(volume, blocked),
+        }
+    }
+
+    /// What the first request of either lane may do: the one whose turn it is, else the other if it needs
+    /// nothing of what the first is short of.
+    fn look(&mut self, volume: u32, serving: u32) -> Look {
+        let lot = &self.lots[volume as usize];
+        let turn = if lot.lanes[lot.turn].items > 0 { lot.turn } else { 1 - lot.turn };
+        let Some(front) = self.arena.front(&lot.lanes[turn]) else { return Look::Empty };
+        let other = self.arena.front(&lot.lanes[1 - turn]).map(|waiting| waiting.request);
+        let mut blocked = match self.check(volume, &front.request.clone(), serving) {
+            Ok(bill) => return Look::Ready(turn, bill),
+            Err(blocked) => blocked,
+        };
+        self.lots[volume as usize].short = blocked.short;
+        if let Some(request) = other
+            && !request.needs(&blocked.short)
+        {
+            match self.check(volume, &request, serving) {
+                Ok(bill) => return Look::Ready(1 - turn, bill),
+                Err(also) => blocked.also(&also),
+            }
+        }
+        Look::Stuck(blocked)
+    }
+
+    /// Puts a volume where it waits: on the wheel, in a ring, or both, and nowhere else.
+    fn settle(&mut self, volume: u32, blocked: Blocked) {
+        match blocked.own_until_ns {
+            Some(until_ns) => self.wheel.set(volume, until_ns),
+            None => self.wheel.cancel(volume),
+        }
+        let seated = self.seats[volume as usize].pool;
+        if seated != NONE && seated != blocked.pool {
+            self.unseat(volume);
+        }
+        let Some(pool) = self.pools.get_mut(blocked.pool as usize) else { return };
+        if seated != blocked.pool {
+            let kind = u8::from(blocked.pool == self.node);
+            pool.ring.join(&mut self.seats, volume, blocked.pool, kind);
+        }
+        for (waiting, short) in pool.ring.waiting.iter_mut().zip(blocked.short) {
+            *waiting |= short;
+        }
+        let timer = self.config.volumes_max + blocked.pool;
+        if !self.wheel.is_set(timer) {
+            self.wheel.set(timer, pool.positive_at_ns());
+        }
+    }
+
+    /// Takes a volume out of the ring in which it waits, if it does.
+    pub(crate) fn unseat(&mut self, volume: u32) {
+        let pool = self.seats[volume as usize].pool;
+        if let Some(pool) = self.pools.get_mut(pool as usize) {
+            pool.ring.leave(&mut self.seats, volume);
+        }
+    }
+
+    /// A volume's own time has come.
+    fn wake_volume(&mut self, volume: u32, left: &mut usize, sink: &mut impl FnMut(Released<T>)) {
+        loop {
+            match self.look(volume, NONE) {
+                Look::Empty => return self.unseat(volume),
+                Look::Stuck(blocked) => return self.settle(volume, blocked),
+                Look::Ready(..) if *left == 0 => return self.wheel.set(volume, self.now_ns),
+                Look::Ready(lane, bill) => {
+                    self.hand_out(volume, lane, &bill, sink);
+                    *left -= 1;
+                }
+            }
+        }
+    }
+
+    /// Gives the members of a pool's ring their turns while the pool holds something.
+    fn serve_pool(&mut self, id: u32, left: &mut usize, sink: &mut impl FnMut(Released<T>)) {
+        let timer = self.config.volumes_max + id;
+        loop {
+            let pool = &mut self.pools[id as usize];
+            let Some(volume) = pool.ring.front() else { return };
+            pool.refill(self.now_ns);
+            if pool.is_short() {
+                return self.wheel.set(timer, pool.positive_at_ns());
+            }
+            if *left == 0 {
+                return self.wheel.set(timer, self.now_ns);
+            }
+            if !pool.ring.visit(&mut self.seats) {
+                continue;
+            }
+            match self.look(volume, id) {
+                Look::Ready(lane, bill) => {
+                    let pool = &mut self.pools[id as usize];
+                    let worth = pool.worth(&bill.nanos);
+                    pool.ring.charge(&mut self.seats, worth);
+                    self.hand_out(volume, lane, &bill, sink);
+                    *left -= 1;
+                    if self.lots[volume as usize].is_empty() {
+                        self.unseat(volume);
+                        self.wheel.cancel(volume);
+                    }
+                }
+                Look::Stuck(blocked) => {
+                    self.settle(volume, blocked);
+                }
+                Look::Empty => self.unseat(volume),
+            }
+        }
+    }
+
+    /// Pays for the first request of a lane and lets it go.
+    fn hand_out(&mut self, volume: u32, lane: usize, bill: &Bill, sink: &mut impl FnMut(Released<T>)) {
+        self.pay(volume, bill);
+        let lot = &mut self.lots[volume as usize];
+        lot.turn = 1 - lane;
+        // Until the next look: a newcomer shall not overtake what may be ready.
+        lot.short = [true; DIMS];
+        if let Some(released) = self.unpark(volume, lane) {
+            sink(released);
+        }
+    }
+
+    /// Takes the first request of a lane out of the arena and out of the books.
+    pub(crate) fn unpark(&mut self, volume: u32, lane: usize) -> Option<Released<T>> {
+        let lot = &mut self.lots[volume as usize];
+        let Waiting { item, request, since_ns, mark } = self.arena.pop(&mut lot.lanes[lane])?;
+        let waited_ns = self.now_ns - since_ns;
+        lot.parked_ns = lot.parked_ns.saturating_add(waited_ns);
+        if lot.is_empty() {
+            self.volumes[volume as usize].flags &= !PARKED;
+        }
+        self.parked.items -= 1;
+        self.parked.bytes -= u64::from(request.units[0]);
+        let lane = if lane == 0 { Lane::Forward } else { Lane::Reverse };
+        Some(Released { volume, lane, item, mark, waited_ns })
+    }
+}
+
+impl Blocked {
+    /// Both lanes are blocked: the earlier of their times counts, and the first one's pool.
+    fn also(&mut self, other: &Blocked) {
+        self.own_until_ns = self.own_until_ns.into_iter().chain(other.own_until_ns).min();
+        if self.pool == NONE {
+            (self.pool, self.short) = (other.pool, other.short);
+        } else if self.pool == other.pool {
+            self.short = [self.short[0] | other.short[0], self.short[1] | other.short[1]];
+        }
+    }
+}
+
+#[cold]
+fn blocked_by_own(v: &Volume, now_ns: u64, nanos: &[i128; DIMS], floors: &[i128; DIMS]) -> Blocked {
+    let waits: [u64; DIMS] = std::array::from_fn(|d| v.wait_ns(d, nanos[d], floors[d]));
+    let wait = waits.into_iter().max().unwrap_or(0);
+    Blocked {
+        own_until_ns: Some(now_ns.saturating_add(wait.max(1))),
+        pool: NONE,
+        short: waits.map(|wait| wait > 0),
     }
 }

@@ -1,0 +1,180 @@
+//! Setting up, changing and reading a shaper: everything that is not on the way of a request.
+
+use crate::api::{Parked, Released, ShaperConfig, VolumeBalance, VolumeCounters};
+use crate::drr::Seat;
+use crate::limits::{Dimension, Limits, LimitsError, PoolError, PoolLimits};
+use crate::parking::{Arena, Lot, NONE};
+use crate::pool::Pool;
+use crate::shaper::Shaper;
+use crate::tariff::Tariff;
+use crate::volume::Volume;
+use crate::wheel::Wheel;
+
+impl<T> Shaper<T> {
+    /// A shaper whose volumes are all unlimited, with room for everything in `config`. `now_ns` starts its
+    /// clock. Volumes and groups together number less than 2^32 - 1; what is more is cut off.
+    pub fn new(config: ShaperConfig, now_ns: u64) -> Shaper<T> {
+        let volumes_max = config.volumes_max.min(NONE - 2);
+        let groups_max = config.groups_max.min(NONE - 2 - volumes_max);
+        let config = ShaperConfig { volumes_max, groups_max, ..config };
+        let volumes = volumes_max as usize;
+        let pools = groups_max + 1;
+        let weight = Limits::unlimited().weight();
+        Shaper {
+            config,
+            now_ns,
+            volumes: vec![Volume::unlimited(now_ns); volumes],
+            tariffs: vec![None; volumes],
+            lots: vec![Lot::new(); volumes],
+            seats: vec![Seat::new(weight); volumes],
+            pools: vec![Pool::unlimited(now_ns); pools as usize],
+            node: groups_max,
+            node_is_limited: false,
+            arena: Arena::new(config.parked_items_max),
+            wheel: Wheel::new(volumes_max + pools, now_ns),
+            parked: Parked::default(),
+        }
+    }
+
+    /// Sets or changes the limits of a volume while traffic flows. Balances are kept, cut to the new caps;
+    /// a bucket that is new starts full. What waits is timed anew.
+    pub fn set_volume(&mut self, now_ns: u64, volume: u32, limits: &Limits) -> Result<(), LimitsError> {
+        let ShaperConfig { volumes_max, groups_max, .. } = self.config;
+        if volume >= volumes_max {
+            return Err(LimitsError::VolumeOutOfRange { volume, volumes_max });
+        }
+        if let Some(group) = limits.group.filter(|&group| group >= groups_max) {
+            return Err(LimitsError::GroupOutOfRange { group, groups_max });
+        }
+        limits.check()?;
+        self.tick(now_ns);
+        let at = volume as usize;
+        let tariff = Tariff::of(limits, self.tariffs[at].as_deref());
+        self.volumes[at].configure(self.now_ns, limits, tariff.is_some());
+        self.tariffs[at] = tariff;
+        self.lots[at].limits = limits.park;
+        let seated = self.seats[at].pool;
+        if seated != NONE && seated != self.node && Some(seated) != limits.group {
+            self.unseat(volume);
+        }
+        match self.pools.get_mut(self.seats[at].pool as usize) {
+            Some(pool) => pool.ring.reweigh(&mut self.seats, volume, limits.weight()),
+            None => self.seats[at].set_weight(limits.weight()),
+        }
+        self.plan(volume);
+        Ok(())
+    }
+
+    /// Forgets a volume: its waiting requests come back through `sink` unpaid, each lane in order, and the
+    /// index is as in a new shaper. Returns its last counters; `None` if it is outside the shaper.
+    pub fn remove_volume(
+        &mut self,
+        volume: u32,
+        sink: &mut impl FnMut(Released<T>),
+    ) -> Option<VolumeCounters> {
+        let at = volume as usize;
+        self.volumes.get(at)?;
+        for lane in 0..2 {
+            while let Some(released) = self.unpark(volume, lane) {
+                sink(released);
+            }
+        }
+        self.unseat(volume);
+        self.wheel.cancel(volume);
+        let counters = self.counters(volume);
+        self.volumes[at] = Volume::unlimited(self.now_ns);
+        self.tariffs[at] = None;
+        self.lots[at] = Lot::new();
+        self.seats[at] = Seat::new(Limits::unlimited().weight());
+        counters
+    }
+
+    /// Sets, changes or (with nothing in it) lifts the pool of a group while traffic flows. Balances are
+    /// kept, cut to the new caps; what is new starts full.
+    pub fn set_group(&mut self, now_ns: u64, group: u32, limits: &PoolLimits) -> Result<(), PoolError> {
+        let groups_max = self.config.groups_max;
+        if group >= groups_max {
+            return Err(PoolError::GroupOutOfRange { group, groups_max });
+        }
+        self.set_pool(now_ns, group, limits)
+    }
+
+    /// Sets, changes or (with nothing in it) lifts the pool of the node, as [`Shaper::set_group`] does.
+    pub fn set_node(&mut self, now_ns: u64, limits: &PoolLimits) -> Result<(), PoolError> {
+        self.set_pool(now_ns, self.node, limits)?;
+        self.node_is_limited = self.pools[self.node as usize].is_limited();
+        Ok(())
+    }
+
+    fn set_pool(&mut self, now_ns: u64, id: u32, limits: &PoolLimits) -> Result<(), PoolError> {
+        limits.check()?;
+        self.tick(now_ns);
+        let pool = &mut self.pools[id as usize];
+        pool.configure(self.now_ns, limits);
+        if pool.ring.members() > 0 {
+            self.wheel.set(self.config.volumes_max + id, self.now_ns);
+        }
+        Ok(())
+    }
+
+    /// Gives what was borrowed from shared buckets and not spent back to them. Call before sleeping.
+    pub fn return_quanta(&mut self, now_ns: u64) {
+        self.tick(now_ns);
+        for pool in &mut self.pools {
+            pool.return_quanta();
+        }
+    }
+
+    /// What waits in the whole shaper.
+    pub fn parked(&self) -> Parked {
+        self.parked
+    }
+
+    /// Counters of a volume.
+    pub fn counters(&self, volume: u32) -> Option<VolumeCounters> {
+        let (v, lot) = (self.volumes.get(volume as usize)?, self.lots.get(volume as usize)?);
+        let [admitted_bytes, admitted_packets] = v.admitted;
+        let [forward, reverse] = &lot.lanes;
+        Some(VolumeCounters {
+            admitted_bytes,
+            admitted_packets,
+            parked: Parked { items: forward.items + reverse.items, bytes: forward.bytes + reverse.bytes },
+            parked_total: lot.parked_total,
+            marked: lot.marked,
+            dropped: lot.dropped,
+            parked_ns: lot.parked_ns,
+        })
+    }
+
+    /// Balances of a volume at `now_ns`.
+    pub fn balances(&self, now_ns: u64, volume: u32) -> Option<VolumeBalance> {
+        let mut v = *self.volumes.get(volume as usize)?;
+        v.refill(now_ns.max(self.now_ns));
+        Some(VolumeBalance { bytes: v.balance(0), packets: v.balance(1) })
+    }
+
+    /// Whole units that the node's pool holds in a dimension at the shaper's clock, negative in debt;
+    /// `None` without a limit.
+    pub fn node_units(&self, dimension: Dimension) -> Option<i64> {
+        self.pools[self.node as usize].units(dimension as usize)
+    }
+
+    /// Whole units that a group's pool holds in a dimension, as [`Shaper::node_units`].
+    pub fn group_units(&self, group: u32, dimension: Dimension) -> Option<i64> {
+        let pool = self.pools.get(group as usize).filter(|_| group < self.node)?;
+        pool.units(dimension as usize)
+    }
+
+    /// The cache line that [`Shaper::admit`] reads first for a volume, to be prefetched. A volume limited in
+    /// a dimension also needs [`Shaper::prefetch_hint_of`].
+    #[inline(always)]
+    pub fn prefetch_hint(&self, volume: u32) -> Option<&impl Sized> {
+        self.volumes.get(volume as usize)
+    }
+
+    /// The cache line with a volume's balances in a dimension, to be prefetched.
+    #[inline(always)]
+    pub fn prefetch_hint_of(&self, volume: u32, dimension: Dimension) -> Option<&impl Sized> {
+        self.volumes.get(volume as usize).map(|v| v.line(dimension as usize))
+    }
+}

@@ -1,0 +1,335 @@
+//! Taking turns while a pool is short: deficit round robin (Shreedhar and Varghese 1995), weighted.
+//!
+//! A round is one visit to each member. At a visit the member's deficit grows by its quantum, its weight's
+//! share of `members x largest request`, so a round is as short as fairness allows and always serves
+//! somebody: the heaviest member's quantum covers the largest request. A member sends while its deficit is
+//! positive, and the request that takes it below zero is still sent (the surplus form): so a newcomer is
+//! served at its first visit however small its weight, and then waits as many rounds as that is worth.
+//! Leaving with a debt does not cancel it: it is worked off by the rounds that pass meanwhile.
+//!
+//! Deficits count what a request is worth to the pool: the time in which the pool earns it, in 2^-20 ns, fine
+//! enough for weights that differ by a million.
+//!
+//! Invariants: members form one circular order through their [`Seat`]s; `weights` is the sum of the
+//! members' weights; a volume is a member of at most one ring.
+
+use crate::limits::DIMS;
+use crate::parking::NONE;
+
+/// Rounds after which any debt is forgotten; also what an emptied ring counts as.
+const FORGIVEN: u64 = 1 << 32;
+/// Fraction bits of `quantum_per_weight`.
+const FRACTION: u32 = 32;
+/// Largest worth and quantum, far from overflow.
+pub(crate) const WORTH_MAX: i64 = i64::MAX / 4;
+
+/// A volume's deficit with one pool, as of a round of that pool's ring.
+#[derive(Clone, Copy, Debug, Default)]
+struct Account {
+    deficit: i64,
+    round: u64,
+}
+
+/// A volume's place in a ring, and its deficits with its group (0) and the node (1).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seat {
+    prev: u32,
+    next: u32,
+    /// The pool in whose ring the volume waits, or `NONE`.
+    pub(crate) pool: u32,
+    kind: u8,
+    weight: u64,
+    accounts: [Account; 2],
+}
+
+impl Seat {
+    pub(crate) fn new(weight: u64) -> Seat {
+        Seat { prev: NONE, next: NONE, pool: NONE, kind: 0, weight, accounts: [Account::default(); 2] }
+    }
+
+    /// Sets the weight of a volume that is in no ring.
+    pub(crate) fn set_weight(&mut self, weight: u64) {
+        self.weight = weight;
+    }
+
+    fn account(&mut self) -> &mut Account {
+        &mut self.accounts[usize::from(self.kind)]
+    }
+}
+
+/// The ring of one pool.
+#[derive(Clone, Debug)]
+pub(crate) struct Ring {
+    head: u32,
+    tail: u32,
+    members: u32,
+    weights: u128,
+    round: u64,
+    visits_left: u32,
+    quantum_per_weight: u64,
+    worth_max: i64,
+    /// The dimensions that members wait for.
+    pub(crate) waiting: [bool; DIMS],
+}
+
+impl Ring {
+    pub(crate) fn new() -> Ring {
+        Ring {
+            head: NONE,
+            tail: NONE,
+            members: 0,
+            weights: 0,
+            round: FORGIVEN,
+            visits_left: 0,
+            quantum_per_weight: 0,
+            worth_max: 1,
+            waiting: [false; DIMS],
+        }
+    }
+
+    pub(crate) fn front(&self) -> Option<u32> {
+        (self.head != NONE).then_some(self.head)
+    }
+
+    pub(crate) fn members(&self) -> u32 {
+        self.members
+    }
+
+    /// Takes a volume in, last. `kind`: 0 for a group's ring, 1 for the node's.
+    pub(crate) fn join(&mut self, seats: &mut [Seat], volume: u32, pool: u32, kind: u8) {
+        let seat = &mut seats[volume as usize];
+        (seat.pool, seat.kind) = (pool, kind);
+        let quantum = self.quantum(seat.weight);
+        let account = seat.account();
+        let deficit = match self.round.saturating_sub(account.round) {
+            FORGIVEN.. => 0,
+            rounds => i128::from(account.deficit) + i128::from(rounds) * i128::from(quantum),
+        };
+        *account = Account { deficit: deficit.min(0) as i64, round: self.round };
+        self.weights += u128::from(seat.weight);
+        self.members += 1;
+        self.append(seats, volume);
+    }
+
+    /// Lets a volume out; its debt stays on its account.
+    pub(crate) fn leave(&mut self, seats: &mut [Seat], volume: u32) {
+        self.unlink(seats, volume);
+        let seat = &mut seats[volume as usize];
+        seat.account().round = self.round;
+        seat.pool = NONE;
+        self.weights -= u128::from(seat.weight);
+        self.members -= 1;
+        self.visits_left = self.visits_left.min(self.members);
+        if self.members == 0 {
+            self.round += FORGIVEN;
+            self.waiting = [false; DIMS];
+        }
+    }
+
+    /// Changes the weight of a member.
+    pub(crate) fn reweigh(&mut self, seats: &mut [Seat], volume: u32, weight: u64) {
+        let seat = &mut seats[volume as usize];
+        self.weights = self.weights + u128::from(weight) - u128::from(seat.weight);
+        seat.weight = weight;
+    }
+
+    /// Visits the front: true if it may send, false if it was sent to the end to wait for its next visit.
+    pub(crate) fn visit(&mut self, seats: &mut [Seat]) -> bool {
+        let Some(volume) = self.front() else { return false };
+        let seat = &mut seats[volume as usize];
+        if seat.account().deficit > 0 {
+            return true;
+        }
+        if self.visits_left == 0 {
+            self.begin_round();
+        }
+        self.visits_left -= 1;
+        let quantum = self.quantum(seat.weight);
+        let account = seat.account();
+        account.deficit += quantum;
+        let may = account.deficit > 0;
+        if !may {
+            self.rotate(seats);
+        }
+        may
+    }
+
+    /// Charges the front for what it sent; at a deficit of zero or less its visit ends.
+    pub(crate) fn charge(&mut self, seats: &mut [Seat], worth: i64) {
+        let Some(volume) = self.front() else { return };
+        self.worth_max = self.worth_max.max(worth);
+        let account = seats[volume as usize].account();
+        account.deficit -= worth;
+        if account.deficit <= 0 {
+            self.rotate(seats);
+        }
+    }
+
+    fn begin_round(&mut self) {
+        self.round += 1;
+        self.visits_left = self.members;
+        let total = u128::from(self.members) * self.worth_max as u128;
+        let share = (total << FRACTION).div_ceil(self.weights.max(1));
+        self.quantum_per_weight = u64::try_from(share).unwrap_or(u64::MAX);
+        // One giant should not make the rounds long for ever.
+        self.worth_max = (self.worth_max - (self.worth_max >> 4)).max(1);
+    }
+
+    fn quantum(&self, weight: u64) -> i64 {
+        let quantum = (u128::from(weight) * u128::from(self.quantum_per_weight)) >> FRACTION;
+        i64::try_from(quantum).unwrap_or(WORTH_MAX).clamp(1, WORTH_MAX)
+    }
+
+    fn rotate(&mut self, seats: &mut [Seat]) {
+        let volume = self.head;
+        if volume != self.tail {
+            self.unlink(seats, volume);
+            self.append(seats, volume);
+        }
+    }
+
+    fn append(&mut self, seats: &mut [Seat], volume: u32) {
+        let tail = self.tail;
+        let seat = &mut seats[volume as usize];
+        (seat.prev, seat.next) = (tail, NONE);
+        match tail {
+            NONE => self.head = volume,
+            tail => seats[tail as usize].next = volume,
+        }
+        self.tail = volume;
+    }
+
+    fn unlink(&mut self, seats: &mut [Seat], volume: u32) {
+        let Seat { prev, next, .. } = seats[volume as usize];
+        match prev {
+            NONE => self.head = next,
+            prev => seats[prev as usize].next = next,
+        }
+        match next {
+            NONE => self.tail = prev,
+            next => seats[next as usize].prev = prev,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ring_of(weights: &[u64]) -> (Ring, Vec<Seat>) {
+        let mut ring = Ring::new();
+        let mut seats: Vec<Seat> = weights.iter().map(|&w| Seat::new(w)).collect();
+        for volume in 0..weights.len() as u32 {
+            ring.join(&mut seats, volume, 0, 0);
+        }
+        (ring, seats)
+    }
+
+    /// Serves until `total` worth is sent, each member with requests of its own size; returns the sums.
+    fn run(ring: &mut Ring, seats: &mut [Seat], sizes: &[i64], total: i64) -> Vec<i64> {
+        let mut sums = vec![0; sizes.len()];
+        let (mut sent, mut visits) = (0, 0u64);
+        while sent < total {
+            visits += 1;
+            let front = ring.front().unwrap() as usize;
+            if ring.visit(seats) {
+                sums[front] += sizes[front];
+                sent += sizes[front];
+                ring.charge(seats, sizes[front]);
+            }
+        }
+        let services: u64 = sums.iter().zip(sizes).map(|(&sum, &size)| (sum / size) as u64).sum();
+        assert!(visits <= 3 * services + 100 * sizes.len() as u64, "{visits} visits for {services}");
+        sums
+    }
+
+    fn assert_shares(sums: &[i64], weights: &[u64], tolerance: f64) {
+        let (sent, weighed) = (sums.iter().sum::<i64>() as f64, weights.iter().sum::<u64>() as f64);
+        for (i, (&sum, &weight)) in sums.iter().zip(weights).enumerate() {
+            let ratio = (sum as f64 / sent) / (weight as f64 / weighed);
+            assert!((ratio - 1.0).abs() < tolerance, "member {i}: {ratio} of its share");
+        }
+    }
+
+    #[test]
+    fn equal_weights_share_equally_whatever_their_sizes() {
+        let weights = [7; 10];
+        let (mut ring, mut seats) = ring_of(&weights);
+        let sizes = [1, 2, 3, 5, 8, 13, 21, 34, 55, 89].map(|s| s * 1000);
+        let sums = run(&mut ring, &mut seats, &sizes, 200_000_000);
+        assert_shares(&sums, &weights, 0.01);
+    }
+
+    #[test]
+    fn shares_follow_weights_over_six_decades() {
+        let weights = [1, 10, 1_000, 100_000, 1_000_000];
+        let (mut ring, mut seats) = ring_of(&weights);
+        let sums = run(&mut ring, &mut seats, &[64 << 17; 5], (64 << 17) * 1_111_011 * 2);
+        // The lightest is served twice in all this: the others tell.
+        assert_shares(&sums[1..], &weights[1..], 0.1);
+        assert!((1..=4).contains(&(sums[0] / (64 << 17))), "{sums:?}");
+    }
+
+    #[test]
+    fn a_newcomer_is_served_within_a_round() {
+        let mut weights = vec![1_000_000; 10];
+        weights.push(1);
+        let (mut ring, mut seats) = ring_of(&weights[..10]);
+        seats.push(Seat::new(1));
+        run(&mut ring, &mut seats[..], &[1500; 11], 1_000_000);
+        ring.join(&mut seats, 10, 0, 0);
+        let mut before = 0;
+        while ring.front() != Some(10) {
+            if ring.visit(&mut seats) {
+                ring.charge(&mut seats, 1500);
+                before += 1;
+            }
+        }
+        assert!(ring.visit(&mut seats), "served at the first visit");
+        assert!(before <= 22, "{before}");
+    }
+
+    #[test]
+    fn leaving_and_coming_back_does_not_pay() {
+        // Member 0 leaves after each request and joins again at once; the others stay.
+        let (mut ring, mut seats) = ring_of(&[1, 10, 10]);
+        let mut sums = [0i64; 3];
+        for _ in 0..100_000 {
+            let front = ring.front().unwrap();
+            if ring.visit(&mut seats) {
+                sums[front as usize] += 100;
+                ring.charge(&mut seats, 100);
+                if front == 0 {
+                    ring.leave(&mut seats, 0);
+                    ring.join(&mut seats, 0, 0, 0);
+                }
+            }
+        }
+        let share = sums[0] as f64 / sums.iter().sum::<i64>() as f64;
+        assert!((share * 21.0 - 1.0).abs() < 0.1, "{share}");
+    }
+
+    #[test]
+    fn an_emptied_ring_forgives() {
+        let (mut ring, mut seats) = ring_of(&[1]);
+        assert!(ring.visit(&mut seats));
+        ring.charge(&mut seats, 1 << 40);
+        ring.leave(&mut seats, 0);
+        assert_eq!((ring.front(), ring.members()), (None, 0));
+        ring.join(&mut seats, 0, 0, 0);
+        assert!(ring.visit(&mut seats));
+    }
+
+    #[test]
+    fn extreme_worths_and_weights_do_not_overflow() {
+        let (mut ring, mut seats) = ring_of(&[crate::RATE_MAX, 1]);
+        for _ in 0..1000 {
+            if ring.visit(&mut seats) {
+                ring.charge(&mut seats, WORTH_MAX);
+            }
+        }
+        ring.reweigh(&mut seats, 1, crate::RATE_MAX);
+        ring.leave(&mut seats, 0);
+        assert_eq!(ring.front(), Some(1));
+    }
+}

@@ -1,0 +1,201 @@
+//! Where requests wait: one arena of slots for the whole shaper, and in it a first-in-first-out list per
+//! volume and lane.
+//!
+//! Invariants: nothing is allocated after construction; a slot is either on the free list or on exactly one
+//! lane; `items` and `bytes` of a lane are the sums over its list.
+
+use crate::limits::{DIMS, ParkLimits};
+use crate::tariff::Request;
+
+pub(crate) const NONE: u32 = u32::MAX;
+
+/// A request that waits.
+#[derive(Debug)]
+pub(crate) struct Waiting<T> {
+    pub(crate) item: T,
+    pub(crate) request: Request,
+    pub(crate) since_ns: u64,
+    pub(crate) mark: bool,
+}
+
+#[derive(Debug)]
+struct Slot<T> {
+    waiting: Option<Waiting<T>>,
+    next: u32,
+}
+
+/// The slots of all volumes.
+#[derive(Debug)]
+pub(crate) struct Arena<T> {
+    slots: Vec<Slot<T>>,
+    free: u32,
+}
+
+/// One list of an arena.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Queue {
+    head: u32,
+    tail: u32,
+    pub(crate) items: u32,
+    pub(crate) bytes: u64,
+}
+
+impl Queue {
+    const EMPTY: Queue = Queue { head: NONE, tail: NONE, items: 0, bytes: 0 };
+}
+
+/// What a volume has parked, and its counters of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Lot {
+    pub(crate) lanes: [Queue; 2],
+    /// The lane whose turn it is.
+    pub(crate) turn: usize,
+    /// What the request whose turn it is waits for; a newcomer of the other lane that needs none of it may
+    /// pass.
+    pub(crate) short: [bool; DIMS],
+    pub(crate) limits: ParkLimits,
+    pub(crate) parked_total: u64,
+    pub(crate) marked: u64,
+    pub(crate) dropped: u64,
+    pub(crate) parked_ns: u64,
+}
+
+impl Lot {
+    pub(crate) fn new() -> Lot {
+        Lot {
+            lanes: [Queue::EMPTY; 2],
+            turn: 0,
+            short: [false; DIMS],
+            limits: ParkLimits::default(),
+            parked_total: 0,
+            marked: 0,
+            dropped: 0,
+            parked_ns: 0,
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lanes[0].items == 0 && self.lanes[1].items == 0
+    }
+
+    /// True if a newcomer to `lane` may be asked for at once although something is parked: nothing is in
+    /// its own lane, and it needs nothing of what the other lane is short of.
+    pub(crate) fn may_overtake(&self, lane: usize, request: &Request) -> bool {
+        self.lanes[lane].items == 0 && !request.needs(&self.short)
+    }
+
+    /// True if `bytes` more do not fit a lane. An empty lane takes any one request, else a request larger
+    /// than the bound could never wait.
+    pub(crate) fn is_full(&self, lane: usize, bytes: u32) -> bool {
+        let Queue { items, bytes: held, .. } = self.lanes[lane];
+        items > 0 && (items >= self.limits.items_max || held + u64::from(bytes) > self.limits.bytes_max)
+    }
+
+    /// True if a lane is beyond half of its bound.
+    pub(crate) fn is_congested(&self, lane: usize) -> bool {
+        let Queue { items, bytes, .. } = self.lanes[lane];
+        u64::from(items) * 2 > u64::from(self.limits.items_max) || bytes > self.limits.bytes_max / 2
+    }
+}
+
+impl<T> Arena<T> {
+    pub(crate) fn new(slots: u32) -> Arena<T> {
+        let chain = |i: u32| if i + 1 < slots { i + 1 } else { NONE };
+        let all = (0..slots).map(|i| Slot { waiting: None, next: chain(i) }).collect();
+        Arena { slots: all, free: if slots == 0 { NONE } else { 0 } }
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.free == NONE
+    }
+
+    /// Appends to `queue`; gives the request back if there is no slot left.
+    pub(crate) fn push(&mut self, queue: &mut Queue, waiting: Waiting<T>) -> Result<(), Waiting<T>> {
+        let at = self.free;
+        let Some(slot) = self.slots.get_mut(at as usize) else { return Err(waiting) };
+        queue.items += 1;
+        queue.bytes += u64::from(waiting.request.units[0]);
+        self.free = slot.next;
+        (slot.waiting, slot.next) = (Some(waiting), NONE);
+        match self.slots.get_mut(queue.tail as usize) {
+            Some(tail) => tail.next = at,
+            None => queue.head = at,
+        }
+        queue.tail = at;
+        Ok(())
+    }
+
+    /// Marks what was pushed last.
+    pub(crate) fn mark_last(&mut self, queue: &Queue) {
+        if let Some(waiting) = self.slots.get_mut(queue.tail as usize).and_then(|s| s.waiting.as_mut()) {
+            waiting.mark = true;
+        }
+    }
+
+    /// What waits first in `queue`.
+    pub(crate) fn front(&self, queue: &Queue) -> Option<&Waiting<T>> {
+        self.slots.get(queue.head as usize)?.waiting.as_ref()
+    }
+
+    /// Takes what waits first in `queue`.
+    pub(crate) fn pop(&mut self, queue: &mut Queue) -> Option<Waiting<T>> {
+        let at = queue.head;
+        let slot = self.slots.get_mut(at as usize)?;
+        let waiting = slot.waiting.take()?;
+        queue.head = slot.next;
+        if queue.head == NONE {
+            queue.tail = NONE;
+        }
+        slot.next = self.free;
+        self.free = at;
+        queue.items -= 1;
+        queue.bytes -= u64::from(waiting.request.units[0]);
+        Some(waiting)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn waiting(item: u32, bytes: u32) -> Waiting<u32> {
+        Waiting { item, request: Request { units: [bytes, 1], sequential: false }, since_ns: 0, mark: false }
+    }
+
+    #[test]
+    fn lists_keep_their_order_and_slots_come_back() {
+        let mut arena = Arena::new(3);
+        let (mut a, mut b) = (Queue::EMPTY, Queue::EMPTY);
+        for round in 0..5 {
+            assert!(arena.push(&mut a, waiting(round, 10)).is_ok());
+            assert!(arena.push(&mut b, waiting(100, 1)).is_ok());
+            assert!(arena.push(&mut a, waiting(round + 1, 20)).is_ok());
+            assert!(arena.is_full());
+            assert_eq!(arena.push(&mut b, waiting(7, 1)).unwrap_err().item, 7);
+            assert_eq!((a.items, a.bytes, b.items), (2, 30, 1));
+            assert_eq!(arena.front(&a).map(|w| w.item), Some(round));
+            assert_eq!(arena.pop(&mut a).map(|w| w.item), Some(round));
+            assert_eq!(arena.pop(&mut a).map(|w| w.item), Some(round + 1));
+            assert_eq!(arena.pop(&mut b).map(|w| w.item), Some(100));
+            assert!(arena.pop(&mut a).is_none() && arena.front(&b).is_none());
+        }
+        assert!(Arena::new(0).push(&mut a, waiting(0, 0)).is_err());
+    }
+
+    #[test]
+    fn bounds_count_items_and_bytes() {
+        let mut arena = Arena::new(10);
+        let mut lot = Lot::new();
+        lot.limits = ParkLimits { items_max: 4, bytes_max: 100 };
+        assert!(!lot.is_full(0, 1_000), "an empty lane takes any one request");
+        let mut push = |lot: &mut Lot, bytes| {
+            assert!(arena.push(&mut lot.lanes[0], waiting(0, bytes)).is_ok());
+            lot.is_congested(0)
+        };
+        assert!(!push(&mut lot, 10));
+        assert!(push(&mut lot, 45), "55 of 100 bytes");
+        assert!(lot.is_full(0, 46) && !lot.is_full(0, 45) && !lot.is_full(1, 46));
+        assert!(push(&mut lot, 0) && push(&mut lot, 0));
+        assert!(lot.is_full(0, 0), "4 of 4 items");
+    }
+}

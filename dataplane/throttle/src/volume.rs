@@ -1,0 +1,324 @@
+//! The buckets of one volume, in three cache lines, and D1's order of asking and paying.
+//!
+//! The first line carries what every request needs, the other two one dimension each; a dimension without
+//! limits is never touched, so an unlimited volume costs one line. Which buckets exist is a bit set.
+//!
+//! Invariants: a bucket that does not exist has level and rate 0; a level never exceeds its cap;
+//! [`Volume::pay`] is called only with [`Charge`]s that [`Volume::ask`] returned for the same balances.
+
+use crate::api::Balance;
+use crate::bucket::{NANO, PEAK_CAP_NS, WORK_CAP_NS, filled, ns_until, units};
+use crate::limits::{DIMS, DimLimits, Limits};
+
+/// Bits of [`Volume::flags`]; the first three are shifted by 4 times the dimension.
+const BURST: u32 = 1;
+const WORK: u32 = 2;
+const PEAK: u32 = 4;
+const ANY: u32 = BURST | WORK | PEAK;
+const DIM_SHIFT: u32 = 4;
+/// The volume has limits of its own.
+const LIMITED: u32 = ANY | ANY << DIM_SHIFT;
+/// The volume draws from a group.
+pub(crate) const GROUP: u32 = 1 << 8;
+/// Requests of the volume are parked.
+pub(crate) const PARKED: u32 = 1 << 9;
+/// The volume has a `Tariff`: prices other than one, streams, or a bound on debt.
+pub(crate) const TARIFF: u32 = 1 << 10;
+
+/// The line that every request reads.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub(crate) struct Volume {
+    pub(crate) last_ns: u64,
+    pub(crate) admitted: [u64; DIMS],
+    pub(crate) flags: u32,
+    pub(crate) group: u32,
+    peak_rate: [u64; DIMS],
+    burst_cap: [u64; DIMS],
+    dims: [Buckets; DIMS],
+}
+
+/// The line of one dimension.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C, align(64))]
+pub(crate) struct Buckets {
+    burst: i128,
+    work: i128,
+    peak: i128,
+    burst_rate: u64,
+    work_rate: u64,
+}
+
+/// How a dimension pays, or why not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Charge {
+    /// Only what peak asks.
+    Free,
+    /// Burst pays in full.
+    Burst,
+    /// Work pays, reduced if the node has slack.
+    Work,
+    /// Nothing can pay now.
+    Wait,
+}
+
+impl Volume {
+    pub(crate) fn unlimited(now_ns: u64) -> Volume {
+        Volume {
+            last_ns: now_ns,
+            admitted: [0; DIMS],
+            flags: 0,
+            group: 0,
+            peak_rate: [0; DIMS],
+            burst_cap: [0; DIMS],
+            dims: [Buckets::default(); DIMS],
+        }
+    }
+
+    /// True if the volume has buckets of its own.
+    #[inline(always)]
+    pub(crate) fn is_limited(&self) -> bool {
+        self.flags & LIMITED != 0
+    }
+
+    /// True if only the node's pool can hold the volume back.
+    #[inline(always)]
+    pub(crate) fn is_free(&self) -> bool {
+        self.flags & (LIMITED | GROUP | PARKED | TARIFF) == 0
+    }
+
+    /// Counts a request that passes.
+    #[inline(always)]
+    pub(crate) fn count(&mut self, units: &[u32; DIMS]) {
+        for (admitted, &units) in self.admitted.iter_mut().zip(units) {
+            *admitted = admitted.wrapping_add(u64::from(units));
+        }
+    }
+
+    #[inline(always)]
+    fn has(&self, d: usize, bucket: u32) -> bool {
+        self.flags >> (DIM_SHIFT * d as u32) & bucket != 0
+    }
+
+    #[inline(always)]
+    fn burst_cap(&self, d: usize) -> i128 {
+        i128::from(self.burst_cap[d]) * NANO
+    }
+
+    #[inline(always)]
+    fn work_cap(&self, d: usize) -> i128 {
+        i128::from(self.dims[d].work_rate) * WORK_CAP_NS
+    }
+
+    #[inline(always)]
+    fn peak_cap(&self, d: usize) -> i128 {
+        i128::from(self.peak_rate[d]) * PEAK_CAP_NS
+    }
+
+    /// Brings the balances up to `now_ns`. Time that runs backwards earns nothing and costs nothing.
+    #[inline(always)]
+    pub(crate) fn refill(&mut self, now_ns: u64) {
+        if now_ns <= self.last_ns || !self.is_limited() {
+            return;
+        }
+        let dt = now_ns - self.last_ns;
+        self.last_ns = now_ns;
+        for d in 0..DIMS {
+            if !self.has(d, ANY) {
+                continue;
+            }
+            let (burst_cap, work_cap, peak_cap) = (self.burst_cap(d), self.work_cap(d), self.peak_cap(d));
+            let b = &mut self.dims[d];
+            b.burst = filled(b.burst, dt, b.burst_rate, burst_cap);
+            b.work = filled(b.work, dt, b.work_rate, work_cap);
+            b.peak = filled(b.peak, dt, self.peak_rate[d], peak_cap);
+        }
+    }
+
+    /// How a request of `n` nano-tokens would be paid in dimension `d`. `work_floor` is what work must hold:
+    /// 1, or more where debt is bounded (see [`Volume::work_floor`]).
+    #[inline(always)]
+    pub(crate) fn ask(&self, d: usize, n: i128, work_floor: i128) -> Charge {
+        if n == 0 || !self.has(d, ANY) {
+            return Charge::Free;
+        }
+        let b = &self.dims[d];
+        if self.has(d, PEAK) && b.peak <= 0 {
+            return Charge::Wait;
+        }
+        if self.has(d, BURST) && (b.burst >= n || self.bank_is_all(d) && b.burst == self.burst_cap(d)) {
+            return Charge::Burst;
+        }
+        match self.has(d, WORK) {
+            true if b.work >= work_floor => Charge::Work,
+            false if !self.has(d, BURST) => Charge::Free,
+            _ => Charge::Wait,
+        }
+    }
+
+    /// True if only the bank can pay, so that it must pay even more than it can hold.
+    #[inline(always)]
+    fn bank_is_all(&self, d: usize) -> bool {
+        !self.has(d, WORK)
+    }
+
+    /// What work must hold so that paying `n` leaves no more than `debt_units_max` owed: at least one
+    /// nano-token, at most all it can hold.
+    pub(crate) fn work_floor(&self, d: usize, n: i128, debt_units_max: u32) -> i128 {
+        (n - i128::from(debt_units_max) * NANO).min(self.work_cap(d)).max(1)
+    }
+
+    /// Takes the payment: `n` from peak, and from burst or `work_n` from work as `charge` says.
+    #[inline(always)]
+    pub(crate) fn pay(&mut self, d: usize, charge: Charge, n: i128, work_n: i128) {
+        if n == 0 || !self.has(d, ANY) {
+            return;
+        }
+        let paced = self.has(d, PEAK);
+        let b = &mut self.dims[d];
+        if paced {
+            b.peak -= n;
+        }
+        match charge {
+            Charge::Burst => b.burst -= n,
+            Charge::Work => b.work -= work_n,
+            Charge::Free | Charge::Wait => {}
+        }
+    }
+
+    /// Nanoseconds from the last refill until dimension `d` could pay `n`, if nothing else is paid.
+    pub(crate) fn wait_ns(&self, d: usize, n: i128, work_floor: i128) -> u64 {
+        let b = &self.dims[d];
+        if n == 0 || !self.has(d, ANY) {
+            return 0;
+        }
+        let peak = if self.has(d, PEAK) { ns_until(b.peak, 1, self.peak_rate[d]) } else { 0 };
+        let burst = self.has(d, BURST).then(|| {
+            let cap = self.burst_cap(d);
+            match n > cap && !self.bank_is_all(d) {
+                true => u64::MAX,
+                false => ns_until(b.burst, n.min(cap), b.burst_rate),
+            }
+        });
+        let work = self.has(d, WORK).then(|| ns_until(b.work, work_floor, b.work_rate));
+        let pays = burst.into_iter().chain(work).min().unwrap_or(0);
+        peak.max(pays)
+    }
+
+    /// Takes new limits and keeps the balances: cut to the new caps, full where there was no bucket.
+    pub(crate) fn configure(&mut self, now_ns: u64, limits: &Limits, tariff: bool) {
+        self.refill(now_ns);
+        self.last_ns = self.last_ns.max(now_ns);
+        let before = *self;
+        self.flags &= PARKED;
+        self.group = limits.group.unwrap_or(0);
+        if limits.group.is_some() {
+            self.flags |= GROUP;
+        }
+        if tariff {
+            self.flags |= TARIFF;
+        }
+        for (d, limits) in limits.dims().into_iter().enumerate() {
+            self.configure_dim(d, limits, &before);
+        }
+    }
+
+    fn configure_dim(&mut self, d: usize, limits: &DimLimits, before: &Volume) {
+        let mut flags = 0;
+        self.burst_cap[d] = limits.burst.map_or(0, |b| b.cap_units);
+        self.peak_rate[d] = limits.peak_rate.unwrap_or(0);
+        self.dims[d].burst_rate = limits.burst.map_or(0, |b| b.fill_rate);
+        self.dims[d].work_rate = limits.work.map_or(0, |w| w.rate);
+        let mut keep = |bucket: u32, exists: bool, level: i128, cap: i128| {
+            if !exists {
+                return 0;
+            }
+            flags |= bucket << (DIM_SHIFT * d as u32);
+            if before.has(d, bucket) { level.min(cap) } else { cap }
+        };
+        let old = &before.dims[d];
+        let burst = keep(BURST, limits.burst.is_some(), old.burst, self.burst_cap(d));
+        let work = keep(WORK, limits.work.is_some(), old.work, self.work_cap(d));
+        let peak = keep(PEAK, limits.peak_rate.is_some(), old.peak, self.peak_cap(d));
+        self.dims[d] = Buckets { burst, work, peak, ..self.dims[d] };
+        self.flags |= flags;
+    }
+
+    /// What a person sees of dimension `d`.
+    pub(crate) fn balance(&self, d: usize) -> Balance {
+        let b = &self.dims[d];
+        let has = |bucket| self.has(d, bucket);
+        let peak = has(PEAK).then_some(self.peak_rate[d]);
+        let base = has(WORK).then_some(b.work_rate).or(has(BURST).then_some(b.burst_rate));
+        let bursting = has(BURST) && b.burst >= NANO;
+        let permitted_rate =
+            if bursting || base.is_none() { peak } else { base.into_iter().chain(peak).min() };
+        Balance {
+            burst_units: has(BURST).then(|| (units(b.burst), self.burst_cap[d])),
+            work_units: has(WORK).then(|| units(b.work)),
+            permitted_rate,
+        }
+    }
+
+    /// The line of dimension `d`, to be prefetched.
+    pub(crate) fn line(&self, d: usize) -> &Buckets {
+        &self.dims[d]
+    }
+}
+
+const _: () = assert!(size_of::<Volume>() == 192);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Burst, Work};
+
+    fn volume(packets: DimLimits) -> Volume {
+        let mut v = Volume::unlimited(0);
+        v.configure(0, &Limits { packets, ..Limits::default() }, false);
+        v
+    }
+
+    #[test]
+    fn an_absent_bucket_asks_nothing() {
+        let v = volume(DimLimits::default());
+        assert!(!v.is_limited());
+        assert_eq!(v.ask(1, NANO, 1), Charge::Free);
+        let v = volume(DimLimits { peak_rate: Some(100), ..DimLimits::default() });
+        assert_eq!(v.ask(0, NANO, 1), Charge::Free);
+        assert_eq!(v.ask(1, NANO, 1), Charge::Free);
+    }
+
+    #[test]
+    fn a_request_above_the_bank_passes_a_full_bank_only_without_work() {
+        let bank = DimLimits { burst: Some(Burst { cap_units: 2, fill_rate: 1 }), ..DimLimits::default() };
+        let mut v = volume(bank);
+        assert_eq!(v.ask(1, 5 * NANO, 1), Charge::Burst);
+        v.pay(1, Charge::Burst, 5 * NANO, 0);
+        assert_eq!(v.ask(1, NANO, 1), Charge::Wait);
+        assert_eq!(v.wait_ns(1, 5 * NANO, 1), 5_000_000_000);
+        let v = volume(DimLimits { work: Some(Work::at(1)), ..bank });
+        assert_eq!(v.ask(1, 5 * NANO, 1), Charge::Work);
+    }
+
+    #[test]
+    fn debt_is_bounded_where_asked_and_never_blocks_for_ever() {
+        let mut v = volume(DimLimits { work: Some(Work::at(10)), ..DimLimits::default() });
+        assert_eq!(v.work_floor(1, 5 * NANO, 3), 2 * NANO);
+        assert_eq!(v.work_floor(1, 2 * NANO, 3), 1);
+        assert_eq!(v.work_floor(1, 500 * NANO, 3), 10 * NANO);
+        v.pay(1, Charge::Work, 9 * NANO, 9 * NANO);
+        assert_eq!(v.ask(1, 5 * NANO, v.work_floor(1, 5 * NANO, 3)), Charge::Wait);
+        assert_eq!(v.wait_ns(1, 5 * NANO, 2 * NANO), 100_000_000);
+    }
+
+    #[test]
+    fn the_balance_reads_as_percent_and_permitted_rate() {
+        let mut v = volume(Limits::gp2_like(100).packets);
+        assert_eq!(v.balance(1).burst_units, Some((5_400_000, 5_400_000)));
+        assert_eq!(v.balance(1).permitted_rate, Some(3_000));
+        v.pay(1, Charge::Burst, 5_400_000 * NANO, 0);
+        assert_eq!(v.balance(1).permitted_rate, Some(300));
+        assert_eq!(v.balance(0), Balance::default());
+    }
+}
