@@ -267,13 +267,15 @@ fn append(pool: &Pool, jumbo: &mut Frame, segment: &Frame) -> bool {
     if !pool.set_len(jumbo, len + payload.len()) {
         return false;
     }
-    let payload_sum = copy_sum(&mut pool.bytes_mut(jumbo)[len..], payload);
-    if !from_meta.flags.has(Flags::CSUM_VALID) {
+    let to = &mut pool.bytes_mut(jumbo)[len..];
+    if from_meta.flags.has(Flags::CSUM_VALID) {
+        to.copy_from_slice(payload);
+    } else {
         let (l3, l4) = (usize::from(from_meta.l3), usize::from(from_meta.l4));
         let addresses = if from_meta.flags.has(Flags::IPV6) { l3 + 8..l3 + 40 } else { l3 + 12..l3 + 20 };
         let l4_bytes = (from.len() - l4) as u32;
         let pseudo = Checksum::new().bytes(&head[addresses]).u16(protocol::TCP.into()).u32(l4_bytes);
-        if pseudo.bytes(&head[l4..]).u16(payload_sum).folded() != 0xffff {
+        if pseudo.bytes(&head[l4..]).u16(copy_sum(to, payload)).folded() != 0xffff {
             let _shrinks = pool.set_len(jumbo, len);
             return false;
         }

@@ -20,8 +20,6 @@
 //! from an announcement about an entry that is known already.
 
 mod message;
-#[cfg(test)]
-mod tests;
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
