@@ -7,7 +7,9 @@
 //! look, both may look before both have published, and the wake-up is lost;
 //! `tests/loom_handshake.rs` checks all interleavings, and checks that it finds those faults.
 //!
-//! The flag is taken with a swap: of several producers exactly one pays the system call.
+//! The flag is taken with a swap: of several producers exactly one pays the system call. The sleeper swaps
+//! too, which costs nothing beside the system call to come and gives the flag one history that the model
+//! can follow: loom leaves plain stores unordered with the swaps of other threads.
 
 use crate::sync::{AtomicU32, Ordering, fence};
 
@@ -27,7 +29,7 @@ impl Handshake {
     /// Sleeper: announces sleep. Look at every queue after this and before blocking.
     #[inline]
     pub fn arm(&self) {
-        self.sleeping.store(SLEEPING, Ordering::Relaxed);
+        self.sleeping.swap(SLEEPING, Ordering::Relaxed);
         fence(Ordering::SeqCst);
     }
 
@@ -35,7 +37,7 @@ impl Handshake {
     /// once in vain.
     #[inline]
     pub fn disarm(&self) {
-        self.sleeping.store(AWAKE, Ordering::Relaxed);
+        self.sleeping.swap(AWAKE, Ordering::Relaxed);
     }
 
     /// Producer, after publishing an item: true if the caller has to wake the sleeper.

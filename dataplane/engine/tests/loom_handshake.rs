@@ -75,7 +75,10 @@ impl<P: Protocol> Worker<P> {
 }
 
 fn model<P: Protocol>(producers: usize, items_each: usize) {
-    loom::model(move || {
+    let mut model = loom::model::Builder::new();
+    // Two threads are explored whole; with three this bound keeps the run to seconds.
+    model.preemption_bound = (producers > 1).then_some(3);
+    model.check(move || {
         let worker = Arc::new(Worker::<P>::default());
         let threads: Vec<_> = (0..producers)
             .map(|_| {
@@ -127,13 +130,13 @@ struct Fenceless<const SLEEPER: bool, const PRODUCER: bool>(AtomicU32);
 
 impl<const SLEEPER: bool, const PRODUCER: bool> Protocol for Fenceless<SLEEPER, PRODUCER> {
     fn arm(&self) {
-        self.0.store(1, Ordering::Relaxed);
+        self.0.swap(1, Ordering::Relaxed);
         if SLEEPER {
             fence(Ordering::SeqCst);
         }
     }
     fn disarm(&self) {
-        self.0.store(0, Ordering::Relaxed);
+        self.0.swap(0, Ordering::Relaxed);
     }
     fn must_wake(&self) -> bool {
         if PRODUCER {
