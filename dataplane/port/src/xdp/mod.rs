@@ -1,8 +1,8 @@
 //! AF_XDP: frames straight from a driver queue into the slab, over the kernel's own ABI.
 //!
-//! A port is one queue of one interface. Its socket ([`socket`]) registers the slab's chunks as its memory
-//! and shares four rings ([`ring`]) with the kernel; a six-instruction program ([`program`]) redirects the
-//! queue's frames to it; [`loans`] remembers which chunks the kernel holds; [`port`] moves frames. Neither
+//! A port is one queue of one interface. Its socket (`socket`) registers the slab's chunks as its memory
+//! and shares four rings (`ring`) with the kernel; a six-instruction program (`program`) redirects the
+//! queue's frames to it; `loans` remembers which chunks the kernel holds; `port` moves frames. Neither
 //! libbpf nor a compiler for BPF is needed.
 //!
 //! While the port is open the host's own stack sees nothing of the queue's input: address resolution,
@@ -13,12 +13,12 @@
 //! - **Checksums.** A descriptor is an address and a length. If the sender is a local stack with transmit
 //!   checksum offload on (the other end of a veth pair, a guest's virtio-net), its TCP and UDP frames arrive
 //!   with unfinished checksums, and nothing tells them from broken ones. Turn it off where the frames come
-//!   from: `ethtool -K PEER tx off`. [`open`] warns when it sees, or cannot rule out, such a peer.
+//!   from: `ethtool -K PEER tx off`. Opening the port warns when it sees, or cannot rule out, such a peer.
 //!   Frames that *we* send with an unfinished checksum are finished by the port.
 //! - **Super-segments.** They do not fit a chunk: neither sent nor received. The veth driver turns
 //!   segmentation offload off on the peer while a native program is attached; elsewhere
 //!   `ethtool -K PEER tso off gso off` does. A tenant that needs them uses an AF_PACKET port.
-//! - **Long frames.** At most 3,400 bytes, an MTU of [`MTU_BYTES_MAX`](interface::MTU_BYTES_MAX).
+//! - **Long frames.** At most 3,400 bytes, an MTU of 3,382.
 //!
 //! # Veth
 //!
@@ -26,6 +26,12 @@
 //! for ordinary ones from a stack (it copies these into a page of their own first). It refuses the program
 //! when the peer's MTU exceeds a page. A veth pair made with `numrxqueues`/`numtxqueues` has as many
 //! AF_XDP queues as both ends have in common.
+//!
+//! # Loss of the interface
+//!
+//! A system call that fails tells at once; an idle port asks once a second, in `flush`, which a sleeping
+//! worker must therefore call now and then: the kernel does not wake it for this. Every later call returns
+//! the same error until the port is closed, which brings all frames back, and opened again.
 //!
 //! # Invariants
 //!
