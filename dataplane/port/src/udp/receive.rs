@@ -12,11 +12,17 @@ const DATAGRAM_BYTES: usize = 1 << 16;
 /// Distance between two of them: not a power of two, so that their first lines do not compete for one set
 /// of the first-level cache.
 const STRIDE_BYTES: usize = DATAGRAM_BYTES + 17 * 64;
+/// The first begins at a page. The kernel copies with `rep movsb`, which takes seven times as long when the
+/// destination lies 1 to 31 bytes behind the source modulo the size of a page (measured: 0.7 instead of
+/// 0.1 us per frame), and most sources begin at a page.
+const ALIGN_BYTES: usize = 4096;
 
 /// Datagrams that were received and not yet handed on.
 #[derive(Debug)]
 pub(super) struct Inbox {
     memory: Box<[u8]>,
+    /// Where in it the first datagram goes.
+    first: usize,
     datagrams: ArrayVec<Incoming, MESSAGES>,
     /// The datagram that is being cut, and how much of it is done.
     at: usize,
@@ -28,9 +34,11 @@ pub(super) struct Inbox {
 
 impl Inbox {
     pub(super) fn new() -> Inbox {
+        // Pages that no datagram ever reaches cost nothing.
+        let memory: Box<[u8]> = vec![0; MESSAGES * STRIDE_BYTES + ALIGN_BYTES].into();
         Inbox {
-            // Pages that no datagram ever reaches cost nothing.
-            memory: vec![0; MESSAGES * STRIDE_BYTES].into(),
+            first: memory.as_ptr().align_offset(ALIGN_BYTES).min(ALIGN_BYTES),
+            memory,
             datagrams: ArrayVec::new(),
             at: 0,
             offset: 0,
@@ -46,7 +54,8 @@ impl Inbox {
     /// Receives more, in one system call. Only when empty.
     pub(super) fn refill(&mut self, socket: &UdpSocket, counters: &mut PortCounters) -> std::io::Result<()> {
         (self.at, self.offset) = (0, 0);
-        let buffers = self.memory.chunks_exact_mut(STRIDE_BYTES).map(|buffer| &mut buffer[..DATAGRAM_BYTES]);
+        let memory = &mut self.memory[self.first..];
+        let buffers = memory.chunks_exact_mut(STRIDE_BYTES).map(|buffer| &mut buffer[..DATAGRAM_BYTES]);
         socket.receive_all(buffers.take(self.want), &mut self.datagrams)?;
         let mut frames = 0;
         for datagram in &self.datagrams {
@@ -72,7 +81,7 @@ impl Inbox {
         while let Some(datagram) = self.datagrams.get(self.at) {
             let segment = segment_bytes(datagram);
             let from = peers.number(&datagram.from);
-            let start = self.at * STRIDE_BYTES;
+            let start = self.first + self.at * STRIDE_BYTES;
             if datagram.truncated || datagram.len == 0 {
                 counters.rx_truncated += 1;
                 self.offset = datagram.len;
