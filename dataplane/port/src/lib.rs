@@ -5,7 +5,7 @@
 //! so a `dyn Port` costs one indirect call per 32 frames.
 //!
 //! - [`xdp`]: AF_XDP, [`packet`]: AF_PACKET rings with the virtio-net header, [`udp`]: a socket as underlay.
-//! - [`memory`]: two ends in one process, [`null`]: generator and sink, [`pcap`]: files.
+//! - [`memory`]: two ends in one process, [`null`]: source and sink, [`generator`]: the same at a pace, [`pcap`]: files.
 //! - [`faults`] and [`record`] are ports stacked on a port: loss, delay and their like; a copy to a file.
 //!
 //! [`PortSpec`] says which port to open, [`open`] opens it, and [`OpenError`] says what to do when it
@@ -17,6 +17,7 @@
 
 pub mod checksum;
 pub mod faults;
+pub mod generator;
 pub mod memory;
 pub mod null;
 pub mod packet;
@@ -257,6 +258,8 @@ pub enum PortSpec {
     Udp(udp::UdpSpec),
     /// Generator and sink.
     Null(null::NullSpec),
+    /// The built-in tenant.
+    Generator(generator::GeneratorSpec),
     /// Replay from one capture file, record to another.
     Pcap(pcap::PcapSpec),
     /// Loss, duplication, reordering, delay, corruption on top of a port.
@@ -271,6 +274,7 @@ pub fn open(spec: &PortSpec, slab: &Arc<Slab>) -> Result<Box<dyn Port>, OpenErro
         PortSpec::Xdp(spec) => xdp::open(spec, slab)?,
         PortSpec::Packet(spec) => packet::open(spec, slab)?,
         PortSpec::Udp(spec) => udp::open(spec, slab)?,
+        PortSpec::Generator(spec) => generator::open(spec)?,
         PortSpec::Null(spec) => Box::new(null::NullPort::open(spec)?),
         PortSpec::Pcap(_) | PortSpec::Faults(..) | PortSpec::Record(..) => {
             return Err(OpenError::Spec { name: "port".into(), what: "this driver is not built in".into() });

@@ -64,6 +64,25 @@ impl NullPort {
 }
 
 impl NullPort {
+    /// Appends up to `most` frames.
+    #[inline]
+    pub(crate) fn generate(&mut self, pool: &mut Pool, out: &mut Batch, most: usize) -> usize {
+        if self.templates.is_empty() {
+            return 0;
+        }
+        let first = out.len();
+        let len = self.len.unwrap_or(0);
+        let wanted = most.min(out.remaining_capacity());
+        let count = pool.alloc_batch_of(out, wanted, len);
+        self.counters.rx_no_frame += u64::from(count < wanted);
+        self.counters.rx_frames += count as u64;
+        self.counters.rx_bytes += (count * len) as u64;
+        if self.copies || self.len.is_none() {
+            self.write(pool, &mut out[first..]);
+        }
+        count
+    }
+
     /// Gives each frame the length and the bytes of the next template.
     #[inline]
     fn write(&mut self, pool: &Pool, frames: &mut [Frame]) {
@@ -117,19 +136,7 @@ impl Template {
 impl Port for NullPort {
     #[inline]
     fn rx_burst(&mut self, pool: &mut Pool, out: &mut Batch) -> Result<usize, PortError> {
-        if self.templates.is_empty() {
-            return Ok(0);
-        }
-        let first = out.len();
-        let len = self.len.unwrap_or(0);
-        let count = pool.alloc_batch_of(out, BATCH, len);
-        self.counters.rx_no_frame += u64::from(!out.is_full());
-        self.counters.rx_frames += count as u64;
-        self.counters.rx_bytes += (count * len) as u64;
-        if self.copies || self.len.is_none() {
-            self.write(pool, &mut out[first..]);
-        }
-        Ok(count)
+        Ok(self.generate(pool, out, BATCH))
     }
 
     #[inline]
