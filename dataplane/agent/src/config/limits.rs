@@ -1,0 +1,137 @@
+//! Limits of volumes, groups and the node, from the file to the throttle.
+
+use engine::throttle::{Band, Burst, DimLimits, Limits, ParkLimits, Ratio, Work};
+use engine::{GROUPS_MAX, PoolSize, Pools, Throttle};
+
+use super::file::{BandKey, ByteLimits, File, PacketLimits, Pool, Preset, Volume};
+use super::lower::{LowerError, Names, unknown};
+
+/// Pools hold this part of a second unless told otherwise: enough to ride out a scheduling hiccup, too
+/// little to hurt whoever comes next.
+const POOL_CAP_DIVISOR: u64 = 10;
+
+pub(super) fn throttle(file: &File, names: &mut Names) -> Result<Throttle, LowerError> {
+    let mut throttle = Throttle { node: pools(&file.throttle), ..Throttle::default() };
+    for group in &file.group {
+        let number = names.groups.of(&group.name);
+        if number >= GROUPS_MAX {
+            let place = format!("group \"{}\"", group.name);
+            return Err(LowerError::Key { place, what: format!("there are more than {GROUPS_MAX} groups") });
+        }
+        let pool = Pool {
+            bytes: group.bytes,
+            bytes_cap: group.bytes_cap,
+            packets: group.packets,
+            packets_cap: group.packets_cap,
+        };
+        let place = number as usize;
+        if throttle.groups.len() <= place {
+            throttle.groups.resize_with(place + 1, Pools::default);
+        }
+        throttle.groups[place] = pools(&pool);
+    }
+    for volume in &file.volume {
+        let limits = volume_limits(file, volume, names)?;
+        limits.check().map_err(|source| LowerError::Limits { name: volume.name.clone(), source })?;
+        throttle.volumes.insert(names.volumes.of(&volume.name), limits);
+    }
+    Ok(throttle)
+}
+
+fn pools(pool: &Pool) -> Pools {
+    let size = |rate: u64, cap: Option<u64>| PoolSize {
+        rate,
+        cap_units: cap.unwrap_or((rate / POOL_CAP_DIVISOR).max(1)),
+    };
+    Pools {
+        bytes: pool.bytes.map(|rate| size(rate.0, pool.bytes_cap.map(|cap| cap.0))),
+        packets: pool.packets.map(|rate| size(rate, pool.packets_cap)),
+    }
+}
+
+fn volume_limits(file: &File, volume: &Volume, names: &Names) -> Result<Limits, LowerError> {
+    let place = || format!("volume \"{}\"", volume.name);
+    let mut limits = match volume.preset {
+        None => Limits::unlimited(),
+        Some(Preset::Gp2Like) => {
+            let size = volume.size.ok_or_else(|| LowerError::Key {
+                place: place(),
+                what: "preset = \"gp2-like\" needs size, for example size = \"100GiB\"".into(),
+            })?;
+            Limits::gp2_like(size.0 >> 30)
+        }
+        Some(Preset::Gp3Like) => {
+            let packets = volume.packets.as_ref().and_then(|limits| limits.rate);
+            let bytes = volume.bytes.as_ref().and_then(|limits| limits.rate);
+            let (Some(packets), Some(bytes)) = (packets, bytes) else {
+                let what = "preset = \"gp3-like\" needs packets.rate and bytes.rate".into();
+                return Err(LowerError::Key { place: place(), what });
+            };
+            Limits::gp3_like(packets, bytes.0)
+        }
+    };
+    if volume.preset != Some(Preset::Gp3Like) {
+        if let Some(bytes) = &volume.bytes {
+            limits.bytes = byte_limits(&place(), bytes)?;
+        }
+        if let Some(packets) = &volume.packets {
+            limits.packets = packet_limits(&place(), packets)?;
+        }
+    }
+    limits.group = match &volume.group {
+        None => None,
+        Some(name) => Some(names.groups.get(name).ok_or_else(|| {
+            unknown(&place(), "group", name, file.group.iter().map(|group| &group.name))
+        })?),
+    };
+    limits.weight = volume.weight;
+    let default = ParkLimits::default();
+    limits.park = ParkLimits {
+        items_max: volume.park.frames.unwrap_or(default.items_max),
+        bytes_max: volume.park.bytes.map_or(default.bytes_max, |bytes| bytes.0),
+    };
+    Ok(limits)
+}
+
+fn byte_limits(place: &str, keys: &ByteLimits) -> Result<DimLimits, LowerError> {
+    let debt = keys.debt.map(|debt| u32::try_from(debt.0).unwrap_or(u32::MAX));
+    Ok(DimLimits {
+        burst: keys.burst.as_ref().map(|burst| Burst { cap_units: burst.bank.0, fill_rate: burst.fill.0 }),
+        work: work(place, keys.rate.map(|rate| rate.0), debt, &keys.bands)?,
+        peak_rate: keys.peak.map(|rate| rate.0),
+        ..DimLimits::default()
+    })
+}
+
+fn packet_limits(place: &str, keys: &PacketLimits) -> Result<DimLimits, LowerError> {
+    Ok(DimLimits {
+        burst: keys.burst.as_ref().map(|burst| Burst { cap_units: burst.bank, fill_rate: burst.fill }),
+        work: work(place, keys.rate, keys.debt, &keys.bands)?,
+        peak_rate: keys.peak,
+        ..DimLimits::default()
+    })
+}
+
+fn work(
+    place: &str,
+    rate: Option<u64>,
+    debt_units_max: Option<u32>,
+    bands: &[BandKey],
+) -> Result<Option<Work>, LowerError> {
+    let error = |what: &str| LowerError::Key { place: place.to_owned(), what: what.to_owned() };
+    let Some(rate) = rate else {
+        return if bands.is_empty() { Ok(None) } else { Err(error("bands need a rate beside them")) };
+    };
+    let mut work = Work { debt_units_max, ..Work::at(rate) };
+    if bands.len() > work.bands.len() {
+        return Err(error("at most 4 bands are possible"));
+    }
+    for (place, key) in work.bands.iter_mut().zip(bands) {
+        if !(0.0..1.0).contains(&key.above) || !(0.0..=1.0).contains(&key.charge) {
+            return Err(error("a band's above is 0 to 0.999 and its charge 0 to 1"));
+        }
+        let charge = Ratio { num: (key.charge * 1000.0).round() as u32, den: 1000 };
+        *place = Some(Band { above_permille: (key.above * 1000.0) as u16, charge });
+    }
+    Ok(Some(work))
+}

@@ -1,0 +1,457 @@
+//! From a [`File`] to what the engine runs: names become numbers, texts become types, references are
+//! followed. The first entry that cannot be right is named, with what to do.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use engine::frame::SlabConfig;
+use engine::idle::IdleParams;
+use engine::overlay::{self, PortId, Prefix, Tables, TenantId, VolumeId, Vtep};
+use engine::port::{PortCaps, PortKind};
+use engine::wire::{Mac, VlanId, Vni};
+use engine::{Plan, PortPlan, PortRole, Snapshot, Throttle, WorkerPlan};
+
+use super::file::{ActionKey, Driver, DscpKey, EncapsulationKey, File, IdleMode, Protocol};
+use super::{limits, ports};
+
+/// An entry of the file that cannot be right.
+#[derive(Debug, thiserror::Error)]
+pub enum LowerError {
+    /// A text that is not what its key wants.
+    #[error("{place}: \"{text}\" is not {expected}")]
+    Text {
+        /// Which entry.
+        place: String,
+        /// What it says.
+        text: String,
+        /// What it may say.
+        expected: &'static str,
+    },
+    /// A name that nothing has.
+    #[error("{place}: there is no {kind} \"{name}\"{hint}")]
+    Unknown {
+        /// Which entry.
+        place: String,
+        /// What is named.
+        kind: &'static str,
+        /// The name.
+        name: String,
+        /// The nearest name, if one is near.
+        hint: String,
+    },
+    /// A name that two things have.
+    #[error("{kind} \"{name}\" appears twice; names are unique")]
+    Twice {
+        /// What is named.
+        kind: &'static str,
+        /// The name.
+        name: String,
+    },
+    /// A key that is missing, superfluous or out of range.
+    #[error("{place}: {what}")]
+    Key {
+        /// Which entry.
+        place: String,
+        /// What is wrong and what to do.
+        what: String,
+    },
+    /// The overlay refuses the whole.
+    #[error("{0}")]
+    Table(#[from] overlay::TableError),
+    /// A volume's limits.
+    #[error("volume \"{name}\": {source}")]
+    Limits {
+        /// The volume.
+        name: String,
+        /// What is wrong.
+        source: engine::throttle::LimitsError,
+    },
+}
+
+/// Numbers given to names, kept from one load to the next so that balances and counters stay with their
+/// owners.
+#[derive(Clone, Debug, Default)]
+pub struct Numbers(BTreeMap<String, u32>);
+
+impl Numbers {
+    /// The number of a name; a new name gets the smallest that is free.
+    pub(super) fn of(&mut self, name: &str) -> u32 {
+        if let Some(number) = self.0.get(name) {
+            return *number;
+        }
+        let mut taken: Vec<u32> = self.0.values().copied().collect();
+        taken.sort_unstable();
+        let free = taken.iter().zip(0..).position(|(number, place)| *number != place);
+        let number = free.unwrap_or(taken.len()) as u32;
+        self.0.insert(name.to_owned(), number);
+        number
+    }
+
+    /// Forgets the names that are not in `live`: their numbers are free again.
+    fn keep<'a>(&mut self, live: impl Iterator<Item = &'a str>) {
+        let live: std::collections::BTreeSet<&str> = live.collect();
+        self.0.retain(|name, _| live.contains(name.as_str()));
+    }
+
+    /// The number of a name that has one.
+    pub fn get(&self, name: &str) -> Option<u32> {
+        self.0.get(name).copied()
+    }
+
+    /// Names with their numbers.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, u32)> {
+        self.0.iter().map(|(name, number)| (name.as_str(), *number))
+    }
+}
+
+/// The numbers of everything that has a name.
+#[derive(Clone, Debug, Default)]
+pub struct Names {
+    /// Tenants.
+    pub tenants: Numbers,
+    /// Volumes.
+    pub volumes: Numbers,
+    /// Groups.
+    pub groups: Numbers,
+}
+
+/// What the node is made of.
+pub fn plan(file: &File) -> Result<Plan, LowerError> {
+    unique("port", file.port.iter().map(|port| &port.name))?;
+    let workers: Vec<WorkerPlan> = match file.worker.as_slice() {
+        [] => vec![WorkerPlan { cpu: None }],
+        some => some.iter().map(|worker| WorkerPlan { cpu: worker.cpu }).collect(),
+    };
+    let trap_port = match &file.trap {
+        Some(trap) => Some(port_id(file, "[trap]", &trap.port)?),
+        None => None,
+    };
+    let mut planned = Vec::with_capacity(file.port.len());
+    for (index, port) in file.port.iter().enumerate() {
+        let place = format!("port \"{}\"", port.name);
+        if port.worker >= workers.len() {
+            let what = format!("worker = {}, but there are {} workers, counted from 0", port.worker, workers.len());
+            return Err(LowerError::Key { place, what });
+        }
+        let underlay = file.underlay.iter().any(|underlay| underlay.port == port.name);
+        if port.driver == Driver::Udp && !underlay {
+            let what = "driver = \"udp\" serves only as an underlay; add an [[underlay]] with this port".into();
+            return Err(LowerError::Key { place, what });
+        }
+        let id = PortId(index as u16);
+        let role = match (underlay, trap_port == Some(id)) {
+            (true, _) => PortRole::Underlay,
+            (false, true) => PortRole::Trap,
+            (false, false) => PortRole::Tenant,
+        };
+        let spec = ports::spec(file, port)?;
+        planned.push(PortPlan { id, name: port.name.clone(), role, worker: port.worker, spec });
+    }
+    let frames = &file.frames;
+    let slab = SlabConfig {
+        frames: frames.count,
+        jumbo_frames: frames.jumbo_count,
+        hugepages: frames.hugepages,
+    };
+    let volumes_max = (file.volume.len() as u32).next_power_of_two().max(VOLUMES_ROOM);
+    Ok(Plan { slab, workers, ports: planned, trap_port, volumes_max })
+}
+
+/// Room for volumes that a reload may add without a restart.
+const VOLUMES_ROOM: u32 = 1 << 17;
+
+/// What the node does. `caps` are those of the open ports, in the order of the file: addresses and MTUs
+/// that the file leaves to the interface come from there.
+pub fn snapshot(
+    file: &File,
+    version: u64,
+    caps: &[Option<PortCaps>],
+    names: &mut Names,
+    previous: Option<&Tables>,
+) -> Result<Snapshot, LowerError> {
+    unique("tenant", file.tenant.iter().map(|tenant| &tenant.name))?;
+    unique("volume", file.volume.iter().map(|volume| &volume.name))?;
+    unique("group", file.group.iter().map(|group| &group.name))?;
+    names.tenants.keep(file.tenant.iter().map(|tenant| tenant.name.as_str()));
+    names.volumes.keep(file.volume.iter().map(|volume| volume.name.as_str()));
+    names.groups.keep(file.group.iter().map(|group| group.name.as_str()));
+    let config = overlay_config(file, version, caps, names)?;
+    let tables = Arc::new(Tables::build(&config, previous)?);
+    let throttle: Throttle = limits::throttle(file, names)?;
+    Ok(Snapshot { version, tables, throttle, idle: idle(file) })
+}
+
+fn idle(file: &File) -> IdleParams {
+    let keys = &file.idle;
+    let mut params = match keys.mode {
+        IdleMode::Adaptive => IdleParams::default(),
+        IdleMode::Spin => IdleParams::pure_spin(),
+        IdleMode::Block => IdleParams::block_at_once(),
+    };
+    let set = |param: &mut u64, key: Option<super::units::Nanos>| {
+        if let Some(key) = key {
+            *param = key.0;
+        }
+    };
+    set(&mut params.spin_ns, keys.spin);
+    set(&mut params.pause_ns, keys.pause);
+    set(&mut params.stay_awake_ns, keys.stay_awake);
+    set(&mut params.max_sleep_ns, keys.max_sleep);
+    params.upstream_threshold = keys.upstream_threshold.unwrap_or(params.upstream_threshold);
+    params.clamped()
+}
+
+fn overlay_config(
+    file: &File,
+    version: u64,
+    caps: &[Option<PortCaps>],
+    names: &mut Names,
+) -> Result<overlay::Config, LowerError> {
+    let mut config = overlay::Config { epoch: version as u32, ..overlay::Config::default() };
+    for underlay in &file.underlay {
+        config.underlays.push(lower_underlay(file, underlay, caps)?);
+    }
+    for tenant in &file.tenant {
+        config.tenants.push(lower_tenant(file, tenant, names)?);
+    }
+    for (number, volume) in file.volume.iter().enumerate() {
+        let place = format!("volume \"{}\" (number {})", volume.name, number + 1);
+        let tenant = tenant_id(file, names, &place, &volume.tenant)?;
+        let id = VolumeId(names.volumes.of(&volume.name));
+        let (server, port) = (volume.server.ip(), volume.server.port());
+        config.volumes.push(overlay::Volume { id, tenant, server, port });
+    }
+    for (number, rule) in file.rule.iter().enumerate() {
+        config.rules.push(lower_rule(file, number, rule, names)?);
+    }
+    Ok(config)
+}
+
+fn lower_underlay(
+    file: &File,
+    keys: &super::file::Underlay,
+    caps: &[Option<PortCaps>],
+) -> Result<overlay::Underlay, LowerError> {
+    let place = format!("underlay \"{}\"", keys.port);
+    let port = port_id(file, &place, &keys.port)?;
+    let caps = caps.get(usize::from(port.0)).copied().flatten();
+    let driver = file.port[usize::from(port.0)].driver;
+    let mut lowered = match driver {
+        Driver::Udp => overlay::Underlay::datagram(port),
+        _ => overlay::Underlay::ethernet(port, Mac([0; 6])),
+    };
+    lowered.mac = match (&keys.mac, caps.and_then(|caps| caps.mac)) {
+        (Some(text), _) => mac(&place, text)?,
+        (None, Some(mac)) => Mac(mac),
+        // Not open yet: the snapshot is built anew when it is.
+        (None, None) => Mac(LATER_MAC),
+    };
+    for text in &keys.addresses {
+        match prefix(&place, text)? {
+            Prefix { address: IpAddr::V4(address), bits } if lowered.ipv4.is_none() => {
+                lowered.ipv4 = Some(Prefix { address, bits });
+            }
+            Prefix { address: IpAddr::V6(address), bits } if lowered.ipv6.is_none() => {
+                lowered.ipv6 = Some(Prefix { address, bits });
+            }
+            _ => {
+                let what = "addresses holds more than one of a family; one endpoint per family is possible";
+                return Err(LowerError::Key { place, what: what.into() });
+            }
+        }
+    }
+    for gateway in &keys.gateways {
+        match gateway {
+            IpAddr::V4(address) => lowered.gateway_ipv4 = Some(*address),
+            IpAddr::V6(address) => lowered.gateway_ipv6 = Some(*address),
+        }
+    }
+    let interface_mtu = caps.map(|caps| match caps.kind {
+        PortKind::Ethernet => caps.mtu_bytes,
+        // The datagram's payload: what the tables want is the packet around it.
+        PortKind::Datagram => caps.mtu_bytes + if lowered.ipv4.is_some() { 28 } else { 48 },
+    });
+    let interface_mtu = interface_mtu.map(|mtu| u16::try_from(mtu).unwrap_or(u16::MAX));
+    lowered.mtu_bytes = keys.mtu.or(interface_mtu).unwrap_or(lowered.mtu_bytes);
+    lowered.vxlan_port = keys.vxlan_port.unwrap_or(lowered.vxlan_port);
+    lowered.geneve_port = keys.geneve_port.unwrap_or(lowered.geneve_port);
+    lowered.ttl = keys.ttl.unwrap_or(lowered.ttl);
+    lowered.df = keys.df.unwrap_or(lowered.df);
+    lowered.outer_checksum = keys.outer_checksum;
+    lowered.dscp = match &keys.dscp {
+        None => overlay::Dscp::Copy,
+        Some(DscpKey::Word(word)) if word == "copy" => overlay::Dscp::Copy,
+        Some(DscpKey::Fixed(value)) if *value < 64 => overlay::Dscp::Fixed(*value),
+        Some(_) => {
+            return Err(LowerError::Key { place, what: "dscp is \"copy\" or 0 to 63".into() });
+        }
+    };
+    Ok(lowered)
+}
+
+/// Stands in for an interface's address until the interface is there; locally administered, sent by nobody.
+const LATER_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0];
+
+fn lower_tenant(
+    file: &File,
+    keys: &super::file::Tenant,
+    names: &mut Names,
+) -> Result<overlay::Tenant, LowerError> {
+    let place = format!("tenant \"{}\"", keys.name);
+    let underlay = match (&keys.underlay, file.underlay.first()) {
+        (Some(name), _) => port_id(file, &place, name)?,
+        (None, Some(first)) => port_id(file, &place, &first.port)?,
+        // Without any underlay a tenant may still join its attachments on this node.
+        (None, None) => PortId(u16::MAX),
+    };
+    let mut attachments = Vec::with_capacity(keys.attachments.len());
+    for attachment in &keys.attachments {
+        let port = port_id(file, &place, &attachment.port)?;
+        let mut sources = Vec::with_capacity(attachment.sources.len());
+        for source in &attachment.sources {
+            let mac = source.mac.as_deref().map(|text| mac(&place, text)).transpose()?;
+            sources.push(overlay::Source { ip: prefix(&place, &source.ip)?, mac });
+        }
+        let vlan = match attachment.vlan {
+            None => None,
+            Some(number) => Some(VlanId::new(number).filter(|_| (1..=4094).contains(&number)).ok_or_else(
+                || LowerError::Key { place: place.clone(), what: format!("vlan = {number}; it is 1 to 4094") },
+            )?),
+        };
+        attachments.push(overlay::Attachment { port, vlan, sources });
+    }
+    let mut remotes = Vec::with_capacity(keys.remotes.len());
+    for remote in &keys.remotes {
+        let mac = remote.mac.as_deref().map(|text| mac(&place, text)).transpose()?;
+        let (ip, vtep) = (prefix(&place, &remote.ip)?, vtep(&place, &remote.vtep)?);
+        remotes.push(overlay::Remote { ip, mac, vtep });
+    }
+    let encapsulation = match keys.encapsulation {
+        EncapsulationKey::Vxlan => overlay::Encapsulation::Vxlan,
+        EncapsulationKey::Geneve => overlay::Encapsulation::Geneve,
+    };
+    let id = TenantId(names.tenants.of(&keys.name) as u16);
+    Ok(overlay::Tenant { id, vni: vni(&place, keys.vni)?, encapsulation, underlay, attachments, remotes })
+}
+
+fn lower_rule(
+    file: &File,
+    number: usize,
+    keys: &super::file::Rule,
+    names: &mut Names,
+) -> Result<overlay::Rule, LowerError> {
+    let place = format!("rule {} (to \"{}\")", number + 1, keys.to);
+    let destination = match mac(&place, &keys.to) {
+        Ok(mac) => overlay::Destination::Mac(mac),
+        Err(_) => overlay::Destination::Ip(prefix(&place, &keys.to)?),
+    };
+    let action = match (keys.action, &keys.vtep) {
+        (ActionKey::Drop, None) => overlay::Action::Drop,
+        (ActionKey::Trap, None) => overlay::Action::Trap,
+        (ActionKey::Forward, Some(text)) => {
+            let volume = match &keys.volume {
+                Some(name) => Some(VolumeId(names.volumes.get(name).ok_or_else(|| {
+                    unknown(&place, "volume", name, file.volume.iter().map(|volume| &volume.name))
+                })?)),
+                None => None,
+            };
+            overlay::Action::Forward { volume, vtep: vtep(&place, text)? }
+        }
+        (ActionKey::Forward, None) => {
+            return Err(LowerError::Key { place, what: "action = \"forward\" needs a vtep".into() });
+        }
+        (_, Some(_)) => {
+            return Err(LowerError::Key { place, what: "only action = \"forward\" takes a vtep".into() });
+        }
+    };
+    Ok(overlay::Rule {
+        tenant: tenant_id(file, names, &place, &keys.tenant)?,
+        destination,
+        transport: keys.protocol.map(|protocol| match protocol {
+            Protocol::Tcp => overlay::Transport::Tcp,
+            Protocol::Udp => overlay::Transport::Udp,
+        }),
+        destination_port: keys.port,
+        source_port: keys.source_port,
+        action,
+    })
+}
+
+fn tenant_id(file: &File, names: &mut Names, place: &str, name: &str) -> Result<TenantId, LowerError> {
+    let number = names.tenants.get(name);
+    number
+        .map(|number| TenantId(number as u16))
+        .ok_or_else(|| unknown(place, "tenant", name, file.tenant.iter().map(|tenant| &tenant.name)))
+}
+
+/// The number of a port: its place in the file.
+pub(super) fn port_id(file: &File, place: &str, name: &str) -> Result<PortId, LowerError> {
+    let found = file.port.iter().position(|port| port.name == name);
+    found
+        .map(|index| PortId(index as u16))
+        .ok_or_else(|| unknown(place, "port", name, file.port.iter().map(|port| &port.name)))
+}
+
+/// The error for a name that nothing has, with the nearest one that something has.
+pub(super) fn unknown<'a>(
+    place: &str,
+    kind: &'static str,
+    name: &str,
+    known: impl Iterator<Item = &'a String>,
+) -> LowerError {
+    let hint = super::nearest(name, known.map(String::as_str))
+        .map_or(String::new(), |near| format!("; did you mean \"{near}\"?"));
+    LowerError::Unknown { place: place.to_owned(), kind, name: name.to_owned(), hint }
+}
+
+fn unique<'a>(kind: &'static str, names: impl Iterator<Item = &'a String>) -> Result<(), LowerError> {
+    let mut seen = std::collections::BTreeSet::new();
+    for name in names {
+        if !seen.insert(name) {
+            return Err(LowerError::Twice { kind, name: name.clone() });
+        }
+    }
+    Ok(())
+}
+
+fn text_error(place: &str, text: &str, expected: &'static str) -> LowerError {
+    LowerError::Text { place: place.to_owned(), text: text.to_owned(), expected }
+}
+
+pub(super) fn mac(place: &str, text: &str) -> Result<Mac, LowerError> {
+    let wrong = || text_error(place, text, "a MAC address such as \"02:00:00:00:00:01\"");
+    let mut mac = [0; 6];
+    let mut parts = text.split(':');
+    for byte in &mut mac {
+        let part = parts.next().filter(|part| part.len() == 2).ok_or_else(wrong)?;
+        *byte = u8::from_str_radix(part, 16).map_err(|_| wrong())?;
+    }
+    if parts.next().is_some() { Err(wrong()) } else { Ok(Mac(mac)) }
+}
+
+pub(super) fn prefix(place: &str, text: &str) -> Result<Prefix<IpAddr>, LowerError> {
+    let wrong = || text_error(place, text, "an address or prefix such as \"10.0.0.1\" or \"2001:db8::/64\"");
+    let (address, bits) = text.split_once('/').map_or((text, None), |(address, bits)| (address, Some(bits)));
+    let address: IpAddr = address.parse().map_err(|_| wrong())?;
+    let Some(bits) = bits else { return Ok(Prefix::host(address)) };
+    let bits: u8 = bits.parse().map_err(|_| wrong())?;
+    let most = if address.is_ipv4() { Ipv4Addr::BITS } else { Ipv6Addr::BITS };
+    if u32::from(bits) > most { Err(wrong()) } else { Ok(Prefix { address, bits }) }
+}
+
+fn vtep(place: &str, text: &str) -> Result<Vtep, LowerError> {
+    if let Ok(ip) = text.parse::<IpAddr>() {
+        return Ok(Vtep { ip, port: None });
+    }
+    text.parse::<SocketAddr>().map(|both| Vtep { ip: both.ip(), port: Some(both.port()) }).map_err(|_| {
+        text_error(place, text, "a tunnel endpoint such as \"192.0.2.2\" or \"[2001:db8::2]:4790\"")
+    })
+}
+
+fn vni(place: &str, number: u32) -> Result<Vni, LowerError> {
+    Vni::new(number).ok_or_else(|| LowerError::Key {
+        place: place.to_owned(),
+        what: format!("vni = {number} has more than 24 bits; the largest is 16777215"),
+    })
+}

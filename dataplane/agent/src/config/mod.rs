@@ -1,0 +1,75 @@
+//! Configuration: one TOML file per daemon, validated whole before anything changes.
+//!
+//! [`file`] is what a person writes, [`units`] how numbers carry units, [`lower`] turns a file into the
+//! engine's [`engine::Plan`] and [`engine::Snapshot`]. An unknown key is refused with the nearest name that
+//! exists.
+
+pub mod file;
+mod limits;
+pub mod lower;
+mod ports;
+pub mod units;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+
+pub use file::File;
+pub use lower::{LowerError, Names};
+
+/// Why a file cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// Not there, or not ours to read.
+    #[error("cannot read {}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
+    /// Not TOML, or not ours.
+    #[error("{}: {message}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and what, with the nearest name for an unknown key.
+        message: String,
+    },
+}
+
+/// Reads a file.
+pub fn read(path: &Path) -> Result<File, ReadError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ReadError::Io { path: path.to_owned(), source })?;
+    parse(&text).map_err(|message| ReadError::Parse { path: path.to_owned(), message })
+}
+
+/// Parses the text of a file; the error says where and what.
+pub fn parse(text: &str) -> Result<File, String> {
+    toml::from_str(text).map_err(|error| {
+        let message = error.to_string().trim_end().to_owned();
+        match suggestion(&message) {
+            Some(near) => format!("{message}\ndid you mean `{near}`?"),
+            None => message,
+        }
+    })
+}
+
+/// The nearest expected name in serde's "unknown field `x`, expected one of `a`, `b`".
+fn suggestion(message: &str) -> Option<String> {
+    let line = message.lines().find(|line| line.contains("unknown field") || line.contains("unknown variant"))?;
+    let mut quoted = line.split('`').skip(1).step_by(2);
+    let written = quoted.next()?;
+    nearest(written, quoted).map(str::to_owned)
+}
+
+/// The name among `known` that is most like `written`, if one is like it at all.
+pub(crate) fn nearest<'a>(written: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    known
+        .map(|name| (strsim::jaro_winkler(written, name), name))
+        .filter(|(likeness, _)| *likeness > 0.7)
+        .max_by(|(a, _), (b, _)| a.total_cmp(b))
+        .map(|(_, name)| name)
+}

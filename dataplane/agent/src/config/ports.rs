@@ -1,0 +1,112 @@
+//! From a `[[port]]` to the driver's specification.
+
+use std::net::IpAddr;
+
+use engine::port::faults::FaultSpec;
+use engine::port::generator::{Flow, GeneratorSpec, udp_frame};
+use engine::port::null::NullSpec;
+use engine::port::packet::PacketSpec;
+use engine::port::pcap::PcapSpec;
+use engine::port::record::RecordSpec;
+use engine::port::udp::UdpSpec;
+use engine::port::xdp::XdpSpec;
+use engine::port::PortSpec;
+
+use super::file::{Driver, File, Port};
+use super::lower::{LowerError, mac, prefix};
+
+const RECORD_BYTES_MAX: u64 = 64 << 20;
+const HELD_FRAMES_MAX: usize = 1024;
+/// Flows that a generator makes, at most: one template each.
+const FLOWS_MAX: u32 = 65_536;
+
+pub(super) fn spec(file: &File, port: &Port) -> Result<PortSpec, LowerError> {
+    let place = format!("port \"{}\"", port.name);
+    let missing = |key: &str| LowerError::Key {
+        place: place.clone(),
+        what: format!("this driver needs {key}"),
+    };
+    let mut spec = match port.driver {
+        Driver::AfXdp => {
+            let mut spec = XdpSpec::new(port.interface.as_deref().ok_or_else(|| missing("interface"))?);
+            spec.queue = port.queue;
+            spec.ring_frames = port.ring_frames.unwrap_or(spec.ring_frames);
+            spec.busy_poll_frames = port.busy_poll_frames;
+            PortSpec::Xdp(spec)
+        }
+        Driver::AfPacket => {
+            let interface = port.interface.clone().ok_or_else(|| missing("interface"))?;
+            let ring_frames = port.ring_frames.unwrap_or(1024);
+            PortSpec::Packet(PacketSpec { interface, ring_frames, fanout_group: port.fanout_group })
+        }
+        Driver::Udp => {
+            let bind = port.listen.ok_or_else(|| missing("listen"))?;
+            // The worker tells the port its peers when it has its tables.
+            PortSpec::Udp(UdpSpec { bind, peers: Vec::new(), dscp: 0 })
+        }
+        Driver::Generator => PortSpec::Generator(generator(file, port, &place)?),
+        Driver::Sink => PortSpec::Null(NullSpec::default()),
+        Driver::Pcap => PortSpec::Pcap(PcapSpec {
+            replay: port.replay.clone(),
+            loops: port.loops.unwrap_or(1),
+            paced: port.paced,
+            record: None,
+            record_bytes_max: RECORD_BYTES_MAX,
+        }),
+    };
+    if let Some(faults) = &port.faults {
+        let faults = FaultSpec {
+            seed: faults.seed,
+            loss: faults.loss,
+            duplicate: faults.duplicate,
+            reorder: faults.reorder,
+            corrupt: faults.corrupt,
+            delay: faults.delay,
+            delay_ns: faults.delay_by.map_or(1_000_000, |delay| delay.0),
+            held_frames_max: HELD_FRAMES_MAX,
+        };
+        spec = PortSpec::Faults(faults, Box::new(spec));
+    }
+    if let Some(record) = &port.record {
+        let bytes_max = record.limit.map_or(RECORD_BYTES_MAX, |limit| limit.0);
+        spec = PortSpec::Record(RecordSpec { file: record.file.clone(), bytes_max }, Box::new(spec));
+    }
+    Ok(spec)
+}
+
+/// UDP frames from the first source of the tenant attached to this port to its first remote.
+fn generator(file: &File, port: &Port, place: &str) -> Result<GeneratorSpec, LowerError> {
+    let key = |what: &str| LowerError::Key { place: place.to_owned(), what: what.to_owned() };
+    let attached = file.tenant.iter().find_map(|tenant| {
+        let attachment = tenant.attachments.iter().find(|attachment| attachment.port == port.name)?;
+        Some((attachment.sources.first()?, tenant.remotes.first()?))
+    });
+    let (source, remote) =
+        attached.ok_or_else(|| key("a generator needs a tenant with a source on this port and a remote"))?;
+    let source_mac = source.mac.as_deref().ok_or_else(|| key("the generator's source needs a mac"))?;
+    let remote_mac = remote.mac.as_deref().ok_or_else(|| key("the generator's remote needs a mac"))?;
+    let frame_bytes = port.frame_bytes.unwrap_or(64);
+    if !(64..=3400).contains(&frame_bytes) {
+        return Err(key("frame_bytes is 64 to 3400"));
+    }
+    let flows = port.flows.unwrap_or(1);
+    if !(1..=FLOWS_MAX).contains(&flows) {
+        return Err(key("flows is 1 to 65536"));
+    }
+    let (IpAddr::V4(src), IpAddr::V4(dst)) =
+        (prefix(place, &source.ip)?.address, prefix(place, &remote.ip)?.address)
+    else {
+        return Err(key("the generator makes IPv4; give the tenant's first source and remote IPv4 addresses"));
+    };
+    let (source_mac, remote_mac) = (mac(place, source_mac)?, mac(place, remote_mac)?);
+    let templates = (0..flows).map(|number| {
+        let flow = Flow {
+            macs: (source_mac.0, remote_mac.0),
+            addresses: (src, dst),
+            ports: (10_000 + (number % 50_000) as u16, 9),
+        };
+        udp_frame(&flow, frame_bytes)
+    });
+    let templates = templates.collect::<Result<_, _>>().map_err(|error| key(&error.to_string()))?;
+    Ok(GeneratorSpec { templates, rate_pps: port.rate_pps })
+}

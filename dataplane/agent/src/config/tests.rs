@@ -1,0 +1,1 @@
+//! The file as a person gets it wrong, and right.
