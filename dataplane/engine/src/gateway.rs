@@ -251,11 +251,12 @@ impl Gateway {
         let takes_super = io.ports[slot].tx_gso();
         let is_super = pool.meta(&frame).gso != GsoKind::None;
         match (takes_super, is_super) {
-            (true, false) => {
+            // Super-segments too: what is open of their flow must leave before them.
+            (true, _) => {
                 let mut sent = |pool: &mut Pool, frame: Frame| io.send(pool, slot, frame);
                 self.coalescers[slot].process(pool, frame, &mut sent);
             }
-            (true, true) | (false, false) => io.send(pool, slot, frame),
+            (false, false) => io.send(pool, slot, frame),
             (false, true) => {
                 let mut pieces = Pieces::new();
                 match overlay::segment::segment(pool, &frame, &mut |_, piece| pieces.push(piece)) {
