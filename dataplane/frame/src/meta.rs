@@ -135,6 +135,15 @@ impl Meta {
         *self = Meta { data: self.data, len: self.len, ..from.clone() };
     }
 
+    /// Forgets what this node worked out about the frame and keeps what travels with it to the next one, as
+    /// in a virtio-net header: how to cut it, and the state of its checksum.
+    #[inline(always)]
+    pub fn keep_offloads(&mut self) {
+        let Meta { data, len, gso, gso_bytes, csum_start, csum_offset, flags, .. } = *self;
+        let flags = Flags(flags.0 & (Flags::CSUM_PARTIAL.0 | Flags::CSUM_VALID.0));
+        *self = Meta { flags, gso, gso_bytes, csum_start, csum_offset, ..Meta::fresh(data, len) };
+    }
+
     /// Length of the frame in bytes.
     #[inline(always)]
     #[expect(clippy::len_without_is_empty, reason = "an empty frame is not a special case")]
@@ -192,6 +201,24 @@ mod tests {
             flags.clear(flag);
             assert!(!flags.has(flag) && flags.outer_ecn() == 3);
         }
+    }
+
+    #[test]
+    fn offload_requests_travel_on_and_nothing_else_does() {
+        let offloads = Meta {
+            gso: GsoKind::UdpL4,
+            gso_bytes: 1200,
+            csum_start: 34,
+            csum_offset: 6,
+            flags: Flags::CSUM_PARTIAL,
+            ..Meta::fresh(300, 9000)
+        };
+        let mut meta = Meta { vni: 7, volume: 8, next_hop: 9, rx_ns: 10, id: 11, ..offloads.clone() };
+        meta.flags.set(Flags::PARSED);
+        meta.flags.set(Flags::EGRESS);
+        meta.flags.set_outer_ecn(3);
+        meta.keep_offloads();
+        assert_eq!(format!("{meta:?}"), format!("{offloads:?}"));
     }
 
     #[test]

@@ -277,10 +277,10 @@ impl Pool {
         self.slab.chunk_bytes(frame.index()).saturating_sub(self.meta(frame).data as usize)
     }
 
-    /// Bytes of all frames of a batch together.
+    /// Bytes of all these frames together.
     #[inline]
-    pub fn bytes_in(&self, batch: &Batch) -> u64 {
-        batch.iter().map(|frame| self.meta(frame).len() as u64).sum()
+    pub fn bytes_in(&self, frames: &[Frame]) -> u64 {
+        frames.iter().map(|frame| self.meta(frame).len() as u64).sum()
     }
 
     /// Moves the first byte `count` to the front and shows the frame's bytes; `None`, and no change, when

@@ -276,8 +276,8 @@ pub fn open(spec: &PortSpec, slab: &Arc<Slab>) -> Result<Box<dyn Port>, OpenErro
         PortSpec::Udp(spec) => udp::open(spec, slab)?,
         PortSpec::Generator(spec) => generator::open(spec)?,
         PortSpec::Null(spec) => Box::new(null::NullPort::open(spec)?),
-        PortSpec::Pcap(_) | PortSpec::Faults(..) | PortSpec::Record(..) => {
-            return Err(OpenError::Spec { name: "port".into(), what: "this driver is not built in".into() });
-        }
+        PortSpec::Pcap(spec) => Box::new(pcap::PcapPort::open(spec)?),
+        PortSpec::Faults(spec, inner) => Box::new(faults::Faults::new(open(inner, slab)?, spec)?),
+        PortSpec::Record(spec, inner) => Box::new(record::Record::open(open(inner, slab)?, spec)?),
     })
 }
