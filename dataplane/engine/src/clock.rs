@@ -152,7 +152,7 @@ impl Timeline {
         if delta >= self.period {
             return self.recalibrate(sample());
         }
-        self.at_ns(self.ns_base + ((delta * self.mult) >> SHIFT))
+        self.at_ns(self.ns_base.saturating_add((delta * self.mult) >> SHIFT))
     }
 
     #[inline]
@@ -167,7 +167,7 @@ impl Timeline {
 
     #[inline]
     fn span_ns(&self, delta: u64) -> u64 {
-        ((u128::from(delta) * u128::from(self.mult)) >> SHIFT) as u64
+        u64::try_from((u128::from(delta) * u128::from(self.mult)) >> SHIFT).unwrap_or(u64::MAX)
     }
 
     #[cold]
@@ -178,16 +178,20 @@ impl Timeline {
         if backwards {
             self.counters.backwards += 1;
         }
-        let ours = if backwards { truth.ns } else { self.ns_base + self.span_ns(truth.tsc - self.tsc_base) };
-        let error = truth.ns.wrapping_sub(ours) as i64;
+        let ours = if backwards {
+            truth.ns
+        } else {
+            self.ns_base.saturating_add(self.span_ns(truth.tsc - self.tsc_base))
+        };
+        let error_ns = i128::from(truth.ns) - i128::from(ours);
         let rate = self.rate_since_anchor(truth).unwrap_or(self.mult);
-        if backwards || error.unsigned_abs() > JUMP_NS {
+        if backwards || error_ns.unsigned_abs() > JUMP_NS {
             self.counters.jumps += u64::from(!backwards);
             self.ns_base = truth.ns;
             self.mult = rate;
         } else {
             self.ns_base = ours;
-            self.mult = bend(rate, error);
+            self.mult = bend(rate, error_ns);
         }
         self.tsc_base = truth.tsc;
         self.period = period(self.mult);
@@ -209,8 +213,8 @@ impl Timeline {
 }
 
 /// The rate at which `error` is gone after one period.
-fn bend(rate: u64, error_ns: i64) -> u64 {
-    let correction = i128::from(rate) * i128::from(error_ns) / i128::from(PERIOD_NS);
+fn bend(rate: u64, error_ns: i128) -> u64 {
+    let correction = i128::from(rate) * error_ns / i128::from(PERIOD_NS);
     // |error| <= JUMP_NS, so the correction is at most a thousandth of the rate.
     (i128::from(rate) + correction) as u64
 }
@@ -276,7 +280,7 @@ const SHIFT: u32 = 32;
 /// Time between two comparisons with `CLOCK_MONOTONIC`.
 const PERIOD_NS: u64 = NS_PER_S;
 /// Errors up to this are bent away; larger ones are jumps.
-const JUMP_NS: u64 = 1_000_000;
+const JUMP_NS: u128 = 1_000_000;
 /// Shortest span from which a rate is taken.
 const RATE_SPAN_NS_MIN: u64 = NS_PER_S / 2;
 /// Span of the first measurement.

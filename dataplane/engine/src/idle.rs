@@ -198,16 +198,16 @@ impl Ladder {
     /// After [`Rung::Sleep`]: the wait ended at `now_ns`; `slept` if it blocked at all, `by_event` if
     /// something other than the time-out ended it.
     pub fn woke(&mut self, now_ns: u64, slept: bool, by_event: bool) {
-        if let Last::Sleep { deadline_ns } = self.last
-            && slept
-        {
+        let Last::Sleep { deadline_ns } = self.last else { return };
+        self.last = Last::Spin;
+        if slept {
             self.times.sleeping_ns += now_ns.saturating_sub(self.last_ns);
             self.times.sleeps += 1;
             self.times.wakeups += u64::from(by_event);
-            self.times.late_wakeups += u64::from(!by_event && now_ns.saturating_sub(deadline_ns) > LATE_NS);
-            self.last_ns = now_ns;
+            let late = !by_event && now_ns.saturating_sub(deadline_ns) > LATE_NS;
+            self.times.late_wakeups += u64::from(late);
+            self.last_ns = self.last_ns.max(now_ns);
         }
-        self.last = Last::Spin;
     }
 
     /// Where the time went so far.

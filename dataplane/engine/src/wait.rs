@@ -230,7 +230,7 @@ fn timespec(ns: u64) -> Timespec {
 
 const NS_PER_S: u64 = 1_000_000_000;
 /// Tokens below this name inputs.
-pub const TOKEN_MAX: u32 = u32::MAX;
+pub const TOKEN_MAX: u32 = 1 << 24;
 const COMMAND: u32 = u32::MAX;
 const EVENTS: usize = 64;
 
