@@ -325,3 +325,15 @@ fn flows_whose_hashes_collide_stay_apart() {
     out.iter().for_each(|frame| assert_checksums(pool.bytes(frame)));
     free(&mut pool, out);
 }
+
+#[test]
+fn a_super_segment_leaves_behind_what_is_open_of_its_flow() {
+    let mut pool = pool(64, 64);
+    let mut frames: Vec<Frame> = stream(2).iter().map(|sample| sample.frame(&mut pool)).collect();
+    let next = Sample { seq: 3000, payload: pattern(9000, 4), ..Sample::default() };
+    frames.push(next.super_segment(&mut pool, 1000));
+    let (out, merged) = merge(&mut pool, frames);
+    let lengths: Vec<usize> = out.iter().map(|frame| pool.meta(frame).len()).collect();
+    assert_eq!((merged, lengths), (1, vec![54 + 2000, 54 + 9000]));
+    free(&mut pool, out);
+}
