@@ -106,11 +106,15 @@ impl PacketSocket {
 
 /// The VLAN tag that the kernel took out of a received frame: protocol and tag.
 fn stripped_tag(message: &libc::msghdr) -> Option<(u16, u16)> {
-    // SAFETY: the kernel filled the control buffer that `message` describes.
-    let control = unsafe { libc::CMSG_FIRSTHDR(message).as_ref()? };
+    // SAFETY: `message` describes a control buffer that is live and that the kernel filled.
+    let first = unsafe { libc::CMSG_FIRSTHDR(message) };
+    // SAFETY: null, or a header within that buffer, which is aligned for it.
+    let control = unsafe { first.as_ref() }?;
     assert_eq!((control.cmsg_level, control.cmsg_type), (libc::SOL_PACKET, libc::PACKET_AUXDATA));
+    // SAFETY: the header lies in that buffer, its data behind it.
+    let data = unsafe { libc::CMSG_DATA(first) }.cast::<libc::tpacket_auxdata>();
     // SAFETY: a control message of this type carries a tpacket_auxdata, whatever its alignment.
-    let data = unsafe { libc::CMSG_DATA(control).cast::<libc::tpacket_auxdata>().read_unaligned() };
+    let data = unsafe { data.read_unaligned() };
     let valid = data.tp_status & libc::TP_STATUS_VLAN_VALID != 0;
     valid.then_some((data.tp_vlan_tpid, data.tp_vlan_tci))
 }
