@@ -26,29 +26,11 @@ fn finish(bytes: &mut [u8], meta: &mut Meta) -> bool {
     if meta.gso != GsoKind::None || field + 2 > bytes.len() {
         return false;
     }
-    let folded = !fold(sum(&bytes[start..]));
-    let stored = if folded == 0 { 0xffff } else { folded };
-    bytes[field..field + 2].copy_from_slice(&stored.to_ne_bytes());
+    let checksum = !wire::checksum::sum(&bytes[start..]);
+    let stored = if checksum == 0 { 0xffff } else { checksum };
+    bytes[field..field + 2].copy_from_slice(&stored.to_be_bytes());
     meta.flags.clear(Flags::CSUM_PARTIAL);
     true
-}
-
-/// Sum of the 16-bit words in the processor's byte order: the result is then in wire order when stored
-/// the same way (RFC 1071, clause 2 B). An odd last byte is padded with zero.
-fn sum(bytes: &[u8]) -> u64 {
-    let (words, tail) = bytes.as_chunks::<4>();
-    let mut total: u64 = words.iter().map(|word| u64::from(u32::from_ne_bytes(*word))).sum();
-    let mut last = [0u8; 4];
-    last[..tail.len()].copy_from_slice(tail);
-    total += u64::from(u32::from_ne_bytes(last));
-    total
-}
-
-fn fold(mut total: u64) -> u16 {
-    while total > 0xffff {
-        total = (total & 0xffff) + (total >> 16);
-    }
-    total as u16
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use port::packet::PacketSpec;
 use port::{OpenError, Port, PortError, PortKind, PortSpec, open};
 use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn slab() -> Arc<Slab> {
     Slab::new(SlabConfig { frames: 4096, jumbo_frames: 256, hugepages: false }).unwrap()

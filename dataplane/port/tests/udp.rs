@@ -15,7 +15,7 @@ use port::udp::UdpSpec;
 use port::{OpenError, Port, PortKind, PortSpec, open};
 use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn slab() -> Arc<Slab> {
     Slab::new(SlabConfig { frames: 4096, jumbo_frames: 256, hugepages: false }).unwrap()
