@@ -1,8 +1,10 @@
 //! Taking turns while a pool is short: deficit round robin (Shreedhar and Varghese 1995), weighted.
 //!
 //! A round is one visit to each member. At a visit the member's deficit grows by its quantum, its weight's
-//! share of `members x largest request`, so a round is as short as fairness allows and always serves
-//! somebody: the heaviest member's quantum covers the largest request. A member sends while its deficit is
+//! share of `members x largest request`, so a round is as short as fairness allows and serves about as many
+//! requests as it has members. Should a whole round serve nobody (all owe for something large), the rounds
+//! until somebody may send are credited at once, so that turns cost time in proportion to members, never to
+//! debt. A member sends while its deficit is
 //! positive, and the request that takes it below zero is still sent (the surplus form): so a newcomer is
 //! served at its first visit however small its weight, and then waits as many rounds as that is worth.
 //! Leaving with a debt does not cancel it: it is worked off by the rounds that pass meanwhile.
@@ -68,6 +70,8 @@ pub(crate) struct Ring {
     visits_left: u32,
     quantum_per_weight: u64,
     worth_max: i64,
+    /// Somebody was given leave to send in this round.
+    fruitful: bool,
     /// The dimensions that members wait for.
     pub(crate) waiting: [bool; DIMS],
 }
@@ -83,6 +87,7 @@ impl Ring {
             visits_left: 0,
             quantum_per_weight: 0,
             worth_max: 1,
+            fruitful: true,
             waiting: [false; DIMS],
         }
     }
@@ -136,18 +141,19 @@ impl Ring {
     /// Visits the front: true if it may send, false if it was sent to the end to wait for its next visit.
     pub(crate) fn visit(&mut self, seats: &mut [Seat]) -> bool {
         let Some(volume) = self.front() else { return false };
-        let seat = &mut seats[volume as usize];
-        if seat.account().deficit > 0 {
+        if seats[volume as usize].account().deficit > 0 {
             return true;
         }
         if self.visits_left == 0 {
-            self.begin_round();
+            self.begin_round(seats);
         }
+        let seat = &mut seats[volume as usize];
         self.visits_left -= 1;
         let quantum = self.quantum(seat.weight);
         let account = seat.account();
         account.deficit += quantum;
         let may = account.deficit > 0;
+        self.fruitful |= may;
         if !may {
             self.rotate(seats);
         }
@@ -165,7 +171,7 @@ impl Ring {
         }
     }
 
-    fn begin_round(&mut self) {
+    fn begin_round(&mut self, seats: &mut [Seat]) {
         self.round += 1;
         self.visits_left = self.members;
         let total = u128::from(self.members) * self.worth_max as u128;
@@ -173,6 +179,31 @@ impl Ring {
         self.quantum_per_weight = u64::try_from(share).unwrap_or(u64::MAX);
         // One giant should not make the rounds long for ever.
         self.worth_max = (self.worth_max - (self.worth_max >> 4)).max(1);
+        if !std::mem::take(&mut self.fruitful) {
+            self.skip_rounds(seats);
+        }
+    }
+
+    /// Credits the rounds in which nobody could send, so that somebody can in the one that begins.
+    fn skip_rounds(&mut self, seats: &mut [Seat]) {
+        let needed = |seat: &mut Seat, quantum: i64| 1 - seat.account().deficit.min(0) / quantum;
+        let mut fewest = i64::MAX;
+        let mut at = self.head;
+        while at != NONE {
+            let seat = &mut seats[at as usize];
+            fewest = fewest.min(needed(seat, self.quantum(seat.weight)));
+            at = seat.next;
+        }
+        at = self.head;
+        while at != NONE {
+            let seat = &mut seats[at as usize];
+            let credit = i128::from(self.quantum(seat.weight)) * i128::from(fewest - 1);
+            let account = seat.account();
+            // Nobody needs fewer rounds than are credited, so no deficit becomes positive.
+            account.deficit = (i128::from(account.deficit) + credit).min(0) as i64;
+            at = seat.next;
+        }
+        self.round = self.round.saturating_add((fewest - 1) as u64 % FORGIVEN);
     }
 
     fn quantum(&self, weight: u64) -> i64 {
@@ -287,6 +318,24 @@ mod tests {
         }
         assert!(ring.visit(&mut seats), "served at the first visit");
         assert!(before <= 22, "{before}");
+    }
+
+    #[test]
+    fn an_old_debt_does_not_cost_visits() {
+        // A giant request, then small ones until the giant is forgotten, then its sender alone.
+        let (mut ring, mut seats) = ring_of(&[1, 1]);
+        run(&mut ring, &mut seats, &[1 << 50, 100], 1 << 50);
+        for _ in 0..10_000 {
+            if ring.visit(&mut seats) {
+                ring.charge(&mut seats, 100);
+            }
+        }
+        ring.leave(&mut seats, 1);
+        let mut visits = 0;
+        while !ring.visit(&mut seats) {
+            visits += 1;
+        }
+        assert!(visits < 10, "{visits}");
     }
 
     #[test]

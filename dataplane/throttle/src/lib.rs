@@ -41,6 +41,9 @@ mod tariff;
 mod volume;
 mod wheel;
 
+#[cfg(test)]
+mod model;
+
 pub use api::{
     Admission, Balance, Cost, Lane, Parked, Released, ShaperConfig, VolumeBalance, VolumeCounters,
 };

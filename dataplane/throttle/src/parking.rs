@@ -4,7 +4,7 @@
 //! Invariants: nothing is allocated after construction; a slot is either on the free list or on exactly one
 //! lane; `items` and `bytes` of a lane are the sums over its list.
 
-use crate::limits::{DIMS, ParkLimits};
+use crate::limits::ParkLimits;
 use crate::tariff::Request;
 
 pub(crate) const NONE: u32 = u32::MAX;
@@ -50,9 +50,6 @@ pub(crate) struct Lot {
     pub(crate) lanes: [Queue; 2],
     /// The lane whose turn it is.
     pub(crate) turn: usize,
-    /// What the request whose turn it is waits for; a newcomer of the other lane that needs none of it may
-    /// pass.
-    pub(crate) short: [bool; DIMS],
     pub(crate) limits: ParkLimits,
     pub(crate) parked_total: u64,
     pub(crate) marked: u64,
@@ -65,7 +62,6 @@ impl Lot {
         Lot {
             lanes: [Queue::EMPTY; 2],
             turn: 0,
-            short: [false; DIMS],
             limits: ParkLimits::default(),
             parked_total: 0,
             marked: 0,
@@ -76,12 +72,6 @@ impl Lot {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.lanes[0].items == 0 && self.lanes[1].items == 0
-    }
-
-    /// True if a newcomer to `lane` may be asked for at once although something is parked: nothing is in
-    /// its own lane, and it needs nothing of what the other lane is short of.
-    pub(crate) fn may_overtake(&self, lane: usize, request: &Request) -> bool {
-        self.lanes[lane].items == 0 && !request.needs(&self.short)
     }
 
     /// True if `bytes` more do not fit a lane. An empty lane takes any one request, else a request larger
@@ -125,11 +115,9 @@ impl<T> Arena<T> {
         Ok(())
     }
 
-    /// Marks what was pushed last.
-    pub(crate) fn mark_last(&mut self, queue: &Queue) {
-        if let Some(waiting) = self.slots.get_mut(queue.tail as usize).and_then(|s| s.waiting.as_mut()) {
-            waiting.mark = true;
-        }
+    /// What was pushed last.
+    pub(crate) fn last_mut(&mut self, queue: &Queue) -> Option<&mut Waiting<T>> {
+        self.slots.get_mut(queue.tail as usize)?.waiting.as_mut()
     }
 
     /// What waits first in `queue`.

@@ -133,6 +133,12 @@ impl Pool {
         }
     }
 
+    /// The balance of dimension `d`, for the model to compare.
+    #[cfg(test)]
+    pub(crate) fn level(&self, d: usize) -> Option<i128> {
+        self.dims[d].as_ref().map(|b| b.level)
+    }
+
     /// Whole units at hand in dimension `d`: held here, and in the shared bucket if there is one.
     pub(crate) fn units(&self, d: usize) -> Option<i64> {
         let bucket = self.dims[d].as_ref()?;

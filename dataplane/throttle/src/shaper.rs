@@ -49,8 +49,10 @@ struct Bill {
 /// Why a request may not pass.
 #[derive(Clone, Copy, Debug)]
 struct Blocked {
-    /// When the volume's own balances suffice, if they do not.
+    /// When the volume's own balances suffice in all dimensions, if they do not.
     own_until_ns: Option<u64>,
+    /// When they suffice in the first of the dimensions that are short.
+    own_change_ns: Option<u64>,
     /// The pool that is short, or `NONE`.
     pool: u32,
     /// The dimensions in question.
@@ -99,7 +101,7 @@ impl<T> Shaper<T> {
         let alone = self.volumes[volume as usize].flags & PARKED == 0;
         let mut answer = None;
         let mut blocked = None;
-        if alone || self.lots[volume as usize].may_overtake(lane as usize, &request) {
+        if alone || self.may_overtake(volume, lane, &request) {
             match self.check(volume, &request, NONE) {
                 Ok(bill) => {
                     self.pay(volume, &bill);
@@ -180,7 +182,7 @@ impl<T> Shaper<T> {
         pool.refill(self.now_ns);
         match pool.blocks(nanos, serving == id) {
             None => Ok(()),
-            Some(short) => Err(Blocked { own_until_ns: None, pool: id, short }),
+            Some(short) => Err(Blocked { own_until_ns: None, own_change_ns: None, pool: id, short }),
         }
     }
 
@@ -210,6 +212,23 @@ impl<T> Shaper<T> {
         }
     }
 
+    /// True if a newcomer to a volume with something parked may be asked for at once: nothing is in its own
+    /// lane, and it needs nothing of what the first request of the other lane is short of now.
+    fn may_overtake(&mut self, volume: u32, lane: Lane, newcomer: &Request) -> bool {
+        let lanes = &self.lots[volume as usize].lanes;
+        let Some(first) = self.arena.front(&lanes[1 - lane as usize]) else { return false };
+        if lanes[lane as usize].items > 0 {
+            return false;
+        }
+        let first = first.request;
+        let short = match self.check(volume, &first, NONE) {
+            // It only waits for the next release.
+            Ok(_) => [true; DIMS],
+            Err(blocked) => blocked.short,
+        };
+        !newcomer.needs(&short)
+    }
+
     /// Keeps a request that may not pass, or refuses it at the bound. `blocked`: why, if it is the volume's
     /// only one.
     #[inline(never)]
@@ -237,17 +256,16 @@ impl<T> Shaper<T> {
         let mark = lot.is_congested(lane as usize);
         if mark {
             lot.marked += 1;
-            self.arena.mark_last(&lot.lanes[lane as usize]);
+            if let Some(last) = self.arena.last_mut(&lot.lanes[lane as usize]) {
+                last.mark = true;
+            }
         }
         lot.parked_total += 1;
         self.parked.items += 1;
         self.parked.bytes += u64::from(bytes);
         self.volumes[volume as usize].flags |= PARKED;
         match blocked {
-            Some(blocked) => {
-                self.lots[volume as usize].short = blocked.short;
-                self.settle(volume, blocked);
-            }
+            Some(blocked) => self.settle(volume, blocked),
             None if first => self.plan(volume),
             None => {}
         }
@@ -275,10 +293,10 @@ impl<T> Shaper<T> {
             Ok(bill) => return Look::Ready(turn, bill),
             Err(blocked) => blocked,
         };
-        self.lots[volume as usize].short = blocked.short;
-        if let Some(request) = other
-            && !request.needs(&blocked.short)
-        {
+        let Some(request) = other else { return Look::Stuck(blocked) };
+        // As soon as the first needs one dimension less, the other may have its chance.
+        blocked.own_until_ns = blocked.own_change_ns;
+        if !request.needs(&blocked.short) {
             match self.check(volume, &request, serving) {
                 Ok(bill) => return Look::Ready(1 - turn, bill),
                 Err(also) => blocked.also(&also),
@@ -313,17 +331,23 @@ impl<T> Shaper<T> {
 
     /// Takes a volume out of the ring in which it waits, if it does.
     pub(crate) fn unseat(&mut self, volume: u32) {
-        let pool = self.seats[volume as usize].pool;
-        if let Some(pool) = self.pools.get_mut(pool as usize) {
+        let id = self.seats[volume as usize].pool;
+        if let Some(pool) = self.pools.get_mut(id as usize) {
             pool.ring.leave(&mut self.seats, volume);
+            if pool.ring.members() == 0 {
+                self.wheel.cancel(self.config.volumes_max + id);
+            }
         }
     }
 
-    /// A volume's own time has come.
+    /// Hands out what of a volume may go without a turn in a ring, and puts the rest where it waits.
     fn wake_volume(&mut self, volume: u32, left: &mut usize, sink: &mut impl FnMut(Released<T>)) {
         loop {
             match self.look(volume, NONE) {
-                Look::Empty => return self.unseat(volume),
+                Look::Empty => {
+                    self.wheel.cancel(volume);
+                    return self.unseat(volume);
+                }
                 Look::Stuck(blocked) => return self.settle(volume, blocked),
                 Look::Ready(..) if *left == 0 => return self.wheel.set(volume, self.now_ns),
                 Look::Ready(lane, bill) => {
@@ -357,14 +381,10 @@ impl<T> Shaper<T> {
                     pool.ring.charge(&mut self.seats, worth);
                     self.hand_out(volume, lane, &bill, sink);
                     *left -= 1;
-                    if self.lots[volume as usize].is_empty() {
-                        self.unseat(volume);
-                        self.wheel.cancel(volume);
-                    }
+                    // What comes next may need nothing of this pool, or wait for something else.
+                    self.wake_volume(volume, left, sink);
                 }
-                Look::Stuck(blocked) => {
-                    self.settle(volume, blocked);
-                }
+                Look::Stuck(blocked) => self.settle(volume, blocked),
                 Look::Empty => self.unseat(volume),
             }
         }
@@ -375,8 +395,6 @@ impl<T> Shaper<T> {
         self.pay(volume, bill);
         let lot = &mut self.lots[volume as usize];
         lot.turn = 1 - lane;
-        // Until the next look: a newcomer shall not overtake what may be ready.
-        lot.short = [true; DIMS];
         if let Some(released) = self.unpark(volume, lane) {
             sink(released);
         }
@@ -413,10 +431,20 @@ impl Blocked {
 #[cold]
 fn blocked_by_own(v: &Volume, now_ns: u64, nanos: &[i128; DIMS], floors: &[i128; DIMS]) -> Blocked {
     let waits: [u64; DIMS] = std::array::from_fn(|d| v.wait_ns(d, nanos[d], floors[d]));
-    let wait = waits.into_iter().max().unwrap_or(0);
+    let at = |wait: u64| now_ns.saturating_add(wait.max(1));
     Blocked {
-        own_until_ns: Some(now_ns.saturating_add(wait.max(1))),
+        own_until_ns: waits.into_iter().max().map(at),
+        own_change_ns: waits.into_iter().filter(|&wait| wait > 0).min().map(at),
         pool: NONE,
         short: waits.map(|wait| wait > 0),
+    }
+}
+
+#[cfg(test)]
+impl<T> Shaper<T> {
+    /// Whether the request parked last in a lane continued a stream, for the model.
+    pub(crate) fn last_parked_is_sequential(&mut self, volume: u32, lane: usize) -> bool {
+        let queue = &self.lots[volume as usize].lanes[lane];
+        self.arena.last_mut(queue).is_some_and(|waiting| waiting.request.sequential)
     }
 }

@@ -260,6 +260,12 @@ impl Volume {
         }
     }
 
+    /// All balances of dimension `d`, for the model to compare.
+    #[cfg(test)]
+    pub(crate) fn levels(&self, d: usize) -> [i128; 3] {
+        [self.dims[d].burst, self.dims[d].work, self.dims[d].peak]
+    }
+
     /// The line of dimension `d`, to be prefetched.
     pub(crate) fn line(&self, d: usize) -> &Buckets {
         &self.dims[d]

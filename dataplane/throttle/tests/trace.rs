@@ -198,7 +198,7 @@ fn f2_g_sequential_requests_cost_less_and_17_streams_do_not() {
         s.set_volume(0, 0, &limits).unwrap();
         for round in 0..100 / streams {
             for stream in 0..streams {
-                let offset = Some(stream << 32 | round * 4_096);
+                let offset = Some((stream << 32) + round * 4_096);
                 assert!(ask_for(&mut s, 0, 0, Cost { bytes: 4_096, packets: 4, offset }));
             }
         }
