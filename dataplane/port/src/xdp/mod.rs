@@ -66,7 +66,8 @@ pub struct XdpSpec {
     /// Receive and transmit queue, from 0.
     pub queue: u32,
     /// Entries of each of the four rings, a power of two from 64 to 32,768. As many chunks wait for input
-    /// at any time: the burst that the port absorbs while its worker is busy elsewhere.
+    /// at any time: the burst that the port absorbs while its worker is busy elsewhere. Fewer stay in the
+    /// processor's cache.
     pub ring_frames: u32,
     /// Frames that one of our system calls may receive by running the driver's poll function itself
     /// (`SO_BUSY_POLL_BUDGET`); 0 leaves that to the kernel's soft interrupts. For a worker that never

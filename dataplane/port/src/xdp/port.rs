@@ -18,7 +18,7 @@ use frame::{Batch, FRAME_BYTES_MAX, Frame, Pool, Slab};
 use super::XdpSpec;
 use super::loans::Loans;
 use super::program::{Attachment, Mode};
-use super::socket::Socket;
+use super::socket::{RX_HEADROOM_BYTES, Socket};
 use super::sys;
 use crate::checksum::complete_partial_checksum;
 use crate::{Port, PortCaps, PortCounters, PortError};
@@ -199,9 +199,11 @@ impl XdpPort {
                 self.counters.rx_no_frame += 1;
                 break;
             };
+            // The kernel adds its own headroom, and so ends where a fresh frame of this chunk begins.
+            let colour = pool.meta(&frame).headroom().saturating_sub(RX_HEADROOM_BYTES);
             match self.loans.lend(frame) {
                 Ok(chunk) => {
-                    self.socket.fill.push(chunk);
+                    self.socket.fill.push(chunk + colour as u64);
                     self.rx_lent += 1;
                 }
                 Err(frame) => pool.free(frame),
@@ -249,16 +251,11 @@ impl Port for XdpPort {
             let Some(descriptor) = self.socket.rx.pop() else { break };
             popped += 1;
             let len = descriptor.len as usize;
-            let Some(frame) = self.loans.take_back(pool, descriptor.addr, len) else {
+            let Some(frame) = self.loans.take_back(pool, received_at(descriptor.addr), len) else {
+                // Not a chunk that the kernel had: it does not happen, and must not pass unseen.
                 self.counters.rx_truncated += 1;
                 continue;
             };
-            // Longer frames fit this chunk, but not every chunk that they may be copied to.
-            if len > FRAME_BYTES_MAX {
-                self.counters.rx_truncated += 1;
-                pool.free(frame);
-                continue;
-            }
             bytes += len as u64;
             out.push(frame);
         }
@@ -329,4 +326,12 @@ impl Port for XdpPort {
         drop(socket);
         loans.take_back_all(pool);
     }
+}
+
+/// Where received bytes begin: with unaligned chunks, the upper 16 bits say how far behind the address that
+/// the fill ring named (`XSK_UNALIGNED_BUF_OFFSET_SHIFT`).
+#[inline(always)]
+fn received_at(address: u64) -> u64 {
+    const OFFSET_SHIFT: u32 = 48;
+    (address & ((1 << OFFSET_SHIFT) - 1)) + (address >> OFFSET_SHIFT)
 }

@@ -1,14 +1,16 @@
 //! The socket: the slab's chunks registered as its memory (UMEM), four rings, bound to one queue.
 //!
 //! Each port registers the same region as its own UMEM, so a frame received on one port is sent by another
-//! without a copy in user space. Aligned chunks of 4 KiB and headroom 0: received bytes begin 256 bytes
-//! (`XDP_PACKET_HEADROOM`) into the chunk, which leaves room for outer headers. Copy mode (decision D4).
+//! without a copy in user space. Copy mode (decision D4), and addresses that need not be aligned to chunks,
+//! for two reasons: received bytes begin where a fresh frame's would, behind the chunk's colour (with aligned
+//! addresses the headers of all chunks compete for the same few sets of the caches), and the kernel then
+//! takes its own record of a chunk from a stack, instead of the one, long out of the cache, that belongs to it.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use frame::{CHUNK_BYTES, Slab};
+use frame::{CHUNK_BYTES, FRAME_BYTES_MAX, Slab};
 
 use super::interface::Interface;
 use super::ring::{Consumer, Producer, Ring};
@@ -17,6 +19,12 @@ use crate::OpenError;
 
 /// How long the kernel may poll in one call when busy polling is on, microseconds.
 const BUSY_POLL_US: u32 = 20;
+
+/// Free bytes that the kernel leaves before a received frame (`XDP_PACKET_HEADROOM`).
+pub(super) const RX_HEADROOM_BYTES: usize = 256;
+/// What the kernel may use from the address that it is given, its headroom included. Whatever the chunk's
+/// colour, that stays inside the chunk: [`FRAME_BYTES_MAX`] fit behind the first byte of any fresh frame.
+const WINDOW_BYTES: u32 = (RX_HEADROOM_BYTES + FRAME_BYTES_MAX) as u32;
 
 /// How long the kernel may take to free a queue whose socket was closed, and how often to look.
 const RELEASE_TIMEOUT: Duration = Duration::from_millis(250);
@@ -111,9 +119,9 @@ fn register(fd: BorrowedFd<'_>, slab: &Slab) -> io::Result<()> {
     let umem = libc::xdp_umem_reg {
         addr: base as u64,
         len: bytes as u64,
-        chunk_size: CHUNK_BYTES as u32,
+        chunk_size: WINDOW_BYTES,
         headroom: 0,
-        flags: 0,
+        flags: libc::XDP_UMEM_UNALIGNED_CHUNK_FLAG,
         tx_metadata_len: 0,
     };
     sys::set_option(fd, libc::SOL_XDP, libc::XDP_UMEM_REG, &umem)
