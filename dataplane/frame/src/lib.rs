@@ -8,8 +8,8 @@
 //! is the one still in the cache); pools trade whole stacks of handles through the slab's depot.
 //! Frames move in a [`Batch`] of at most 32, and between workers through [`ring`]s.
 //!
-//! This crate also owns the two processor instructions that the data plane needs and safe Rust lacks:
-//! [`prefetch`] and [`tsc`].
+//! This crate also owns the hints and the clock that the data plane needs and safe Rust lacks: [`prefetch`],
+//! [`prefer_huge_pages`] and [`tsc`].
 //!
 //! Invariants: a handle exists at most once; it reaches only the slab whose tag it carries; the bytes of
 //! a frame always lie inside its own chunk.
@@ -26,7 +26,7 @@ pub use meta::{Flags, GsoKind, Meta};
 pub use pool::Pool;
 pub use ring::{Consumer, Producer, ring};
 pub use slab::{Backing, Slab, SlabConfig, SlabError};
-pub use time::{prefetch, tsc};
+pub use time::{prefer_huge_pages, prefetch, tsc};
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -37,7 +37,7 @@ mod parse;
 
 pub use address::{EtherType, Mac, MacError, VlanId, Vni};
 pub use error::{EmitError, ParseError};
-pub use parse::{IpKind, Parsed, flow_hash, parse};
+pub use parse::{IpKind, Parsed, flow_hash, parse, parse_plain};
 
 /// IP protocol numbers (IPv4 `Protocol`, IPv6 `Next Header`) that the data plane tells apart.
 pub mod protocol {
