@@ -1,11 +1,11 @@
 //! What both directions share: reasons, offsets into `Meta`, VLAN tags, and the route lookup with its
 //! consequences.
 
-use frame::{DropReason, Flags, Frame, Meta, Pool, prefetch};
+use frame::{BATCH, DropReason, Flags, Frame, Meta, Pool};
 use wire::{IpKind, Mac, ParseError, Parsed, VlanId, ethernet, protocol};
 
 use crate::tables::key::{self, Tuple};
-use crate::tables::{AttachmentInfo, Key, Route, RouteKind, Tables, TenantInfo};
+use crate::tables::{AttachmentInfo, Key, Route, RouteKind, Tables, TenantView};
 use crate::{Outcomes, Verdict};
 
 /// The reason under which a frame that does not parse is counted.
@@ -24,56 +24,60 @@ pub(crate) fn describe(meta: &mut Meta, parsed: &Parsed) {
     (meta.l3, meta.l4, meta.payload, meta.proto) = (parsed.l3, parsed.l4, parsed.payload, parsed.proto);
     meta.flow_hash = parsed.flow_hash;
     meta.cost_bytes = parsed.payload_bytes();
-    meta.flags.clear(Flags::IPV6);
-    meta.flags.clear(Flags::FRAGMENT);
-    meta.flags.clear(Flags::EGRESS);
-    meta.flags.set(Flags::PARSED);
+    let mut flags = meta.flags;
+    flags.clear(Flags::IPV6);
+    flags.clear(Flags::FRAGMENT);
+    flags.clear(Flags::EGRESS);
+    flags.set(Flags::PARSED);
     if parsed.ip == IpKind::V6 {
-        meta.flags.set(Flags::IPV6);
+        flags.set(Flags::IPV6);
     }
     if parsed.fragment {
-        meta.flags.set(Flags::FRAGMENT);
+        flags.set(Flags::FRAGMENT);
     }
+    meta.flags = flags;
 }
 
 /// The addresses and ports of a packet, ready for every lookup of its tenant.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Flow {
     /// Destination address, both ports, tenant.
-    pub(crate) packet: Key,
+    packet: Key,
     pub(crate) src: u128,
     pub(crate) src_mac: Mac,
     pub(crate) dst_mac: Mac,
-    pub(crate) tenant: u16,
+    /// Where the first route probe begins.
+    hash: u32,
+    pub(crate) proto: u8,
     pub(crate) v6: bool,
     pub(crate) fragment: bool,
     /// TCP or UDP with its header: rules that name transport fields apply.
-    pub(crate) ports: bool,
-    pub(crate) proto: u8,
-    /// Where the first route probe begins.
-    hash: u32,
+    ports: bool,
+    /// Same source as the frame before: what was found out about that holds for this one.
+    pub(crate) same_source: bool,
 }
 
 impl Flow {
     /// Gathers the keys of an IP packet and asks for the cache lines that its lookups will touch.
     #[inline(always)]
-    pub(crate) fn new(tables: &Tables, tenant: u16, parsed: &Parsed) -> Flow {
+    pub(crate) fn new(tables: &Tables, view: &TenantView<'_>, parsed: &Parsed, same_source: bool) -> Flow {
         let v6 = parsed.ip == IpKind::V6;
         let mut flow = Flow {
-            packet: key::packet_key(tenant, parsed.dst, parsed),
+            packet: key::packet_key(view.id, parsed.dst, parsed.proto, parsed.src_port, parsed.dst_port),
             src: parsed.src,
             src_mac: parsed.src_mac,
             dst_mac: parsed.dst_mac,
-            tenant,
+            hash: 0,
+            proto: parsed.proto,
             v6,
             fragment: parsed.fragment,
             ports: !parsed.fragment && matches!(parsed.proto, protocol::TCP | protocol::UDP),
-            proto: parsed.proto,
-            hash: 0,
+            same_source,
         };
-        let info = tables.tenant(tenant);
-        tables.prefetch_endpoint(tenant, v6, parsed.src);
-        if let [first, rest @ ..] = tables.route_tuples(info, v6) {
+        if !same_source {
+            tables.prefetch_endpoint(view, v6, parsed.src);
+        }
+        if let [first, rest @ ..] = view.routes(v6) {
             flow.hash = tables.routes.hash(&first.key(&flow.packet));
             tables.routes.prefetch(flow.hash);
             for tuple in rest {
@@ -100,19 +104,19 @@ impl Flow {
 
     /// The most specific route that matches: address and ports first, then the MAC address.
     #[inline(always)]
-    pub(crate) fn route<'a>(&self, tables: &'a Tables) -> Option<&'a Route> {
-        let tuples = tables.route_tuples(tables.tenant(self.tenant), self.v6);
-        let [first, rest @ ..] = tuples else { return self.mac_route(tables) };
-        if let Some(route) = self.probe(tables, first, self.hash) {
-            return Some(route);
-        }
-        for tuple in rest {
-            let hash = tables.routes.hash(&tuple.key(&self.packet));
-            if let Some(route) = self.probe(tables, tuple, hash) {
+    pub(crate) fn route<'a>(&self, tables: &'a Tables, view: &TenantView<'_>) -> Option<&'a Route> {
+        if let [first, rest @ ..] = view.routes(self.v6) {
+            if let Some(route) = self.probe(tables, first, self.hash) {
                 return Some(route);
             }
+            for tuple in rest {
+                let hash = tables.routes.hash(&tuple.key(&self.packet));
+                if let Some(route) = self.probe(tables, tuple, hash) {
+                    return Some(route);
+                }
+            }
         }
-        self.mac_route(tables)
+        self.mac_route(tables, view)
     }
 
     #[inline(always)]
@@ -124,46 +128,47 @@ impl Flow {
     }
 
     #[cold]
-    fn mac_route<'a>(&self, tables: &'a Tables) -> Option<&'a Route> {
-        let route = tables.mac_route(self.tenant, self.dst_mac)?;
+    #[inline(never)]
+    fn mac_route<'a>(&self, tables: &'a Tables, view: &TenantView<'_>) -> Option<&'a Route> {
+        let route = tables.mac_route(view.id, self.dst_mac)?;
         if route.link_only && !is_link_local(self.v6, self.dst()) { None } else { Some(route) }
     }
 
     /// The next hop to which an answer to this packet would be forwarded, by rules alone.
     #[cold]
-    pub(crate) fn reverse_next_hop(&self, tables: &Tables) -> Option<u16> {
+    pub(crate) fn reverse_next_hop(&self, tables: &Tables, view: &TenantView<'_>) -> Option<u16> {
         let (from, to) = (self.dst_port(), self.src_port());
         let reverse = Flow {
-            packet: key::ports_key(self.tenant, self.src, self.proto, from, to),
+            packet: key::packet_key(view.id, self.src, self.proto, from, to),
             dst_mac: self.src_mac,
             ..*self
         };
-        let tuples = tables.route_tuples(tables.tenant(self.tenant), self.v6);
-        let found = tuples.iter().find_map(|tuple| {
+        let found = view.routes(self.v6).iter().find_map(|tuple| {
             let hash = tables.routes.hash(&tuple.key(&reverse.packet));
             reverse.probe(tables, tuple, hash)
         });
-        let route = found.or_else(|| reverse.mac_route(tables))?;
+        let route = found.or_else(|| reverse.mac_route(tables, view))?;
         (route.kind == RouteKind::Forward).then_some(route.next_hop)
     }
 
     /// The volume that pays where the route names none: that of the server at either end. Only ends where
     /// the tenant has servers are looked at.
     #[inline(always)]
-    pub(crate) fn volume(&self, tables: &Tables, info: &TenantInfo, side: Side) -> u32 {
+    pub(crate) fn volume(&self, tables: &Tables, view: &TenantView<'_>, side: Side) -> u32 {
+        let info = view.info;
+        if !(info.volumes_local || info.volumes_remote) || !self.ports {
+            return Meta::NO_VOLUME;
+        }
         let (at_dst, at_src) = match side {
             Side::Egress => (info.volumes_remote, info.volumes_local),
             Side::Ingress => (info.volumes_local, info.volumes_remote),
             Side::Hairpin => (info.volumes_local, info.volumes_local),
         };
-        if !self.ports || !(at_dst || at_src) {
-            return Meta::NO_VOLUME;
-        }
-        let to = at_dst.then(|| tables.volume(self.tenant, self.v6, self.dst(), self.dst_port()));
+        let to = at_dst.then(|| tables.volume(view.id, self.v6, self.dst(), self.dst_port()));
         if let Some(volume) = to.flatten() {
             return volume;
         }
-        let from = at_src.then(|| tables.volume(self.tenant, self.v6, self.src, self.src_port()));
+        let from = at_src.then(|| tables.volume(view.id, self.v6, self.src, self.src_port()));
         from.flatten().unwrap_or(Meta::NO_VOLUME)
     }
 }
@@ -186,9 +191,7 @@ pub(crate) fn forward(tables: &Tables, meta: &mut Meta, route: &Route) -> Verdic
     meta.egress_port = route.port;
     meta.vni = route.vni;
     meta.flags.set(Flags::EGRESS);
-    if let Some(hop) = tables.hop(route.next_hop) {
-        prefetch(hop);
-    }
+    tables.prefetch_hop(route.next_hop);
     Verdict::Forward
 }
 
@@ -211,17 +214,13 @@ pub(crate) fn deliver(pool: &Pool, frame: &mut Frame, route: &Route, dst_mac: Ma
 /// Notes which rule decided.
 #[inline(always)]
 pub(crate) fn note(outcomes: &mut Outcomes, index: usize, rule: u32) {
-    if let Some(place) = outcomes.rules.get_mut(index) {
-        *place = rule;
-    }
+    outcomes.rules[index % BATCH] = rule;
 }
 
 /// Notes what is to be done.
 #[inline(always)]
 pub(crate) fn judge(outcomes: &mut Outcomes, index: usize, verdict: Verdict) {
-    if let Some(place) = outcomes.verdicts.get_mut(index) {
-        *place = verdict;
-    }
+    outcomes.verdicts[index % BATCH] = verdict;
 }
 
 const ADDRESSES_BYTES: usize = 12;

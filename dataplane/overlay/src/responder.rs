@@ -12,7 +12,7 @@ use wire::icmp6::Neighbour;
 use wire::{EtherType, Mac, arp, ethernet, ipv6};
 
 use crate::neighbours::{write_advertisement, write_arp};
-use crate::tables::{Place, Tables};
+use crate::tables::{Place, Tables, TenantView};
 
 /// What became of a tenant's request.
 #[derive(Debug)]
@@ -50,7 +50,9 @@ fn answer(tables: &Tables, pool: &Pool, frame: &mut Frame) -> Result<bool, DropR
     let attachment = pool.meta(frame).attachment;
     let info = *tables.attachment_info(attachment).ok_or(DropReason::UnknownAttachment)?;
     let request = read(pool, frame)?;
-    let Some((mac, place)) = whose(tables, info.tenant, request.target) else { return Ok(false) };
+    let Some((mac, place)) = whose(tables, &tables.view(info.tenant), request.target) else {
+        return Ok(false);
+    };
     if place == Place::Local(attachment) {
         return Err(DropReason::Answered);
     }
@@ -94,17 +96,17 @@ fn read(pool: &Pool, frame: &Frame) -> Result<Request, DropReason> {
 }
 
 /// The MAC address of an address, and where it is. Link-local addresses that show their MAC need no entry.
-fn whose(tables: &Tables, tenant: u16, target: IpAddr) -> Option<(Mac, Place)> {
+fn whose(tables: &Tables, view: &TenantView<'_>, target: IpAddr) -> Option<(Mac, Place)> {
     let (v6, number) = match target {
         IpAddr::V4(ip) => (false, u128::from(ip.to_bits())),
         IpAddr::V6(ip) => (true, ip.to_bits()),
     };
-    if let Some(endpoint) = tables.endpoint(tenant, v6, number) {
+    if let Some(endpoint) = tables.endpoint(view, v6, number) {
         return Some((endpoint.mac, endpoint.place));
     }
     let IpAddr::V6(ip) = target else { return None };
     let mac = mac_of_link_local(ip)?;
-    Some((mac, tables.mac_place(tenant, mac)?))
+    Some((mac, tables.mac_place(view.id, mac)?))
 }
 
 /// The MAC address from which a link-local address was formed (RFC 4291, appendix A), if it was.

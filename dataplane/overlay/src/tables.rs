@@ -124,6 +124,30 @@ pub(crate) struct TenantInfo {
     endpoints: [Range; 2],
 }
 
+/// One tenant's part of the tables, looked up once for a run of frames.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TenantView<'a> {
+    pub(crate) id: u16,
+    pub(crate) info: &'a TenantInfo,
+    /// Mask tuples, most specific first; by family.
+    routes: [&'a [Tuple]; 2],
+    endpoints: [&'a [Tuple]; 2],
+}
+
+impl<'a> TenantView<'a> {
+    /// The tuples of the tenant's routes.
+    #[inline(always)]
+    pub(crate) fn routes(&self, v6: bool) -> &'a [Tuple] {
+        self.routes[usize::from(v6)]
+    }
+
+    /// The tuples of the tenant's endpoints.
+    #[inline(always)]
+    pub(crate) fn endpoints(&self, v6: bool) -> &'a [Tuple] {
+        self.endpoints[usize::from(v6)]
+    }
+}
+
 /// What a route does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u8)]
@@ -224,7 +248,7 @@ impl Slot for VolumeSlot {
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(32))]
 pub(crate) struct Peer {
-    key: Key,
+    pub(crate) key: Key,
     pub(crate) tenant: u16,
     pub(crate) next_hop: u16,
 }
@@ -293,6 +317,14 @@ impl Tables {
         self.next_hops.get(usize::from(next_hop)).filter(|hop| hop.live)
     }
 
+    /// Asks for the cache line of a next hop.
+    #[inline(always)]
+    pub(crate) fn prefetch_hop(&self, next_hop: u16) {
+        if let Some(hop) = self.next_hops.get(usize::from(next_hop)) {
+            frame::prefetch(hop);
+        }
+    }
+
     pub(crate) fn hops(&self) -> &[NextHop] {
         &self.next_hops
     }
@@ -323,40 +355,37 @@ impl Tables {
         self.attachments.get(id as usize)
     }
 
-    #[inline(always)]
-    pub(crate) fn tenant(&self, tenant: u16) -> &TenantInfo {
-        &self.tenants[usize::from(tenant)]
+    pub(crate) fn view(&self, tenant: u16) -> TenantView<'_> {
+        let info = &self.tenants[usize::from(tenant)];
+        TenantView {
+            id: tenant,
+            info,
+            routes: info.routes.map(|range| self.range(range)),
+            endpoints: info.endpoints.map(|range| self.range(range)),
+        }
     }
 
     pub(crate) fn tenant_of_vni(&self, vni: u32) -> Option<u16> {
         self.vnis.get(&vni).copied()
     }
 
-    /// The tuples of a tenant's routes, most specific first.
-    #[inline(always)]
-    pub(crate) fn route_tuples(&self, tenant: &TenantInfo, v6: bool) -> &[Tuple] {
-        self.range(tenant.routes[usize::from(v6)])
-    }
-
-    #[inline(always)]
     fn range(&self, range: Range) -> &[Tuple] {
         self.tuples.get(range.start as usize..(range.start + range.len) as usize).unwrap_or(&[])
     }
 
     /// The endpoint that holds an address: the longest prefix.
     #[inline(always)]
-    pub(crate) fn endpoint(&self, tenant: u16, v6: bool, address: u128) -> Option<&Endpoint> {
-        let packet = key::ports_key(tenant, address, 0, 0, 0);
-        let tuples = self.range(self.tenant(tenant).endpoints[usize::from(v6)]);
-        tuples.iter().find_map(|tuple| self.endpoints.find(&tuple.key(&packet)))
+    pub(crate) fn endpoint(&self, view: &TenantView<'_>, v6: bool, address: u128) -> Option<&Endpoint> {
+        let packet = key::address_key(view.id, address);
+        view.endpoints(v6).iter().find_map(|tuple| self.endpoints.find(&tuple.key(&packet)))
     }
 
     /// Asks for the cache line of the most specific endpoint entry.
     #[inline(always)]
-    pub(crate) fn prefetch_endpoint(&self, tenant: u16, v6: bool, address: u128) {
-        let packet = key::ports_key(tenant, address, 0, 0, 0);
-        if let [first, ..] = self.range(self.tenant(tenant).endpoints[usize::from(v6)]) {
-            self.endpoints.prefetch(self.endpoints.hash(&first.key(&packet)));
+    pub(crate) fn prefetch_endpoint(&self, view: &TenantView<'_>, v6: bool, address: u128) {
+        if let [first, ..] = view.endpoints(v6) {
+            let key = first.key(&key::address_key(view.id, address));
+            self.endpoints.prefetch(self.endpoints.hash(&key));
         }
     }
 
@@ -377,10 +406,9 @@ impl Tables {
     }
 
     /// The route of an address without regard to ports: for packets that show none.
-    pub(crate) fn address_route(&self, tenant: u16, v6: bool, address: u128) -> Option<&Route> {
-        let packet = key::ports_key(tenant, address, 0, 0, 0);
-        let tuples = self.route_tuples(self.tenant(tenant), v6);
-        let portless = tuples.iter().filter(|tuple| tuple.fields() == 0);
+    pub(crate) fn address_route(&self, view: &TenantView<'_>, v6: bool, address: u128) -> Option<&Route> {
+        let packet = key::address_key(view.id, address);
+        let portless = view.routes(v6).iter().filter(|tuple| tuple.fields() == 0);
         portless.map(|tuple| tuple.key(&packet)).find_map(|key| self.routes.find(&key))
     }
 

@@ -14,111 +14,170 @@
 use arrayvec::ArrayVec;
 use frame::{BATCH, DropReason, Frame, Meta, Pool};
 use wire::icmp6::Neighbour;
-use wire::{EtherType, IpKind, Mac, Parsed, arp, ipv6, protocol};
+use wire::{EtherType, IpKind, Mac, Parsed, VlanId, arp, ipv6, protocol};
 
 use crate::classify::{Flow, Side, deliver, describe, forward, is_link_local, judge, link_local_of, note};
 use crate::classify::{reason, strip_vlan};
-use crate::tables::{Endpoint, Place, Route, RouteKind, Tables};
+use crate::tables::{Endpoint, Place, Route, RouteKind, Tables, TenantView};
 use crate::{Outcomes, Verdict};
-
-/// A frame between the two passes.
-struct Pending {
-    index: usize,
-    attachment: u32,
-    flow: Flow,
-}
 
 /// Judges up to 32 frames that came in by tenants' ports (`Meta::ingress_port`); fills `outcomes` for the
 /// first `batch.len()` entries.
 pub fn process_tenant(tables: &Tables, pool: &Pool, batch: &mut [Frame], outcomes: &mut Outcomes) {
-    let mut pending = ArrayVec::<Pending, BATCH>::new();
+    let mut pass = Pass { tables, pool, lanes: ArrayVec::new(), pending: ArrayVec::new() };
     for (index, frame) in batch.iter_mut().enumerate().take(BATCH) {
         note(outcomes, index, Outcomes::NO_RULE);
-        match admit(tables, pool, frame) {
-            Ok(Step::Lookup(attachment, flow)) => pending.push(Pending { index, attachment, flow }),
-            Ok(Step::Arp(attachment, parsed)) => {
-                let verdict = process_arp(tables, pool, frame, attachment, &parsed);
-                judge(outcomes, index, verdict.unwrap_or_else(Verdict::Drop));
-            }
-            Err(why) => judge(outcomes, index, Verdict::Drop(why)),
+        // The commonest shape has code of its own, so that it never meets the others in memory.
+        let verdict = match wire::parse_plain(pool.bytes(frame)) {
+            Some(parsed) => pass.admit(frame, &parsed, index),
+            None => pass.admit_any(frame, index),
+        };
+        if let Some(verdict) = verdict {
+            judge(outcomes, index, verdict);
         }
     }
-    for Pending { index, attachment, flow } in &pending {
-        let verdict = match batch.get_mut(*index) {
-            Some(frame) => decide(tables, pool, frame, *attachment, flow, *index, outcomes),
-            None => continue,
+    let mut listed = None;
+    for Pending { index, lane, flow } in &pass.pending {
+        let index = usize::from(*index);
+        let (Some(frame), Some(lane)) = (batch.get_mut(index), pass.lanes.get(usize::from(*lane))) else {
+            continue;
         };
-        judge(outcomes, *index, verdict);
+        // Anti-spoof: a listed address must be behind this attachment and come from its MAC address.
+        if !flow.same_source {
+            let endpoint = tables.endpoint(&lane.view, flow.v6, flow.src);
+            listed = endpoint.map(|endpoint| owns(endpoint, lane.attachment, flow.src_mac));
+        }
+        let honest = listed.unwrap_or_else(|| link_source(tables, lane, flow));
+        let verdict = if honest { decide(tables, pool, frame, lane, flow, index, outcomes) } else { SPOOFED };
+        judge(outcomes, index, verdict);
     }
 }
 
-enum Step {
-    Lookup(u32, Flow),
-    Arp(u32, Parsed),
+const SPOOFED: Verdict = Verdict::Drop(DropReason::Spoofed);
+
+/// A frame between the two passes.
+struct Pending {
+    index: u8,
+    lane: u8,
+    flow: Flow,
 }
 
-/// First pass: parse, attachment, metadata, prefetch.
-#[inline(always)]
-fn admit(tables: &Tables, pool: &Pool, frame: &mut Frame) -> Result<Step, DropReason> {
-    let mut parsed = wire::parse(pool.bytes(frame)).map_err(reason)?;
-    let port = pool.meta(frame).ingress_port;
-    let (attachment, info) = tables.attached(port, parsed.vlan).ok_or(DropReason::UnknownAttachment)?;
-    if parsed.tags != 0 && (parsed.tags > 1 || !strip_vlan(pool, frame, &mut parsed)) {
-        return Err(DropReason::UnsupportedType);
+/// An attachment and its tenant, looked up once for a run of frames that came in there.
+struct Lane<'a> {
+    port: u16,
+    vlan: Option<VlanId>,
+    attachment: u32,
+    view: TenantView<'a>,
+}
+
+/// The first pass: parse, attachment, metadata, prefetch.
+struct Pass<'a> {
+    tables: &'a Tables,
+    pool: &'a Pool,
+    lanes: ArrayVec<Lane<'a>, BATCH>,
+    pending: ArrayVec<Pending, BATCH>,
+}
+
+impl<'a> Pass<'a> {
+    /// A plain packet goes on to the second pass; `None` then, else the verdict.
+    #[inline(always)]
+    fn admit(&mut self, frame: &mut Frame, parsed: &Parsed, index: usize) -> Option<Verdict> {
+        let meta = self.pool.meta_mut(frame);
+        let port = meta.ingress_port;
+        if self.lanes.last().is_none_or(|lane| (lane.port, lane.vlan) != (port, parsed.vlan)) {
+            let Some(lane) = find_lane(self.tables, port, parsed.vlan) else {
+                return Some(Verdict::Drop(DropReason::UnknownAttachment));
+            };
+            self.lanes.push(lane);
+        }
+        let at = self.lanes.len() - 1;
+        let lane = &self.lanes[at];
+        describe(meta, parsed);
+        meta.attachment = lane.attachment;
+        let same_source = self.pending.last().is_some_and(|last| {
+            let flow = &last.flow;
+            usize::from(last.lane) == at
+                && (flow.src, flow.src_mac, flow.v6) == (parsed.src, parsed.src_mac, parsed.ip == IpKind::V6)
+        });
+        let flow = Flow::new(self.tables, &lane.view, parsed, same_source);
+        self.pending.push(Pending { index: index as u8, lane: at as u8, flow });
+        None
     }
-    let meta = pool.meta_mut(frame);
-    describe(meta, &parsed);
-    meta.attachment = attachment;
-    if parsed.ip == IpKind::None {
-        return match parsed.ethertype {
-            EtherType::ARP => Ok(Step::Arp(attachment, parsed)),
-            _ => Err(DropReason::UnsupportedType),
+
+    /// A frame of any other shape.
+    #[inline(never)]
+    fn admit_any(&mut self, frame: &mut Frame, index: usize) -> Option<Verdict> {
+        let mut parsed = match wire::parse(self.pool.bytes(frame)) {
+            Ok(parsed) => parsed,
+            Err(error) => return Some(Verdict::Drop(reason(error))),
         };
+        let port = self.pool.meta(frame).ingress_port;
+        let Some(lane) = find_lane(self.tables, port, parsed.vlan) else {
+            return Some(Verdict::Drop(DropReason::UnknownAttachment));
+        };
+        if parsed.tags != 0 && (parsed.tags > 1 || !strip_vlan(self.pool, frame, &mut parsed)) {
+            return Some(Verdict::Drop(DropReason::UnsupportedType));
+        }
+        if parsed.ip != IpKind::None {
+            return self.admit(frame, &parsed, index);
+        }
+        let meta = self.pool.meta_mut(frame);
+        describe(meta, &parsed);
+        meta.attachment = lane.attachment;
+        Some(match parsed.ethertype {
+            EtherType::ARP => {
+                let verdict = process_arp(self.tables, self.pool, frame, &lane, &parsed);
+                verdict.unwrap_or_else(Verdict::Drop)
+            }
+            _ => Verdict::Drop(DropReason::UnsupportedType),
+        })
     }
-    Ok(Step::Lookup(attachment, Flow::new(tables, info.tenant, &parsed)))
 }
 
-/// Second pass: anti-spoof, route, volume.
+#[inline(never)]
+fn find_lane(tables: &Tables, port: u16, vlan: Option<VlanId>) -> Option<Lane<'_>> {
+    let (attachment, info) = tables.attached(port, vlan)?;
+    Some(Lane { port, vlan, attachment, view: tables.view(info.tenant) })
+}
+
+/// Second pass: route and volume of a frame whose source is honest.
 #[inline(always)]
 fn decide(
     tables: &Tables,
     pool: &Pool,
     frame: &mut Frame,
-    attachment: u32,
+    lane: &Lane<'_>,
     flow: &Flow,
     index: usize,
     outcomes: &mut Outcomes,
 ) -> Verdict {
-    let known = tables.endpoint(flow.tenant, flow.v6, flow.src);
-    if !known.is_some_and(|endpoint| owns(endpoint, attachment, flow.src_mac))
-        && !link_source(tables, attachment, flow)
-    {
-        return Verdict::Drop(DropReason::Spoofed);
-    }
     if flow.proto == protocol::ICMPV6 && flow.v6 {
-        match process_icmp6(tables, pool, frame, attachment, flow) {
+        match process_icmp6(tables, pool, frame, lane, flow) {
             Ok(None) => {}
             Ok(Some(verdict)) => return verdict,
             Err(why) => return Verdict::Drop(why),
         }
     }
-    let info = tables.tenant(flow.tenant);
-    if flow.dst_mac.is_multicast() || (flow.fragment && info.needs_ports) {
+    if flow.dst_mac.is_multicast() || (flow.fragment && lane.view.info.needs_ports) {
         return Verdict::Trap;
     }
-    let Some(route) = flow.route(tables) else { return Verdict::Drop(DropReason::NoRule) };
+    let Some(route) = flow.route(tables, &lane.view) else { return Verdict::Drop(DropReason::NoRule) };
     note(outcomes, index, route.rule);
     let side = if route.kind == RouteKind::Deliver { Side::Hairpin } else { Side::Egress };
     let volume = match route.volume {
-        Meta::NO_VOLUME => flow.volume(tables, info, side),
+        Meta::NO_VOLUME => flow.volume(tables, &lane.view, side),
         volume => volume,
     };
-    pool.meta_mut(frame).volume = volume;
-    follow(tables, pool, frame, attachment, route, flow.dst_mac)
+    let meta = pool.meta_mut(frame);
+    meta.volume = volume;
+    match route.kind {
+        RouteKind::Forward => forward(tables, meta, route),
+        _ => follow(tables, pool, frame, lane.attachment, route, flow.dst_mac),
+    }
 }
 
 /// Does what the route says.
-#[inline(always)]
+#[inline(never)]
 fn follow(
     tables: &Tables,
     pool: &Pool,
@@ -145,19 +204,19 @@ fn owns(endpoint: &Endpoint, attachment: u32, mac: Mac) -> bool {
 }
 
 /// The MAC address is one of those behind this attachment.
-fn owns_mac(tables: &Tables, tenant: u16, attachment: u32, mac: Mac) -> bool {
-    let any = tables.attachment_info(attachment).is_some_and(|info| info.any_mac);
+fn owns_mac(tables: &Tables, lane: &Lane<'_>, mac: Mac) -> bool {
+    let any = tables.attachment_info(lane.attachment).is_some_and(|info| info.any_mac);
     // Asked of the endpoints and not of the routes, where a rule may stand in for one.
-    mac.is_unicast() && (any || tables.mac_place(tenant, mac) == Some(Place::Local(attachment)))
+    mac.is_unicast() && (any || tables.mac_place(lane.view.id, mac) == Some(Place::Local(lane.attachment)))
 }
 
 /// Source addresses that no configuration lists: the link-local address that belongs to the MAC, and the
 /// unspecified one of IPv6 hosts that do not have an address yet (for multicast only).
 #[cold]
-fn link_source(tables: &Tables, attachment: u32, flow: &Flow) -> bool {
+fn link_source(tables: &Tables, lane: &Lane<'_>, flow: &Flow) -> bool {
     let link_local = is_link_local(flow.v6, flow.src) && flow.src == link_local_of(flow.src_mac);
     let unspecified = flow.v6 && flow.src == 0 && flow.dst_mac.is_multicast();
-    (link_local || unspecified) && owns_mac(tables, flow.tenant, attachment, flow.src_mac)
+    (link_local || unspecified) && owns_mac(tables, lane, flow.src_mac)
 }
 
 /// Neighbour discovery claims addresses in its body: they must be the sender's. Solicitations are for the
@@ -167,14 +226,14 @@ fn process_icmp6(
     tables: &Tables,
     pool: &Pool,
     frame: &Frame,
-    attachment: u32,
+    lane: &Lane<'_>,
     flow: &Flow,
 ) -> Result<Option<Verdict>, DropReason> {
     let (meta, bytes) = (pool.meta(frame), pool.bytes(frame));
     let ip = ipv6::View::parse(bytes.get(usize::from(meta.l3)..).unwrap_or(&[])).map_err(reason)?;
     let own = |target: std::net::Ipv6Addr, mac: Option<Mac>| {
-        let known = tables.endpoint(flow.tenant, true, target.to_bits());
-        let owner = known.is_some_and(|endpoint| owns(endpoint, attachment, flow.src_mac))
+        let known = tables.endpoint(&lane.view, true, target.to_bits());
+        let owner = known.is_some_and(|endpoint| owns(endpoint, lane.attachment, flow.src_mac))
             || target.to_bits() == link_local_of(flow.src_mac);
         owner && mac.is_none_or(|mac| mac == flow.src_mac)
     };
@@ -202,18 +261,18 @@ fn process_arp(
     tables: &Tables,
     pool: &Pool,
     frame: &mut Frame,
-    attachment: u32,
+    lane: &Lane<'_>,
     parsed: &Parsed,
 ) -> Result<Verdict, DropReason> {
     let bytes = pool.bytes(frame).get(usize::from(parsed.l3)..).unwrap_or(&[]);
     let packet = arp::Packet::parse(bytes).map_err(reason)?;
-    let tenant = tables.attachment_info(attachment).ok_or(DropReason::UnknownAttachment)?.tenant;
+    let view = &lane.view;
     let probe = packet.sender_ip.is_unspecified() && packet.operation == arp::Operation::Request;
     let sender = u128::from(packet.sender_ip.to_bits());
     let honest = packet.sender_mac == parsed.src_mac
-        && match tables.endpoint(tenant, false, sender) {
-            _ if probe => owns_mac(tables, tenant, attachment, parsed.src_mac),
-            Some(endpoint) => owns(endpoint, attachment, parsed.src_mac),
+        && match tables.endpoint(view, false, sender) {
+            _ if probe => owns_mac(tables, lane, parsed.src_mac),
+            Some(endpoint) => owns(endpoint, lane.attachment, parsed.src_mac),
             None => false,
         };
     if !honest {
@@ -226,7 +285,7 @@ fn process_arp(
         return Ok(Verdict::Trap);
     }
     let target = u128::from(packet.target_ip.to_bits());
-    let route = tables.address_route(tenant, false, target);
-    let route = route.or_else(|| tables.mac_route(tenant, parsed.dst_mac)).ok_or(DropReason::NoRule)?;
-    Ok(follow(tables, pool, frame, attachment, route, parsed.dst_mac))
+    let route = tables.address_route(view, false, target);
+    let route = route.or_else(|| tables.mac_route(view.id, parsed.dst_mac)).ok_or(DropReason::NoRule)?;
+    Ok(follow(tables, pool, frame, lane.attachment, route, parsed.dst_mac))
 }

@@ -8,7 +8,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 
-use frame::prefetch;
+use frame::{prefer_huge_pages, prefetch};
 
 /// What is looked up: an address (IPv4 and MAC in the low bits of `lo`) and everything else in `tag`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -55,8 +55,11 @@ impl<S: Slot> HashTable<S> {
         let capacity = (entries.len() * 2).next_power_of_two();
         let random = RandomState::new();
         let word = |n: u64| random.hash_one(n) | 1;
+        let mut slots = Vec::with_capacity(capacity);
+        prefer_huge_pages(slots.spare_capacity_mut());
+        slots.resize(capacity, S::EMPTY);
         let mut table = HashTable {
-            slots: vec![S::EMPTY; capacity].into_boxed_slice(),
+            slots: slots.into_boxed_slice(),
             seed: Seed { hi: word(0), lo: word(1), tag: word(2) },
             mask: capacity - 1,
         };

@@ -10,7 +10,7 @@
 
 use std::net::IpAddr;
 
-use wire::{Mac, Parsed, protocol};
+use wire::{Mac, protocol};
 
 use super::hash::Key;
 use crate::config::{Prefix, TenantId, Transport};
@@ -131,12 +131,7 @@ impl Tuple {
 
 /// A packet's own key: everything that any tuple may ask for.
 #[inline(always)]
-pub(crate) fn packet_key(tenant: u16, address: u128, parsed: &Parsed) -> Key {
-    ports_key(tenant, address, parsed.proto, parsed.src_port, parsed.dst_port)
-}
-
-#[inline(always)]
-pub(crate) fn ports_key(
+pub(crate) fn packet_key(
     tenant: u16,
     address: u128,
     proto: u8,
@@ -148,6 +143,12 @@ pub(crate) fn ports_key(
         | u64::from(source_port) << 16
         | u64::from(destination_port);
     Key::new(address, tag)
+}
+
+/// The key of an address, for tuples that ask for nothing else.
+#[inline(always)]
+pub(crate) fn address_key(tenant: u16, address: u128) -> Key {
+    Key::new(address, u64::from(tenant) << TENANT_SHIFT)
 }
 
 /// The key of an entry.
