@@ -88,7 +88,8 @@ impl<'a> View<'a> {
         match (self.header[0], self.header[1]) {
             (ECHO_REQUEST, 0) => Message::EchoRequest { ident: first, sequence: second },
             (ECHO_REPLY, 0) => Message::EchoReply { ident: first, sequence: second },
-            // RFC 4443 clause 3.2: the code is "set to 0 (zero) by the originator and ignored by the receiver".
+            // RFC 4443 clause 3.2: the code is "Set to 0 (zero) by the originator and ignored by the
+            // receiver."
             (PACKET_TOO_BIG, _) => Message::PacketTooBig { mtu_bytes: be32(self.header, 4) },
             (kind, code) => Message::Other { kind, code, rest: array(self.header, 4) },
         }

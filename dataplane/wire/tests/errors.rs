@@ -9,7 +9,7 @@ use wire::{
     ipv6, parse, protocol, tcp, udp, vxlan,
 };
 
-/// `read` must say [`Truncated`] for every strict prefix of `bytes` below `enough`, and be content from there.
+/// `read` must say [`Truncated`] for every prefix of `bytes` below `enough`, and be content from there.
 fn cut<T>(bytes: &[u8], enough: usize, read: impl Fn(&[u8]) -> Result<T, ParseError>) {
     for len in 0..enough {
         assert_eq!(read(&bytes[..len]).err(), Some(Truncated), "{len} of {enough} bytes");

@@ -35,8 +35,8 @@ fn vxlan_reserved_bits_are_ignored() {
 /// RFC 8926 clause 3.4: version 0, no options, neither O nor C, Transparent Ethernet Bridging, VNI.
 const GENEVE_BARE: [u8; 8] = [0x00, 0x00, 0x65, 0x58, 0xab, 0xcd, 0xef, 0x00];
 
-/// RFC 8926 clauses 3.4 and 3.5: five words of options. Class 0xff54 (experimental), type 0x01 (not critical),
-/// four words of data.
+/// RFC 8926 clauses 3.4 and 3.5: five words of options. Class 0xff54 (experimental), type 0x01 (not
+/// critical), four words of data.
 #[rustfmt::skip]
 const GENEVE_TIDEGATE: [u8; 28] = [
     0x05, 0x00, 0x65, 0x58, 0x00, 0x00, 0x2a, 0x00,
