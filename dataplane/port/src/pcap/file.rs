@@ -143,7 +143,7 @@ impl Capture {
 /// `len` bytes from `at`, or where the file ends.
 fn whole<'a>(bytes: &'a [u8], at: usize, len: usize, what: &'static str) -> Result<&'a [u8], PcapError> {
     let there = &bytes[at..];
-    there.get(..len).ok_or(PcapError::Truncated { byte: at, what, missing: len - there.len() })
+    there.get(..len).ok_or_else(|| PcapError::Truncated { byte: at, what, missing: len - there.len() })
 }
 
 /// How the numbers of a file are written.
