@@ -56,10 +56,8 @@ reasons! {
     TooBig = "too_big",
     /// Neighbour not resolved and its waiting room full.
     Unresolved = "unresolved",
-    /// The volume's parking bound is reached.
+    /// The volume's parking bound, in frames or in bytes, is reached.
     ParkedFull = "parked_full",
-    /// The volume's bound in bytes or in time is reached.
-    ParkedTimeout = "parked_timeout",
     /// No free frame.
     NoFrame = "no_frame",
     /// The egress port's queue is full.

@@ -24,6 +24,8 @@ impl Flags {
     pub const EGRESS: Flags = Flags(1 << 6);
     /// Its volume has paid: what is left is to leave by `egress_port`, which another worker may poll.
     pub const ADMITTED: Flags = Flags(1 << 7);
+    /// `source` and `id` are set: the worker that gets this frame next knows that it is coming.
+    pub const ANNOUNCED: Flags = Flags(1 << 8);
 
     /// The ECN field (RFC 3168) of an outer header that the port stripped: a socket underlay.
     #[inline(always)]
