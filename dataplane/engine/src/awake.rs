@@ -7,7 +7,8 @@
 //! with the newest ([`Downstream::completed`], F8.c): if a later one exists, it stays awake, for at most
 //! `stay_awake_ns` after that completion (F8.d); if that was the last, it may idle (F8.e). It also stays
 //! awake while a queue upstream holds more than `upstream_threshold` (F8.f), looking from the nearest
-//! upstream stage outwards as long as it finds them empty (F8.g).
+//! upstream queue outwards as long as it finds them empty (F8.g): first the ring between the two, then the
+//! input of the first stage, whose backlog that stage publishes ([`Stage1::backlog`]).
 //!
 //! What the mechanism leaves open is settled here:
 //! - A frame dropped upstream would look pending for ever: [`Stage1::retire`] publishes its id, and the
@@ -20,7 +21,7 @@
 //! Staying awake is about latency only; nothing is lost by sleeping ([`crate::handshake`]). On one core
 //! that runs to completion there is no stage before: use no table and [`AwakeHint::MayIdle`].
 
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::Arc;
 
 /// What the awake rules say about sleeping now.
@@ -41,6 +42,8 @@ pub enum AwakeHint {
 #[derive(Debug)]
 pub struct SourceTable {
     entries: Box<[Entry]>,
+    /// Frames known to wait at the input of the first stage.
+    backlog: AtomicUsize,
 }
 
 /// Newest id given (high half) and newest id dropped (low half) of one source: one word, so that both are
@@ -94,6 +97,7 @@ impl SourceTable {
         let entries = sources.clamp(1, SOURCES_MAX) + 1;
         let table = Arc::new(SourceTable {
             entries: (0..entries).map(|_| Entry(AtomicU64::new(pack(first_id, first_id)))).collect(),
+            backlog: AtomicUsize::new(0),
         });
         let idle = Completed { id: first_id, watched: false, until_ns: 0 };
         let downstream = Downstream {
@@ -139,6 +143,15 @@ impl Stage1 {
         id
     }
 
+    /// Tells how many frames wait at the input of this stage, as far as it knows: a full burst means that
+    /// there is probably another. Costs a load while nothing changes.
+    #[inline]
+    pub fn backlog(&mut self, frames: usize) {
+        if self.table.backlog.load(Ordering::Relaxed) != frames {
+            self.table.backlog.store(frames, Ordering::Relaxed);
+        }
+    }
+
     /// Tells that the frame with this id was dropped after it was numbered. Call it after the frames
     /// before it were handed on: the worker takes a retired id as "everything up to here was handed on or
     /// dropped".
@@ -160,7 +173,10 @@ impl Downstream {
     pub fn completed(&mut self, now_ns: u64, source: u32, id: u32) {
         let index = self.table.index(source);
         let completed = &mut self.sources[index];
-        completed.id = id;
+        // Frames of one source that took different ways through the first stage may come out of order.
+        if is_later(id, completed.id) {
+            completed.id = id;
+        }
         completed.until_ns = now_ns.saturating_add(self.params.stay_awake_ns);
         if !completed.watched {
             completed.watched = true;
@@ -169,13 +185,12 @@ impl Downstream {
         self.queue_until_ns = None;
     }
 
-    /// May the worker idle? `upstream` gives the lengths of the queues upstream of it, nearest first; it
-    /// is only looked at as far as needed.
+    /// May the worker idle? `ring_frames` is the length of the ring between the first stage and this one.
     ///
     /// Asked when the worker is about to sleep, and once more after it announced sleep. Looks at each
     /// source that completed a frame within the window until it finds one that is behind, so the answer
     /// is exact at the instant of the call.
-    pub fn hint(&mut self, now_ns: u64, upstream: impl IntoIterator<Item = usize>) -> AwakeHint {
+    pub fn hint(&mut self, now_ns: u64, ring_frames: usize) -> AwakeHint {
         let mut place = self.watched.len();
         while place > 0 {
             place -= 1;
@@ -191,7 +206,8 @@ impl Downstream {
                 return AwakeHint::StayAwake { until_ns };
             }
         }
-        self.queue_hint(now_ns, upstream)
+        let backlog = self.table.backlog.load(Ordering::Relaxed);
+        self.queue_hint(now_ns, [ring_frames, backlog])
     }
 
     /// New parameters, from the next completion on.
@@ -213,9 +229,9 @@ impl Downstream {
         is_later(last, self.sources[index].id) && is_later(last, retired)
     }
 
-    /// F8.f and F8.g.
-    fn queue_hint(&mut self, now_ns: u64, upstream: impl IntoIterator<Item = usize>) -> AwakeHint {
-        let nearest = upstream.into_iter().find(|&frames| frames > 0).unwrap_or(0);
+    /// F8.f and F8.g: `queues` are the lengths of the queues upstream, nearest first.
+    fn queue_hint(&mut self, now_ns: u64, queues: [usize; 2]) -> AwakeHint {
+        let nearest = queues.into_iter().find(|&frames| frames > 0).unwrap_or(0);
         if nearest <= self.params.upstream_threshold {
             self.queue_until_ns = None;
             return AwakeHint::MayIdle;

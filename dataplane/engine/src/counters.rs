@@ -8,12 +8,9 @@
 //! `rx + generated + split = tx + delivered + parked + dropped + merged + in_flight`
 //!
 //! Readers ([`CountersReader`]) live on other threads, get one whole record per worker and add them up.
-//! Counters wrap and sums wrap; nothing here panics. Counts per volume are kept apart
-//! ([`volumes::VolumeCounters`]): there may be 100,000 of them, and they are written when touched.
-
-mod volumes;
-
-pub use volumes::{VOLUMES_MAX, VolumeCount, VolumeCounters, VolumeReader, VolumeRecord};
+//! Counters wrap and sums wrap; nothing here panics. Counts per volume are not here: there may be 100,000
+//! of them, their owner keeps them beside the volume's credits ([`throttle::VolumeCounters`]) and tells
+//! them when asked.
 
 use crate::idle::IdleTimes;
 use crate::seqlock::{Seqlock, Writer};

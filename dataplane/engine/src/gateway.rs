@@ -146,10 +146,17 @@ impl Gateway {
 
     /// Acts on the verdicts of a batch.
     #[inline]
-    fn judge(&mut self, pool: &mut Pool, io: &mut Io, tables: &Tables, batch: Batch, role: PortRole) {
-        for frame in &batch {
-            if let Some(volume) = self.shaper.prefetch_hint(pool.meta(frame).volume) {
-                prefetch(volume);
+    fn judge(&mut self, pool: &mut Pool, io: &mut Io, tables: &Tables, mut batch: Batch, role: PortRole) {
+        for (at, frame) in batch.iter_mut().enumerate() {
+            let volume = pool.meta(frame).volume;
+            let goes_on = matches!(self.outcomes.verdicts[at], Verdict::Forward | Verdict::Deliver);
+            match self.owner(volume) {
+                Some(owner) if owner != self.worker && goes_on => io.announce(pool, owner, frame),
+                _ => {
+                    if let Some(volume) = self.shaper.prefetch_hint(volume) {
+                        prefetch(volume);
+                    }
+                }
             }
         }
         for (at, frame) in batch.into_iter().enumerate() {
@@ -167,17 +174,23 @@ impl Gateway {
         }
     }
 
+    /// The worker that meters a volume; `None` if nothing pays.
+    #[inline]
+    fn owner(&self, volume: u32) -> Option<usize> {
+        match self.owners.len() {
+            _ if volume == Meta::NO_VOLUME => None,
+            1 => Some(self.owners[0]),
+            many => Some(self.owners[volume as usize % many]),
+        }
+    }
+
     /// Lets a frame's volume pay, here or at the worker that owns it.
     #[inline]
     fn admit(&mut self, pool: &mut Pool, io: &mut Io, tables: &Tables, frame: Frame) {
         let meta = pool.meta(&frame);
         let volume = meta.volume;
-        if volume == Meta::NO_VOLUME {
+        let Some(owner) = self.owner(volume) else {
             return self.finish(pool, io, tables, frame);
-        }
-        let owner = match self.owners.len() {
-            1 => self.owners[0],
-            many => self.owners[volume as usize % many],
         };
         if owner != self.worker {
             return io.hand(pool, owner, frame);

@@ -66,6 +66,8 @@ pub(crate) struct Io {
     pub counters: Counters,
     pub trap_port: Option<PortId>,
     pub ports_counted_ns: u64,
+    /// Frames that probably still wait at the ports: those whose last burst was full.
+    pub waiting: usize,
 }
 
 /// Age from which on the counters of ports are asked for again.
@@ -111,6 +113,9 @@ impl Io {
             self.ports[slot].failed = Some(error);
         }
         self.counters.turn.rx += batch.len() as u64;
+        if batch.is_full() {
+            self.waiting += batch.len();
+        }
     }
 
     /// Sends a frame out of a port of this worker: into its batch, and on when that is full.
@@ -173,23 +178,40 @@ impl Io {
                 out.failed = Some(error);
             }
         }
+        let waiting = std::mem::take(&mut self.waiting);
         for peer in self.peers.iter_mut().flatten() {
+            peer.stage.backlog(waiting);
             if std::mem::take(&mut peer.handed) {
                 peer.waker.wake();
             }
         }
     }
 
-    /// Passes a frame to another worker, numbered by its source (capability F8).
+    /// Numbers a frame that another worker will get, as soon as that is known (capability F8): the other
+    /// one stays awake while this one still handles the frames before it.
+    #[inline]
+    pub fn announce(&mut self, pool: &mut Pool, worker: usize, frame: &mut Frame) {
+        if let Some(peer) = self.peers.get_mut(worker).and_then(Option::as_mut) {
+            let meta = pool.meta_mut(frame);
+            meta.source = meta.attachment;
+            meta.id = peer.stage.number(meta.source);
+            meta.flags.set(Flags::ANNOUNCED);
+        }
+    }
+
+    /// Passes a frame to another worker, numbered by its source if it is not yet.
     #[inline]
     pub fn hand(&mut self, pool: &mut Pool, worker: usize, mut frame: Frame) {
         let Some(peer) = self.peers.get_mut(worker).and_then(Option::as_mut) else {
             return self.discard(pool, frame, DropReason::PortDown);
         };
         let meta = pool.meta_mut(&mut frame);
-        meta.source = meta.attachment;
-        let (source, id) = (meta.source, peer.stage.number(meta.source));
-        meta.id = id;
+        if !meta.flags.has(Flags::ANNOUNCED) {
+            meta.source = meta.attachment;
+            meta.id = peer.stage.number(meta.source);
+        }
+        meta.flags.clear(Flags::ANNOUNCED);
+        let (source, id) = (meta.source, meta.id);
         peer.handed = true;
         match peer.ring.push(frame) {
             Ok(()) => self.counters.turn.tx += 1,
@@ -299,8 +321,8 @@ impl Io {
 pub(crate) fn awake_hint(upstreams: &mut [Upstream], now_ns: u64) -> AwakeHint {
     let mut latest = AwakeHint::MayIdle;
     for upstream in upstreams {
-        let queued = upstream.ring.len();
-        if let AwakeHint::StayAwake { until_ns } = upstream.awake.hint(now_ns, [queued]) {
+        let hint = upstream.awake.hint(now_ns, upstream.ring.len());
+        if let AwakeHint::StayAwake { until_ns } = hint {
             latest = match latest {
                 AwakeHint::StayAwake { until_ns: other } if other > until_ns => latest,
                 _ => AwakeHint::StayAwake { until_ns },

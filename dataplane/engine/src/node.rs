@@ -404,6 +404,7 @@ impl Builder<'_> {
             counters: Counters::new(STAGES, numbers),
             trap_port: self.plan.trap_port,
             ports_counted_ns: 0,
+            waiting: 0,
         }
     }
 

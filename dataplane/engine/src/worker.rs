@@ -13,6 +13,7 @@ use overlay::PortId;
 use port::Port;
 use tracing::{error, warn};
 
+use crate::awake::AwakeHint;
 use crate::clock::Clock;
 use crate::gateway::{Gateway, RuleCount};
 use crate::idle::{Ladder, Rung, TurnOutcome};
@@ -170,9 +171,13 @@ impl Worker {
         self.gateway.shaper.return_quanta(now_ns);
         self.io.publish(now_ns, self.ladder.times());
         self.io.arm();
-        let (io, upstreams, commands) = (&self.io, &self.upstreams, &self.commands);
-        let found =
-            || io.has_input() || upstreams.iter().any(|up| !up.ring.is_empty()) || !commands.is_empty();
+        let (io, upstreams, commands) = (&self.io, &mut self.upstreams, &self.commands);
+        let found = || {
+            io.has_input()
+                || !commands.is_empty()
+                || upstreams.iter().any(|up| !up.ring.is_empty())
+                || crate::io::awake_hint(upstreams, now_ns) != AwakeHint::MayIdle
+        };
         let end = self.wait.block(Some(timeout_ns), found);
         self.turns_to_command = 0;
         match end {

@@ -15,7 +15,7 @@ fn pair() -> (Stage1, Downstream) {
 
 /// The hint without any upstream queue.
 fn hint(downstream: &mut Downstream, now_ns: u64) -> AwakeHint {
-    downstream.hint(now_ns, [])
+    downstream.hint(now_ns, 0)
 }
 
 #[test]
@@ -88,29 +88,37 @@ fn f8_e_the_last_one_may_idle() {
 #[test]
 fn f8_f_a_long_upstream_queue_delays_idling_for_the_window_only() {
     let (mut stage1, mut downstream) = pair();
-    assert_eq!(downstream.hint(0, [4]), AwakeHint::MayIdle, "at the threshold");
-    assert_eq!(downstream.hint(10, [5]), AwakeHint::StayAwake { until_ns: 50_010 });
-    assert_eq!(downstream.hint(20, [900]), AwakeHint::StayAwake { until_ns: 50_010 });
+    assert_eq!(downstream.hint(0, 4), AwakeHint::MayIdle, "at the threshold");
+    assert_eq!(downstream.hint(10, 5), AwakeHint::StayAwake { until_ns: 50_010 });
+    assert_eq!(downstream.hint(20, 900), AwakeHint::StayAwake { until_ns: 50_010 });
     // An upstream stage that hangs keeps nobody awake for ever.
-    assert_eq!(downstream.hint(50_010, [900]), AwakeHint::MayIdle);
-    assert_eq!(downstream.hint(99_999, [900]), AwakeHint::MayIdle);
+    assert_eq!(downstream.hint(50_010, 900), AwakeHint::MayIdle);
+    assert_eq!(downstream.hint(99_999, 900), AwakeHint::MayIdle);
     // Its next packet opens a new window.
     let id = stage1.number(0);
     downstream.completed(100_000, 0, id);
-    assert_eq!(downstream.hint(100_001, [900]), AwakeHint::StayAwake { until_ns: 150_001 });
-    assert_eq!(downstream.hint(100_002, [0]), AwakeHint::MayIdle);
+    assert_eq!(downstream.hint(100_001, 900), AwakeHint::StayAwake { until_ns: 150_001 });
+    assert_eq!(downstream.hint(100_002, 0), AwakeHint::MayIdle);
 }
 
 #[test]
-fn f8_g_an_empty_upstream_stage_passes_the_question_on() {
-    let (_stage1, mut downstream) = pair();
-    assert_eq!(downstream.hint(0, [0, 0, 9]), AwakeHint::StayAwake { until_ns: 50_000 });
-    assert_eq!(downstream.hint(1, [0, 2, 9]), AwakeHint::MayIdle, "the nearest that holds any decides");
-    assert_eq!(downstream.hint(2, [0, 0, 0]), AwakeHint::MayIdle);
-    let looked = std::cell::Cell::new(0);
-    let lengths = [0, 7, 9].into_iter().inspect(|_| looked.set(looked.get() + 1));
-    downstream.hint(3, lengths);
-    assert_eq!(looked.get(), 2, "stages beyond are not asked");
+fn f8_g_an_empty_upstream_queue_passes_the_question_on() {
+    let (mut stage1, mut downstream) = pair();
+    stage1.backlog(32);
+    assert_eq!(downstream.hint(0, 0), AwakeHint::StayAwake { until_ns: 50_000 });
+    assert_eq!(downstream.hint(1, 2), AwakeHint::MayIdle, "the nearest that holds any decides");
+    assert_eq!(downstream.hint(2, 0), AwakeHint::StayAwake { until_ns: 50_002 });
+    stage1.backlog(0);
+    assert_eq!(downstream.hint(3, 0), AwakeHint::MayIdle);
+}
+
+#[test]
+fn completions_out_of_order_do_not_look_behind() {
+    let (mut stage1, mut downstream) = pair();
+    let [first, second] = [(); 2].map(|()| stage1.number(1));
+    downstream.completed(0, 1, second);
+    downstream.completed(0, 1, first);
+    assert_eq!(hint(&mut downstream, 0), AwakeHint::MayIdle);
 }
 
 #[test]
@@ -196,13 +204,13 @@ fn parameters_and_sizes_out_of_range_are_clamped() {
     let id = stage1.number(0);
     stage1.number(0);
     downstream.completed(u64::MAX, 0, id);
-    assert_eq!(downstream.hint(u64::MAX, [usize::MAX]), AwakeHint::MayIdle, "the end of time");
+    assert_eq!(downstream.hint(u64::MAX, usize::MAX), AwakeHint::MayIdle, "the end of time");
 
     let (mut stage1, mut downstream) = SourceTable::new(0, AwakeParams { stay_awake_ns: 0, ..PARAMS });
     let id = stage1.number(0);
     stage1.number(0);
     downstream.completed(5, 0, id);
-    assert_eq!(downstream.hint(5, [900]), AwakeHint::MayIdle, "a window of 0 is none");
+    assert_eq!(downstream.hint(5, 900), AwakeHint::MayIdle, "a window of 0 is none");
     downstream.set_params(PARAMS);
     downstream.completed(6, 0, id);
     assert_eq!(hint(&mut downstream, 6), AwakeHint::StayAwake { until_ns: 50_006 });

@@ -138,37 +138,3 @@ fn every_record_read_while_the_worker_counts_balances() {
         }
     });
 }
-
-#[test]
-fn volumes_are_counted_apart_and_listed_if_touched() {
-    let mut volumes = VolumeCounters::new();
-    let reader = volumes.reader();
-    assert_eq!(reader.volumes().count(), 0);
-    volumes.admitted(5, 2, 3_000);
-    volumes.admitted(5, 1, 0);
-    volumes.add(99_999, VolumeCount::Parked, 4);
-    volumes.add(99_999, VolumeCount::ParkedNow, 4);
-    volumes.sub(99_999, VolumeCount::ParkedNow, 3);
-    volumes.add(99_999, VolumeCount::Marked, 2);
-    volumes.add(99_999, VolumeCount::Dropped, u64::MAX);
-    // Beyond the slab: nowhere, without a panic.
-    volumes.add(u32::MAX, VolumeCount::Dropped, 1);
-    assert_eq!(reader.volume(u32::MAX), VolumeRecord::default());
-    let five = VolumeRecord { admitted_bytes: 3_000, admitted_packets: 3, ..VolumeRecord::default() };
-    let other =
-        VolumeRecord { parked: 4, parked_now: 1, marked: 2, dropped: u64::MAX, ..VolumeRecord::default() };
-    assert_eq!(reader.volumes().collect::<Vec<_>>(), [(5, five), (99_999, other)]);
-    let mut sum = five;
-    sum.add(&other);
-    sum.add(&other);
-    assert_eq!((sum.admitted_bytes, sum.parked, sum.dropped), (3_000, 8, u64::MAX - 1));
-}
-
-#[test]
-fn reserved_volumes_are_there_and_empty() {
-    let mut volumes = VolumeCounters::default();
-    volumes.reserve(100_000);
-    assert_eq!(volumes.reader().volumes().count(), 0);
-    volumes.add(VOLUMES_MAX as u32 - 1, VolumeCount::Marked, 1);
-    assert_eq!(volumes.reader().volume(VOLUMES_MAX as u32 - 1).marked, 1);
-}
