@@ -26,7 +26,7 @@ impl<T> Shaper<T> {
             volumes: vec![Volume::unlimited(now_ns); volumes],
             tariffs: vec![None; volumes],
             lots: vec![Lot::new(); volumes],
-            seats: vec![Seat::new(weight); volumes],
+            seats: vec![Seat::new(weight); volumes + groups_max as usize],
             pools: vec![Pool::unlimited(now_ns); pools as usize],
             node: groups_max,
             node_is_limited: false,
@@ -53,8 +53,7 @@ impl<T> Shaper<T> {
         self.volumes[at].configure(self.now_ns, limits, tariff.is_some());
         self.tariffs[at] = tariff;
         self.lots[at].limits = limits.park;
-        let seated = self.seats[at].pool;
-        if seated != NONE && seated != self.node && Some(seated) != limits.group {
+        if self.seats[at].pool != self.home(volume) {
             self.unseat(volume);
         }
         match self.pools.get_mut(self.seats[at].pool as usize) {

@@ -12,8 +12,12 @@
 //! Deficits count what a request is worth to the pool: the time in which the pool earns it, in 2^-20 ns, fine
 //! enough for weights that differ by a million.
 //!
+//! A ring's members are volumes, or, in the node's, also groups: a group that is held up by the node sits
+//! there with the weight of all its waiting volumes, and who goes when its turn comes is decided in its own
+//! ring (hierarchical round robin).
+//!
 //! Invariants: members form one circular order through their [`Seat`]s; `weights` is the sum of the
-//! members' weights; a volume is a member of at most one ring.
+//! members' weights; a seat is in at most one ring.
 
 use crate::limits::DIMS;
 use crate::parking::NONE;
@@ -25,37 +29,26 @@ const FRACTION: u32 = 32;
 /// Largest worth and quantum, far from overflow.
 pub(crate) const WORTH_MAX: i64 = i64::MAX / 4;
 
-/// A volume's deficit with one pool, as of a round of that pool's ring.
-#[derive(Clone, Copy, Debug, Default)]
-struct Account {
-    deficit: i64,
-    round: u64,
-}
-
-/// A volume's place in a ring, and its deficits with its group (0) and the node (1).
+/// The place of a volume, or of a group, in a ring, and its deficit as of a round of that ring.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Seat {
     prev: u32,
     next: u32,
-    /// The pool in whose ring the volume waits, or `NONE`.
+    /// The pool in whose ring it waits, or `NONE`.
     pub(crate) pool: u32,
-    kind: u8,
     weight: u64,
-    accounts: [Account; 2],
+    deficit: i64,
+    round: u64,
 }
 
 impl Seat {
     pub(crate) fn new(weight: u64) -> Seat {
-        Seat { prev: NONE, next: NONE, pool: NONE, kind: 0, weight, accounts: [Account::default(); 2] }
+        Seat { prev: NONE, next: NONE, pool: NONE, weight, deficit: 0, round: 0 }
     }
 
-    /// Sets the weight of a volume that is in no ring.
+    /// Sets the weight of one that is in no ring.
     pub(crate) fn set_weight(&mut self, weight: u64) {
         self.weight = weight;
-    }
-
-    fn account(&mut self) -> &mut Account {
-        &mut self.accounts[usize::from(self.kind)]
     }
 }
 
@@ -100,27 +93,30 @@ impl Ring {
         self.members
     }
 
-    /// Takes a volume in, last. `kind`: 0 for a group's ring, 1 for the node's.
-    pub(crate) fn join(&mut self, seats: &mut [Seat], volume: u32, pool: u32, kind: u8) {
-        let seat = &mut seats[volume as usize];
-        (seat.pool, seat.kind) = (pool, kind);
-        let quantum = self.quantum(seat.weight);
-        let account = seat.account();
-        let deficit = match self.round.saturating_sub(account.round) {
-            FORGIVEN.. => 0,
-            rounds => i128::from(account.deficit) + i128::from(rounds) * i128::from(quantum),
-        };
-        *account = Account { deficit: deficit.min(0) as i64, round: self.round };
-        self.weights += u128::from(seat.weight);
-        self.members += 1;
-        self.append(seats, volume);
+    /// The sum of the members' weights.
+    pub(crate) fn weights(&self) -> u64 {
+        u64::try_from(self.weights).unwrap_or(u64::MAX)
     }
 
-    /// Lets a volume out; its debt stays on its account.
-    pub(crate) fn leave(&mut self, seats: &mut [Seat], volume: u32) {
-        self.unlink(seats, volume);
-        let seat = &mut seats[volume as usize];
-        seat.account().round = self.round;
+    /// Takes a member in, last.
+    pub(crate) fn join(&mut self, seats: &mut [Seat], member: u32, pool: u32) {
+        let seat = &mut seats[member as usize];
+        let quantum = self.quantum(seat.weight);
+        let deficit = match self.round.saturating_sub(seat.round) {
+            FORGIVEN.. => 0,
+            rounds => i128::from(seat.deficit) + i128::from(rounds) * i128::from(quantum),
+        };
+        (seat.pool, seat.round, seat.deficit) = (pool, self.round, deficit.min(0) as i64);
+        self.weights += u128::from(seat.weight);
+        self.members += 1;
+        self.append(seats, member);
+    }
+
+    /// Lets a member out; its debt stays with it.
+    pub(crate) fn leave(&mut self, seats: &mut [Seat], member: u32) {
+        self.unlink(seats, member);
+        let seat = &mut seats[member as usize];
+        seat.round = self.round;
         seat.pool = NONE;
         self.weights -= u128::from(seat.weight);
         self.members -= 1;
@@ -132,27 +128,26 @@ impl Ring {
     }
 
     /// Changes the weight of a member.
-    pub(crate) fn reweigh(&mut self, seats: &mut [Seat], volume: u32, weight: u64) {
-        let seat = &mut seats[volume as usize];
+    pub(crate) fn reweigh(&mut self, seats: &mut [Seat], member: u32, weight: u64) {
+        let seat = &mut seats[member as usize];
         self.weights = self.weights + u128::from(weight) - u128::from(seat.weight);
         seat.weight = weight;
     }
 
     /// Visits the front: true if it may send, false if it was sent to the end to wait for its next visit.
     pub(crate) fn visit(&mut self, seats: &mut [Seat]) -> bool {
-        let Some(volume) = self.front() else { return false };
-        if seats[volume as usize].account().deficit > 0 {
+        let Some(member) = self.front() else { return false };
+        if seats[member as usize].deficit > 0 {
             return true;
         }
         if self.visits_left == 0 {
             self.begin_round(seats);
         }
-        let seat = &mut seats[volume as usize];
+        let seat = &mut seats[member as usize];
         self.visits_left -= 1;
         let quantum = self.quantum(seat.weight);
-        let account = seat.account();
-        account.deficit += quantum;
-        let may = account.deficit > 0;
+        seat.deficit += quantum;
+        let may = seat.deficit > 0;
         self.fruitful |= may;
         if !may {
             self.rotate(seats);
@@ -162,11 +157,11 @@ impl Ring {
 
     /// Charges the front for what it sent; at a deficit of zero or less its visit ends.
     pub(crate) fn charge(&mut self, seats: &mut [Seat], worth: i64) {
-        let Some(volume) = self.front() else { return };
+        let Some(member) = self.front() else { return };
         self.worth_max = self.worth_max.max(worth);
-        let account = seats[volume as usize].account();
-        account.deficit -= worth;
-        if account.deficit <= 0 {
+        let seat = &mut seats[member as usize];
+        seat.deficit -= worth;
+        if seat.deficit <= 0 {
             self.rotate(seats);
         }
     }
@@ -186,11 +181,11 @@ impl Ring {
 
     /// Credits the rounds in which nobody could send, so that somebody can in the one that begins.
     fn skip_rounds(&mut self, seats: &mut [Seat]) {
-        let needed = |seat: &mut Seat, quantum: i64| 1 - seat.account().deficit.min(0) / quantum;
+        let needed = |seat: &Seat, quantum: i64| 1 - seat.deficit.min(0) / quantum;
         let mut fewest = i64::MAX;
         let mut at = self.head;
         while at != NONE {
-            let seat = &mut seats[at as usize];
+            let seat = &seats[at as usize];
             fewest = fewest.min(needed(seat, self.quantum(seat.weight)));
             at = seat.next;
         }
@@ -198,9 +193,8 @@ impl Ring {
         while at != NONE {
             let seat = &mut seats[at as usize];
             let credit = i128::from(self.quantum(seat.weight)) * i128::from(fewest - 1);
-            let account = seat.account();
             // Nobody needs fewer rounds than are credited, so no deficit becomes positive.
-            account.deficit = (i128::from(account.deficit) + credit).min(0) as i64;
+            seat.deficit = (i128::from(seat.deficit) + credit).min(0) as i64;
             at = seat.next;
         }
         self.round = self.round.saturating_add((fewest - 1) as u64 % FORGIVEN);
@@ -212,26 +206,26 @@ impl Ring {
     }
 
     fn rotate(&mut self, seats: &mut [Seat]) {
-        let volume = self.head;
-        if volume != self.tail {
-            self.unlink(seats, volume);
-            self.append(seats, volume);
+        let member = self.head;
+        if member != self.tail {
+            self.unlink(seats, member);
+            self.append(seats, member);
         }
     }
 
-    fn append(&mut self, seats: &mut [Seat], volume: u32) {
+    fn append(&mut self, seats: &mut [Seat], member: u32) {
         let tail = self.tail;
-        let seat = &mut seats[volume as usize];
+        let seat = &mut seats[member as usize];
         (seat.prev, seat.next) = (tail, NONE);
         match tail {
-            NONE => self.head = volume,
-            tail => seats[tail as usize].next = volume,
+            NONE => self.head = member,
+            tail => seats[tail as usize].next = member,
         }
-        self.tail = volume;
+        self.tail = member;
     }
 
-    fn unlink(&mut self, seats: &mut [Seat], volume: u32) {
-        let Seat { prev, next, .. } = seats[volume as usize];
+    fn unlink(&mut self, seats: &mut [Seat], member: u32) {
+        let Seat { prev, next, .. } = seats[member as usize];
         match prev {
             NONE => self.head = next,
             prev => seats[prev as usize].next = next,
@@ -251,7 +245,7 @@ mod tests {
         let mut ring = Ring::new();
         let mut seats: Vec<Seat> = weights.iter().map(|&w| Seat::new(w)).collect();
         for volume in 0..weights.len() as u32 {
-            ring.join(&mut seats, volume, 0, 0);
+            ring.join(&mut seats, volume, 0);
         }
         (ring, seats)
     }
@@ -308,7 +302,7 @@ mod tests {
         let (mut ring, mut seats) = ring_of(&weights[..10]);
         seats.push(Seat::new(1));
         run(&mut ring, &mut seats[..], &[1500; 11], 1_000_000);
-        ring.join(&mut seats, 10, 0, 0);
+        ring.join(&mut seats, 10, 0);
         let mut before = 0;
         while ring.front() != Some(10) {
             if ring.visit(&mut seats) {
@@ -350,7 +344,7 @@ mod tests {
                 ring.charge(&mut seats, 100);
                 if front == 0 {
                     ring.leave(&mut seats, 0);
-                    ring.join(&mut seats, 0, 0, 0);
+                    ring.join(&mut seats, 0, 0);
                 }
             }
         }
@@ -365,7 +359,7 @@ mod tests {
         ring.charge(&mut seats, 1 << 40);
         ring.leave(&mut seats, 0);
         assert_eq!((ring.front(), ring.members()), (None, 0));
-        ring.join(&mut seats, 0, 0, 0);
+        ring.join(&mut seats, 0, 0);
         assert!(ring.visit(&mut seats));
     }
 

@@ -2,13 +2,15 @@
 //!
 //! A volume is in one of three states. *Free*: nothing is parked, and a request is paid for as it comes.
 //! *Timed*: its first request waits for the volume's own balances, and the wheel knows until when. *Seated*:
-//! the volume could pay, but its group or the node could not, and it waits in that pool's ring; the pool has
-//! a timer on the same wheel. With two lanes a volume can be timed for one and seated for the other.
+//! the volume could pay, but its group or the node could not, and it waits in the ring of its group, or of
+//! the node if it has none. A group whose volumes are held up by the node has itself a seat in the node's
+//! ring; otherwise pools with members in their ring have a timer on the same wheel. With two lanes a volume
+//! can be timed for one and seated for the other.
 //!
 //! Invariants: a volume has the `PARKED` flag exactly while a lane holds something, and is then timed or
-//! seated (or both); a ring with members has its pool's timer set, except while it is being served; every
-//! timer set while time stands is later than now unless the budget of a release was used up, so a release
-//! ends.
+//! seated (or both); a ring with members has its pool's timer set or (a group's) its pool seated, except
+//! while it is being served; every timer set while time stands is later than now unless the budget of a
+//! release was used up, so a release ends.
 
 use crate::api::{Admission, Cost, Lane, Parked, Released, ShaperConfig};
 use crate::drr::Seat;
@@ -27,6 +29,7 @@ pub struct Shaper<T> {
     pub(crate) volumes: Vec<Volume>,
     pub(crate) tariffs: Vec<Option<Box<Tariff>>>,
     pub(crate) lots: Vec<Lot>,
+    /// Of the volumes by number, then of the groups.
     pub(crate) seats: Vec<Seat>,
     /// The groups by number, then the node.
     pub(crate) pools: Vec<Pool>,
@@ -59,6 +62,17 @@ struct Blocked {
     short: [bool; DIMS],
 }
 
+/// Whose ring gives a request its turn, so that it is not held up by those who wait there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    /// Nobody's: it may not overtake.
+    None,
+    /// Its group's.
+    Group,
+    /// The node's, and its group's if it has one.
+    Node,
+}
+
 /// What the first requests of a volume's lanes may do.
 #[derive(Debug)]
 enum Look {
@@ -83,7 +97,7 @@ impl<T> Shaper<T> {
             return self.admit_with_care(volume, lane, cost, item);
         }
         let request = Request { units, sequential: false };
-        match self.check(volume, &request, NONE) {
+        match self.check(volume, &request, Turn::None) {
             Ok(bill) => {
                 self.pay(volume, &bill);
                 Admission::Pass(item)
@@ -102,7 +116,7 @@ impl<T> Shaper<T> {
         let mut answer = None;
         let mut blocked = None;
         if alone || self.may_overtake(volume, lane, &request) {
-            match self.check(volume, &request, NONE) {
+            match self.check(volume, &request, Turn::None) {
                 Ok(bill) => {
                     self.pay(volume, &bill);
                     answer = Some(());
@@ -131,7 +145,8 @@ impl<T> Shaper<T> {
         {
             match id.checked_sub(self.config.volumes_max) {
                 None => self.wake_volume(id, &mut left, sink),
-                Some(pool) => self.serve_pool(pool, &mut left, sink),
+                Some(pool) if pool == self.node => self.serve_node(&mut left, sink),
+                Some(group) => self.serve_group(group, &mut left, sink),
             }
         }
         budget - left
@@ -149,9 +164,9 @@ impl<T> Shaper<T> {
         self.now_ns = self.now_ns.max(now_ns.min(u64::MAX - 1));
     }
 
-    /// Whether, and how, a request may pay now. `serving`: the pool whose ring gives it its turn.
+    /// Whether, and how, a request may pay now.
     #[inline(always)]
-    fn check(&mut self, volume: u32, request: &Request, serving: u32) -> Result<Bill, Blocked> {
+    fn check(&mut self, volume: u32, request: &Request, turn: Turn) -> Result<Bill, Blocked> {
         let v = &mut self.volumes[volume as usize];
         v.refill(self.now_ns);
         let mut nanos = request.plain();
@@ -168,19 +183,19 @@ impl<T> Shaper<T> {
         }
         if v.flags & GROUP != 0 {
             let group = v.group;
-            self.check_pool(group, &nanos, serving)?;
+            self.check_pool(group, &nanos, turn != Turn::None)?;
         }
         if self.node_is_limited {
-            self.check_pool(self.node, &nanos, serving)?;
+            self.check_pool(self.node, &nanos, turn == Turn::Node)?;
         }
         Ok(Bill { request: *request, nanos, charges })
     }
 
     #[inline(always)]
-    fn check_pool(&mut self, id: u32, nanos: &[i128; DIMS], serving: u32) -> Result<(), Blocked> {
+    fn check_pool(&mut self, id: u32, nanos: &[i128; DIMS], served: bool) -> Result<(), Blocked> {
         let pool = &mut self.pools[id as usize];
         pool.refill(self.now_ns);
-        match pool.blocks(nanos, serving == id) {
+        match pool.blocks(nanos, served) {
             None => Ok(()),
             Some(short) => Err(Blocked { own_until_ns: None, own_change_ns: None, pool: id, short }),
         }
@@ -221,7 +236,7 @@ impl<T> Shaper<T> {
             return false;
         }
         let first = first.request;
-        let short = match self.check(volume, &first, NONE) {
+        let short = match self.check(volume, &first, Turn::None) {
             // It only waits for the next release.
             Ok(_) => [true; DIMS],
             Err(blocked) => blocked.short,
@@ -274,7 +289,7 @@ impl<T> Shaper<T> {
 
     /// Finds out anew what a volume waits for.
     pub(crate) fn plan(&mut self, volume: u32) {
-        match self.look(volume, NONE) {
+        match self.look(volume, Turn::None) {
             Look::Empty => {}
             // Only a release hands out; it comes at once.
             Look::Ready(..) => self.wheel.set(volume, self.now_ns),
@@ -284,25 +299,31 @@ impl<T> Shaper<T> {
 
     /// What the first request of either lane may do: the one whose turn it is, else the other if it needs
     /// nothing of what the first is short of.
-    fn look(&mut self, volume: u32, serving: u32) -> Look {
+    fn look(&mut self, volume: u32, turn: Turn) -> Look {
         let lot = &self.lots[volume as usize];
-        let turn = if lot.lanes[lot.turn].items > 0 { lot.turn } else { 1 - lot.turn };
-        let Some(front) = self.arena.front(&lot.lanes[turn]) else { return Look::Empty };
-        let other = self.arena.front(&lot.lanes[1 - turn]).map(|waiting| waiting.request);
-        let mut blocked = match self.check(volume, &front.request.clone(), serving) {
-            Ok(bill) => return Look::Ready(turn, bill),
+        let lane = if lot.lanes[lot.turn].items > 0 { lot.turn } else { 1 - lot.turn };
+        let Some(front) = self.arena.front(&lot.lanes[lane]) else { return Look::Empty };
+        let other = self.arena.front(&lot.lanes[1 - lane]).map(|waiting| waiting.request);
+        let mut blocked = match self.check(volume, &front.request.clone(), turn) {
+            Ok(bill) => return Look::Ready(lane, bill),
             Err(blocked) => blocked,
         };
         let Some(request) = other else { return Look::Stuck(blocked) };
         // As soon as the first needs one dimension less, the other may have its chance.
         blocked.own_until_ns = blocked.own_change_ns;
         if !request.needs(&blocked.short) {
-            match self.check(volume, &request, serving) {
-                Ok(bill) => return Look::Ready(1 - turn, bill),
+            match self.check(volume, &request, turn) {
+                Ok(bill) => return Look::Ready(1 - lane, bill),
                 Err(also) => blocked.also(&also),
             }
         }
         Look::Stuck(blocked)
+    }
+
+    /// The pool in whose ring a volume waits if it has to: its group's, else the node's.
+    pub(crate) fn home(&self, volume: u32) -> u32 {
+        let v = &self.volumes[volume as usize];
+        if v.flags & GROUP != 0 { v.group } else { self.node }
     }
 
     /// Puts a volume where it waits: on the wheel, in a ring, or both, and nowhere else.
@@ -311,39 +332,60 @@ impl<T> Shaper<T> {
             Some(until_ns) => self.wheel.set(volume, until_ns),
             None => self.wheel.cancel(volume),
         }
-        let seated = self.seats[volume as usize].pool;
-        if seated != NONE && seated != blocked.pool {
-            self.unseat(volume);
+        if blocked.pool == NONE {
+            return self.unseat(volume);
         }
-        let Some(pool) = self.pools.get_mut(blocked.pool as usize) else { return };
-        if seated != blocked.pool {
-            let kind = u8::from(blocked.pool == self.node);
-            pool.ring.join(&mut self.seats, volume, blocked.pool, kind);
-        }
-        for (waiting, short) in pool.ring.waiting.iter_mut().zip(blocked.short) {
-            *waiting |= short;
-        }
-        let timer = self.config.volumes_max + blocked.pool;
-        if !self.wheel.is_set(timer) {
-            self.wheel.set(timer, pool.positive_at_ns());
+        let home = self.home(volume);
+        self.sit_down(volume, home, &blocked.short);
+        if home != self.node && blocked.pool == self.node {
+            let group = self.config.volumes_max + home;
+            self.sit_down(group, self.node, &blocked.short);
+            self.arm(self.node);
+        } else {
+            self.arm(home);
         }
     }
 
-    /// Takes a volume out of the ring in which it waits, if it does.
-    pub(crate) fn unseat(&mut self, volume: u32) {
-        let id = self.seats[volume as usize].pool;
-        if let Some(pool) = self.pools.get_mut(id as usize) {
-            pool.ring.leave(&mut self.seats, volume);
-            if pool.ring.members() == 0 {
-                self.wheel.cancel(self.config.volumes_max + id);
-            }
+    /// Gives a volume or a group its seat in a pool's ring, to wait for these dimensions.
+    fn sit_down(&mut self, member: u32, id: u32, short: &[bool; DIMS]) {
+        let ring = &mut self.pools[id as usize].ring;
+        if self.seats[member as usize].pool != id {
+            ring.join(&mut self.seats, member, id);
+        }
+        for (waiting, short) in ring.waiting.iter_mut().zip(short) {
+            *waiting |= short;
+        }
+    }
+
+    /// Sees to it that a ring will be served: by a timer, or by its pool's seat in the node's ring.
+    fn arm(&mut self, id: u32) {
+        let timer = self.config.volumes_max + id;
+        let seated = id != self.node && self.seats[timer as usize].pool != NONE;
+        if !seated && !self.wheel.is_set(timer) {
+            self.wheel.set(timer, self.pools[id as usize].positive_at_ns());
+        }
+    }
+
+    /// Takes a volume or a group out of the ring in which it waits, if it does; a ring that is left empty
+    /// needs no more service.
+    pub(crate) fn unseat(&mut self, member: u32) {
+        let id = self.seats[member as usize].pool;
+        let Some(pool) = self.pools.get_mut(id as usize) else { return };
+        pool.ring.leave(&mut self.seats, member);
+        if pool.ring.members() > 0 {
+            return;
+        }
+        let timer = self.config.volumes_max + id;
+        self.wheel.cancel(timer);
+        if id != self.node {
+            self.unseat(timer);
         }
     }
 
     /// Hands out what of a volume may go without a turn in a ring, and puts the rest where it waits.
     fn wake_volume(&mut self, volume: u32, left: &mut usize, sink: &mut impl FnMut(Released<T>)) {
         loop {
-            match self.look(volume, NONE) {
+            match self.look(volume, Turn::None) {
                 Look::Empty => {
                     self.wheel.cancel(volume);
                     return self.unseat(volume);
@@ -358,36 +400,109 @@ impl<T> Shaper<T> {
         }
     }
 
-    /// Gives the members of a pool's ring their turns while the pool holds something.
-    fn serve_pool(&mut self, id: u32, left: &mut usize, sink: &mut impl FnMut(Released<T>)) {
-        let timer = self.config.volumes_max + id;
-        loop {
-            let pool = &mut self.pools[id as usize];
-            let Some(volume) = pool.ring.front() else { return };
-            pool.refill(self.now_ns);
-            if pool.is_short() {
-                return self.wheel.set(timer, pool.positive_at_ns());
-            }
-            if *left == 0 {
-                return self.wheel.set(timer, self.now_ns);
-            }
-            if !pool.ring.visit(&mut self.seats) {
+    /// Gives the volumes of a group their turns while the group holds something, until the node is in the
+    /// way.
+    fn serve_group(&mut self, id: u32, left: &mut usize, sink: &mut impl FnMut(Released<T>)) {
+        while self.may_serve(id, *left) {
+            let ring = &mut self.pools[id as usize].ring;
+            let Some(volume) = ring.front() else { return };
+            if !ring.visit(&mut self.seats) {
                 continue;
             }
-            match self.look(volume, id) {
+            match self.look(volume, Turn::Group) {
                 Look::Ready(lane, bill) => {
-                    let pool = &mut self.pools[id as usize];
-                    let worth = pool.worth(&bill.nanos);
-                    pool.ring.charge(&mut self.seats, worth);
+                    self.charge(id, &bill);
                     self.hand_out(volume, lane, &bill, sink);
                     *left -= 1;
                     // What comes next may need nothing of this pool, or wait for something else.
+                    self.wake_volume(volume, left, sink);
+                }
+                Look::Stuck(blocked) => {
+                    self.settle(volume, blocked);
+                    if blocked.pool == self.node {
+                        return;
+                    }
+                }
+                Look::Empty => self.unseat(volume),
+            }
+        }
+    }
+
+    /// Gives the members of the node's ring their turns while the node holds something.
+    fn serve_node(&mut self, left: &mut usize, sink: &mut impl FnMut(Released<T>)) {
+        let node = self.node;
+        while self.may_serve(node, *left) {
+            let Some(member) = self.pools[node as usize].ring.front() else { return };
+            let group = member.checked_sub(self.config.volumes_max);
+            if let Some(group) = group {
+                let weight = self.pools[group as usize].ring.weights();
+                self.pools[node as usize].ring.reweigh(&mut self.seats, member, weight);
+            }
+            if !self.pools[node as usize].ring.visit(&mut self.seats) {
+                continue;
+            }
+            let volume = match group {
+                None => member,
+                Some(group) => match self.delegate(group) {
+                    Some(volume) => volume,
+                    None => continue,
+                },
+            };
+            match self.look(volume, Turn::Node) {
+                Look::Ready(lane, bill) => {
+                    self.charge(node, &bill);
+                    if let Some(group) = group {
+                        self.charge(group, &bill);
+                    }
+                    self.hand_out(volume, lane, &bill, sink);
+                    *left -= 1;
                     self.wake_volume(volume, left, sink);
                 }
                 Look::Stuck(blocked) => self.settle(volume, blocked),
                 Look::Empty => self.unseat(volume),
             }
         }
+    }
+
+    /// The volume whose turn it is in a group that has its turn at the node; none if the group has become
+    /// short, and then it leaves the node's ring.
+    fn delegate(&mut self, group: u32) -> Option<u32> {
+        let pool = &mut self.pools[group as usize];
+        pool.refill(self.now_ns);
+        if pool.is_short() {
+            self.unseat(self.config.volumes_max + group);
+            self.arm(group);
+            return None;
+        }
+        while !pool.ring.visit(&mut self.seats) {
+            pool.ring.front()?;
+        }
+        pool.ring.front()
+    }
+
+    /// True if the front of a ring may have its turn now; else its pool is timed, if anybody waits.
+    fn may_serve(&mut self, id: u32, left: usize) -> bool {
+        let pool = &mut self.pools[id as usize];
+        if pool.ring.front().is_none() {
+            return false;
+        }
+        pool.refill(self.now_ns);
+        let timer = self.config.volumes_max + id;
+        if pool.is_short() {
+            self.wheel.set(timer, pool.positive_at_ns());
+            return false;
+        }
+        if left == 0 {
+            self.wheel.set(timer, self.now_ns);
+        }
+        left > 0
+    }
+
+    /// Charges the front of a ring for a request.
+    fn charge(&mut self, id: u32, bill: &Bill) {
+        let pool = &mut self.pools[id as usize];
+        let worth = pool.worth(&bill.nanos);
+        pool.ring.charge(&mut self.seats, worth);
     }
 
     /// Pays for the first request of a lane and lets it go.

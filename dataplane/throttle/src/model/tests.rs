@@ -20,7 +20,7 @@ enum Step {
     /// To one nanosecond before the next release, then to it.
     Exactly,
     Admit(u32, Lane, Cost),
-    Volume(u32, Limits),
+    Volume(u32, Box<Limits>),
     Remove(u32),
     Group(PoolLimits),
     Node(PoolLimits),
@@ -68,12 +68,11 @@ fn own(scale: u64) -> impl Strategy<Value = Option<PoolRate>> {
     )
 }
 
-/// Pools limited in one dimension only, or in any.
-fn pool(one: bool) -> impl Strategy<Value = PoolLimits> {
-    (own(1_000), own(5), any::<bool>()).prop_map(move |(bytes, packets, first)| match one {
-        true if first => PoolLimits { bytes, packets: None },
-        true => PoolLimits { bytes: None, packets },
-        false => PoolLimits { bytes, packets },
+/// Pools limited in bytes only, in packets only, or in any.
+fn pool(dims: [bool; 2]) -> impl Strategy<Value = PoolLimits> {
+    (own(1_000), own(5)).prop_map(move |(bytes, packets)| PoolLimits {
+        bytes: bytes.filter(|_| dims[0]),
+        packets: packets.filter(|_| dims[1]),
     })
 }
 
@@ -83,7 +82,7 @@ fn cost() -> impl Strategy<Value = Cost> {
     (bytes, 0u32..6, offset).prop_map(|(bytes, packets, offset)| Cost { bytes, packets, offset })
 }
 
-fn step(one: bool) -> impl Strategy<Value = Step> {
+fn step(pools: [bool; 2]) -> impl Strategy<Value = Step> {
     let volume = 0..VOLUMES;
     let lane = prop_oneof![Just(Lane::Forward), Just(Lane::Reverse)];
     let span = (0u32..34, any::<u64>()).prop_map(|(bits, x)| x & ((1 << bits) - 1));
@@ -91,10 +90,10 @@ fn step(one: bool) -> impl Strategy<Value = Step> {
         8 => span.prop_map(Step::Advance),
         8 => Just(Step::Exactly),
         30 => (volume.clone(), lane, cost()).prop_map(|(v, l, c)| Step::Admit(v, l, c)),
-        4 => (volume.clone(), limits()).prop_map(|(v, l)| Step::Volume(v, l)),
+        4 => (volume.clone(), limits()).prop_map(|(v, l)| Step::Volume(v, Box::new(l))),
         1 => volume.prop_map(Step::Remove),
-        1 => pool(one).prop_map(Step::Group),
-        1 => pool(one).prop_map(Step::Node),
+        1 => pool(pools).prop_map(Step::Group),
+        1 => pool(pools).prop_map(Step::Node),
     ]
 }
 
@@ -278,13 +277,22 @@ fn run(strict: bool, steps: Vec<Step>) -> TestCaseResult {
 
 proptest! {
     #[test]
-    fn the_shaper_equals_exact_rational_arithmetic(steps in prop::collection::vec(step(true), 1..120)) {
+    fn the_shaper_equals_exact_rational_arithmetic_in_bytes(
+        steps in prop::collection::vec(step([true, false]), 1..120),
+    ) {
+        run(true, steps)?;
+    }
+
+    #[test]
+    fn the_shaper_equals_exact_rational_arithmetic_in_packets(
+        steps in prop::collection::vec(step([false, true]), 1..120),
+    ) {
         run(true, steps)?;
     }
 
     #[test]
     fn with_pools_short_in_two_dimensions_nothing_is_let_through_or_lost(
-        steps in prop::collection::vec(step(false), 1..120),
+        steps in prop::collection::vec(step([true, true]), 1..120),
     ) {
         run(false, steps)?;
     }
