@@ -287,13 +287,23 @@ impl Pool {
     /// the headroom is too small.
     #[inline(always)]
     pub fn prepend<'a>(&'a self, frame: &'a mut Frame, count: usize) -> Option<&'a mut [u8]> {
+        self.prepend_parts(frame, count).map(|(_, bytes)| bytes)
+    }
+
+    /// As [`Pool::prepend`], with the metadata beside the bytes.
+    #[inline(always)]
+    pub fn prepend_parts<'a>(
+        &'a self,
+        frame: &'a mut Frame,
+        count: usize,
+    ) -> Option<(&'a mut Meta, &'a mut [u8])> {
         let meta = self.meta_mut(frame);
         if count > meta.data as usize {
             return None;
         }
         meta.data -= count as u16;
         meta.len += count as u32;
-        Some(self.bytes_mut(frame))
+        Some(self.parts_mut(frame))
     }
 
     /// Removes `count` bytes from the front. False, and no change, when the frame is shorter (or would begin
