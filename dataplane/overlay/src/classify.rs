@@ -74,14 +74,16 @@ impl Flow {
             ports: !parsed.fragment && matches!(parsed.proto, protocol::TCP | protocol::UDP),
             same_source,
         };
-        if !same_source {
+        if !same_source && tables.endpoints.is_large() {
             tables.prefetch_endpoint(view, v6, parsed.src);
         }
         if let [first, rest @ ..] = view.routes(v6) {
             flow.hash = tables.routes.hash(&first.key(&flow.packet));
             tables.routes.prefetch(flow.hash);
-            for tuple in rest {
-                tables.routes.prefetch(tables.routes.hash(&tuple.key(&flow.packet)));
+            if tables.routes.is_large() {
+                for tuple in rest {
+                    tables.routes.prefetch(tables.routes.hash(&tuple.key(&flow.packet)));
+                }
             }
         }
         flow

@@ -7,7 +7,7 @@
 
 use frame::{DropReason, Flags, Frame, GsoKind, Meta, Pool};
 use wire::checksum::{self, Checksum};
-use wire::{ethernet, geneve, udp};
+use wire::{Mac, ethernet, geneve, udp};
 
 use crate::classify::return_to_sender;
 use crate::segment;
@@ -154,16 +154,18 @@ fn dispatch(
     out: &mut impl FnMut(&mut Pool, Frame),
 ) -> Dispatched {
     let next_hop = pool.meta(&frame).next_hop;
+    let resolved = match hop.outer {
+        Outer::Datagram => Some(Mac::ZERO),
+        _ => neighbours.resolve(next_hop, tunnel.now_ns),
+    };
     let ident = if hop.df { 0 } else { neighbours.ident() };
-    if !wrap(hop, pool, &mut frame, tunnel.trace, ident) {
+    let patch = Patch { hop, mac: resolved.unwrap_or(Mac::ZERO), trace: tunnel.trace, ident };
+    if !wrap(&patch, pool, &mut frame) {
         pool.free(frame);
         return Dispatched::Dropped(DropReason::NoFrame);
     }
-    if hop.outer != Outer::Datagram {
-        let Some(mac) = neighbours.resolve(next_hop, tunnel.now_ns) else {
-            return hold(neighbours, pool, frame, next_hop, tunnel.now_ns);
-        };
-        set_destination(pool, &mut frame, mac);
+    if resolved.is_none() {
+        return hold(neighbours, pool, frame, next_hop, tunnel.now_ns);
     }
     out(pool, frame);
     Dispatched::Sent
@@ -188,144 +190,109 @@ fn hold(
 
 /// Writes the neighbour's address into an encapsulated frame.
 #[inline(always)]
-pub(crate) fn set_destination(pool: &Pool, frame: &mut Frame, mac: wire::Mac) {
+pub(crate) fn set_destination(pool: &Pool, frame: &mut Frame, mac: Mac) {
     if let Some(destination) = pool.bytes_mut(frame).first_chunk_mut() {
         *destination = mac.0;
     }
 }
 
-/// Puts the headers of `hop` in front of the frame. False, and no change that matters, without headroom.
-#[inline(always)]
-fn wrap(hop: &NextHop, pool: &Pool, frame: &mut Frame, trace: u64, ident: u16) -> bool {
-    if hop.outer_checksum && pool.meta(frame).flags.has(Flags::CSUM_PARTIAL) {
-        // The outer sum covers the inner one, so that must be final.
-        let _ = segment::complete_checksum(pool, frame);
-    }
-    let envelope = Envelope::new(hop, pool.meta(frame), pool.bytes(frame), trace, ident);
-    let done = match (hop.outer, hop.geneve) {
-        (Outer::V4, false) => envelope.write_v4::<{ OUTER_V4_BYTES + VXLAN_BYTES }>(pool, frame),
-        (Outer::V4, true) => envelope.write_v4::<{ OUTER_V4_BYTES + GENEVE_BYTES }>(pool, frame),
-        (Outer::V6, false) => envelope.write_v6::<{ OUTER_V6_BYTES + VXLAN_BYTES }>(pool, frame),
-        (Outer::V6, true) => envelope.write_v6::<{ OUTER_V6_BYTES + GENEVE_BYTES }>(pool, frame),
-        (Outer::Datagram, false) => envelope.write_tunnel_only::<VXLAN_BYTES>(pool, frame),
-        (Outer::Datagram, true) => envelope.write_tunnel_only::<GENEVE_BYTES>(pool, frame),
-    };
-    let Some(header_bytes) = done else { return false };
-    let meta = pool.meta_mut(frame);
-    meta.egress_port = hop.port;
-    meta.flags.clear(Flags::PARSED);
-    if meta.flags.has(Flags::CSUM_PARTIAL) {
-        meta.csum_start += header_bytes as u16;
-    }
-    true
-}
-
-/// What is patched into a template.
-struct Envelope<'a> {
+/// What goes into a template beside what the frame itself says.
+struct Patch<'a> {
     hop: &'a NextHop,
-    /// Length of the inner frame.
-    inner_bytes: usize,
-    /// DSCP and ECN, as they stand in the header.
-    traffic_class: u8,
-    vni: u32,
-    flow_hash: u32,
+    mac: Mac,
     trace: u64,
     ident: u16,
 }
 
-impl<'a> Envelope<'a> {
+/// Puts the headers in front of the frame. False without headroom.
+#[inline(always)]
+fn wrap(patch: &Patch<'_>, pool: &Pool, frame: &mut Frame) -> bool {
+    let hop = patch.hop;
+    if hop.outer_checksum && pool.meta(frame).flags.has(Flags::CSUM_PARTIAL) {
+        // The outer sum covers the inner one, so that must be final.
+        let _ = segment::complete_checksum(pool, frame);
+    }
+    match (hop.outer, hop.geneve) {
+        (Outer::V4, false) => patch.write::<{ OUTER_V4_BYTES + VXLAN_BYTES }, OUTER_V4_BYTES>(pool, frame),
+        (Outer::V4, true) => patch.write::<{ OUTER_V4_BYTES + GENEVE_BYTES }, OUTER_V4_BYTES>(pool, frame),
+        (Outer::V6, false) => patch.write::<{ OUTER_V6_BYTES + VXLAN_BYTES }, OUTER_V6_BYTES>(pool, frame),
+        (Outer::V6, true) => patch.write::<{ OUTER_V6_BYTES + GENEVE_BYTES }, OUTER_V6_BYTES>(pool, frame),
+        (Outer::Datagram, false) => patch.write::<VXLAN_BYTES, 0>(pool, frame),
+        (Outer::Datagram, true) => patch.write::<GENEVE_BYTES, 0>(pool, frame),
+    }
+}
+
+const IP: usize = ethernet::HEADER_BYTES;
+
+impl Patch<'_> {
+    /// Copies the first `N` bytes of the template in front of the frame and patches them. The tunnel header
+    /// starts at `TUNNEL`.
     #[inline(always)]
-    fn new(hop: &'a NextHop, meta: &Meta, bytes: &[u8], trace: u64, ident: u16) -> Envelope<'a> {
-        let inner = inner_traffic_class(meta, bytes);
-        let dscp = hop.dscp.unwrap_or(inner >> 2);
-        Envelope {
-            hop,
-            inner_bytes: bytes.len(),
-            traffic_class: dscp << 2 | ecn::encapsulate(inner & 3),
-            vni: meta.vni,
-            flow_hash: meta.flow_hash,
-            trace,
-            ident,
+    fn write<const N: usize, const TUNNEL: usize>(&self, pool: &Pool, frame: &mut Frame) -> bool {
+        let Some((meta, bytes)) = pool.prepend_parts(frame, N) else { return false };
+        let Some((head, inner)) = bytes.split_first_chunk_mut::<N>() else { return false };
+        let class = self.traffic_class(meta, inner);
+        let Some(template) = self.hop.template.first_chunk::<N>() else { return false };
+        *head = *template;
+        match TUNNEL {
+            OUTER_V4_BYTES => self.patch_ipv4(head, class, inner.len()),
+            OUTER_V6_BYTES => self.patch_ipv6(head, class, inner.len(), meta.flow_hash),
+            _ => {}
         }
+        if TUNNEL > 0 {
+            let udp_at = TUNNEL - udp::HEADER_BYTES;
+            head[..6].copy_from_slice(&self.mac.0);
+            put16(head, udp_at, source_port(meta.flow_hash));
+            put16(head, udp_at + 4, (N - udp_at + inner.len()) as u16);
+        }
+        self.patch_tunnel(head, TUNNEL, meta);
+        meta.egress_port = self.hop.port;
+        meta.flags.clear(Flags::PARSED);
+        if meta.flags.has(Flags::CSUM_PARTIAL) {
+            meta.csum_start += N as u16;
+        }
+        if TUNNEL > 0 && self.hop.outer_checksum {
+            self.write_checksum(bytes, TUNNEL - udp::HEADER_BYTES);
+        }
+        true
     }
 
-    /// Copies the first `N` bytes of the template in front of the frame.
+    /// Outer DSCP and ECN, as they stand in the header (RFC 6040, clause 4.1; RFC 2983).
     #[inline(always)]
-    fn open<'f, const N: usize>(&self, pool: &'f Pool, frame: &'f mut Frame) -> Option<&'f mut [u8]> {
-        let bytes = pool.prepend(frame, N)?;
-        *bytes.first_chunk_mut::<N>()? = *self.hop.template.first_chunk::<N>()?;
-        Some(bytes)
+    fn traffic_class(&self, meta: &Meta, inner: &[u8]) -> u8 {
+        let inner = inner_traffic_class(meta, inner);
+        self.hop.dscp.unwrap_or(inner >> 2) << 2 | ecn::encapsulate(inner & 3)
     }
 
     #[inline(always)]
-    fn write_v4<const N: usize>(&self, pool: &Pool, frame: &mut Frame) -> Option<usize> {
-        const IP: usize = ethernet::HEADER_BYTES;
-        let bytes = self.open::<N>(pool, frame)?;
-        let head = bytes.first_chunk_mut::<N>()?;
-        let total_bytes = (N - IP + self.inner_bytes) as u16;
-        // RFC 1624 in spirit: the template's sum is known, only what differs is added.
-        let sum = Checksum::new()
-            .u16(self.hop.ip_sum)
-            .u16(u16::from(self.traffic_class))
-            .u16(total_bytes)
-            .u16(self.ident);
-        head[IP + 1] = self.traffic_class;
+    fn patch_ipv4<const N: usize>(&self, head: &mut [u8; N], class: u8, inner_bytes: usize) {
+        let total_bytes = (N - IP + inner_bytes) as u16;
+        // As RFC 1624 has it: the template's sum is known, only what differs is added.
+        let sum = Checksum::new().u16(self.hop.ip_sum).u16(class.into()).u16(total_bytes).u16(self.ident);
+        head[IP + 1] = class;
         put16(head, IP + 2, total_bytes);
         put16(head, IP + 4, self.ident);
         put16(head, IP + 10, sum.finish());
-        self.patch(head, OUTER_V4_BYTES);
-        self.fill_checksum(bytes, OUTER_V4_BYTES - udp::HEADER_BYTES);
-        Some(N)
     }
 
     #[inline(always)]
-    fn write_v6<const N: usize>(&self, pool: &Pool, frame: &mut Frame) -> Option<usize> {
-        const IP: usize = ethernet::HEADER_BYTES;
+    fn patch_ipv6<const N: usize>(&self, head: &mut [u8; N], class: u8, inner_bytes: usize, flow_hash: u32) {
         const UDP: usize = OUTER_V6_BYTES - udp::HEADER_BYTES;
-        let bytes = self.open::<N>(pool, frame)?;
-        let head = bytes.first_chunk_mut::<N>()?;
         // RFC 6438: the flow label carries the inner flow's entropy, as the source port does.
-        let label = self.flow_hash & 0x000f_ffff;
-        put32(head, IP, 6 << 28 | u32::from(self.traffic_class) << 20 | label);
-        put16(head, IP + 4, (N - UDP + self.inner_bytes) as u16);
-        self.patch(head, OUTER_V6_BYTES);
-        self.fill_checksum(bytes, UDP);
-        Some(N)
+        put32(head, IP, 6 << 28 | u32::from(class) << 20 | flow_hash & 0x000f_ffff);
+        put16(head, IP + 4, (N - UDP + inner_bytes) as u16);
     }
 
     #[inline(always)]
-    fn write_tunnel_only<const N: usize>(&self, pool: &Pool, frame: &mut Frame) -> Option<usize> {
-        let head = self.open::<N>(pool, frame)?.first_chunk_mut::<N>()?;
-        self.patch_tunnel(head, 0);
-        Some(N)
-    }
-
-    /// UDP and what follows; the tunnel header starts at `tunnel`.
-    #[inline(always)]
-    fn patch<const N: usize>(&self, head: &mut [u8; N], tunnel: usize) {
-        let udp_at = tunnel - udp::HEADER_BYTES;
-        put16(head, udp_at, source_port(self.flow_hash));
-        put16(head, udp_at + 4, (N - udp_at + self.inner_bytes) as u16);
-        self.patch_tunnel(head, tunnel);
-    }
-
-    #[inline(always)]
-    fn patch_tunnel<const N: usize>(&self, head: &mut [u8; N], tunnel: usize) {
+    fn patch_tunnel<const N: usize>(&self, head: &mut [u8; N], tunnel: usize, meta: &Meta) {
         // VXLAN and Geneve hold the network identifier at the same place, with a reserved byte behind it.
-        put32(head, tunnel + 4, self.vni << 8);
+        put32(head, tunnel + 4, meta.vni << 8);
         if self.hop.geneve {
             // The epoch is in the template.
             let flow_at = tunnel + geneve::Tidegate::DATA_AT + 4;
-            put32(head, flow_at, self.flow_hash);
+            put32(head, flow_at, meta.flow_hash);
             put32(head, flow_at + 4, (self.trace >> 32) as u32);
             put32(head, flow_at + 8, self.trace as u32);
-        }
-    }
-
-    #[inline(always)]
-    fn fill_checksum(&self, bytes: &mut [u8], udp_at: usize) {
-        if self.hop.outer_checksum {
-            self.write_checksum(bytes, udp_at);
         }
     }
 

@@ -411,12 +411,6 @@ impl Tables {
         let portless = view.routes(v6).iter().filter(|tuple| tuple.fields() == 0);
         portless.map(|tuple| tuple.key(&packet)).find_map(|key| self.routes.find(&key))
     }
-
-    /// The peer that may send frames of `vni`.
-    #[inline(always)]
-    pub(crate) fn peer(&self, key: &Key, hash: u32) -> Option<&Peer> {
-        self.peers.find_at(key, hash)
-    }
 }
 
 pub(crate) fn kind_of(v6: bool) -> Kind {

@@ -1,8 +1,9 @@
 //! From the underlay: is it a tunnelled frame for us, whose, and from the right peer; and whom is it for?
 //!
-//! Three passes over a batch, each asking for the cache lines of the next: the outer headers down to the
-//! network identifier; the peer that may send for that network, then ECN, strip and inner parse; the inner
-//! source, which must be behind that very peer, and the inner destination, which must be attached here.
+//! Two passes over a batch. The first checks the outer headers, the peer that may send for the network
+//! identifier, and ECN, strips, parses the inner frame and asks for the cache lines that decide; the second
+//! checks that the inner source is behind that very peer and finds the inner destination, which must be
+//! attached here. Peer and tenant are looked up once for a run of frames.
 //!
 //! Broadcast is not flooded. An ARP request or a neighbour solicitation goes to the one attachment that
 //! holds the address asked for; other broadcast and multicast is [`Verdict::Trap`] (capability F9).
@@ -28,34 +29,21 @@ use crate::{Outcomes, Verdict};
 /// first `batch.len()` entries. Frames judged [`Verdict::Deliver`] or [`Verdict::Trap`] have lost their
 /// outer headers.
 pub fn process_underlay(tables: &Tables, pool: &Pool, batch: &mut [Frame], outcomes: &mut Outcomes) {
-    let mut arrived = ArrayVec::<Arrived, BATCH>::new();
+    let mut pass = Pass { tables, pool, lanes: ArrayVec::new(), pending: ArrayVec::new() };
     for (index, frame) in batch.iter_mut().enumerate().take(BATCH) {
         note(outcomes, index, Outcomes::NO_RULE);
-        let (meta, bytes) = (pool.meta(frame), pool.bytes(frame));
         let option = &mut outcomes.options[index % BATCH];
         // The commonest shape has code of its own, so that it never meets the others in memory.
-        let result = match wire::parse_plain(bytes) {
-            Some(parsed) => arrive(tables, meta, bytes, &parsed, option),
-            None => arrive_any(tables, meta, bytes, option),
+        let result = match wire::parse_plain(pool.bytes(frame)) {
+            Some(parsed) => pass.arrive(frame, &parsed, index, option),
+            None => pass.arrive_any(frame, index, option),
         };
-        match result {
-            Ok(Some(found)) => {
-                tables.peers.prefetch(found.hash);
-                arrived.push(Arrived { index: index as u8, ..found });
-            }
-            Ok(None) => judge(outcomes, index, Verdict::Local),
-            Err(why) => judge(outcomes, index, Verdict::Drop(why)),
-        }
-    }
-    let mut pass = Pass { tables, pool, lanes: ArrayVec::new(), stripped: ArrayVec::new() };
-    for found in &arrived {
-        let Some(frame) = batch.get_mut(usize::from(found.index)) else { continue };
-        if let Err(verdict) = pass.strip(frame, found) {
-            judge(outcomes, usize::from(found.index), verdict);
+        if let Err(verdict) = result {
+            judge(outcomes, index, verdict);
         }
     }
     let mut listed = None;
-    for Stripped { index, lane, flow } in &pass.stripped {
+    for Pending { index, lane, flow } in &pass.pending {
         let index = usize::from(*index);
         let (Some(frame), Some(lane)) = (batch.get_mut(index), pass.lanes.get(usize::from(*lane))) else {
             continue;
@@ -72,17 +60,16 @@ pub fn process_underlay(tables: &Tables, pool: &Pool, batch: &mut [Frame], outco
 
 const SPOOFED: Verdict = Verdict::Drop(DropReason::Spoofed);
 
-/// A frame after the first pass.
-struct Arrived {
+/// The verdict on a frame that stops in the first pass.
+fn refuse<T>(why: DropReason) -> Result<T, Verdict> {
+    Err(Verdict::Drop(why))
+}
+
+/// A frame between the two passes.
+struct Pending {
     index: u8,
-    ecn: u8,
-    /// Bytes of outer headers.
-    strip: u16,
-    /// Where the inner frame ends; Ethernet padding follows.
-    end: u32,
-    vni: u32,
-    hash: u32,
-    key: Key,
+    lane: u8,
+    flow: Flow,
 }
 
 /// A peer and its tenant, looked up once for a run of frames that it sent.
@@ -92,80 +79,136 @@ struct Lane<'a> {
     view: TenantView<'a>,
 }
 
-/// A frame after the second pass.
-struct Stripped {
-    index: u8,
-    lane: u8,
-    flow: Flow,
+/// The first pass.
+struct Pass<'a> {
+    tables: &'a Tables,
+    pool: &'a Pool,
+    lanes: ArrayVec<Lane<'a>, BATCH>,
+    pending: ArrayVec<Pending, BATCH>,
 }
 
-/// First pass: a plain UDP packet over IPv4, or after [`arrive_any`] whatever else. `None` is a frame for
-/// this node itself.
-#[inline(always)]
-fn arrive(
-    tables: &Tables,
-    meta: &Meta,
-    bytes: &[u8],
-    parsed: &Parsed,
-    option: &mut Tidegate,
-) -> Result<Option<Arrived>, DropReason> {
-    let local = tables.local(meta.ingress_port).ok_or(DropReason::UnknownAttachment)?;
-    let outer = if local.datagram {
-        Outer::from_socket(tables, meta, bytes.len())?
-    } else {
-        match Outer::check(local, meta, bytes, parsed)? {
-            Some(outer) => outer,
-            None => return Ok(None),
+/// Where the inner frame lies in the outer one; Ethernet padding may follow.
+#[derive(Clone, Copy)]
+struct Span {
+    start: usize,
+    end: usize,
+}
+
+impl<'a> Pass<'a> {
+    /// Takes a frame as far as the second pass; `Err` is the verdict on one that ends here. `parsed` are its
+    /// outer headers, if it has any.
+    #[inline(always)]
+    fn arrive(
+        &mut self,
+        frame: &mut Frame,
+        parsed: &Parsed,
+        index: usize,
+        option: &mut Tidegate,
+    ) -> Result<(), Verdict> {
+        let (meta, bytes) = self.pool.parts_mut(frame);
+        let Some(local) = self.tables.local(meta.ingress_port) else {
+            return refuse(DropReason::UnknownAttachment);
+        };
+        let outer = if local.datagram {
+            Outer::from_socket(self.tables, meta, bytes.len())?
+        } else {
+            Outer::check(local, meta, bytes, parsed)?
+        };
+        let (vni, tunnel_bytes) = read_tunnel(bytes, &outer, option)?;
+        let key = peer_key(outer.kind, outer.peer, local.port, outer.geneve, vni);
+        if self.lanes.last().is_none_or(|lane| lane.key != key) {
+            self.lanes.push(find_lane(self.tables, &key, vni)?);
         }
-    };
-    open(tables, local, bytes, &outer, option).map(Some)
-}
-
-/// First pass for all other shapes.
-#[inline(never)]
-fn arrive_any(
-    tables: &Tables,
-    meta: &Meta,
-    bytes: &[u8],
-    option: &mut Tidegate,
-) -> Result<Option<Arrived>, DropReason> {
-    // A datagram starts with the tunnel header, which is no frame.
-    let local = tables.local(meta.ingress_port).ok_or(DropReason::UnknownAttachment)?;
-    let parsed = if local.datagram { Ok(Parsed::default()) } else { wire::parse(bytes) };
-    let parsed = parsed.map_err(reason)?;
-    if parsed.tags != 0 {
-        return Err(DropReason::UnsupportedType);
+        let span = Span { start: outer.at + tunnel_bytes, end: outer.end };
+        let Some(inner) = bytes.get_mut(span.start..span.end) else { return refuse(DropReason::Truncated) };
+        shift_checksum(meta, -(span.start as i32));
+        match wire::parse_plain(inner) {
+            Some(parsed) => self.admit(meta, inner, &parsed, index, outer.ecn)?,
+            None => return self.admit_any(frame, span, index, outer.ecn),
+        }
+        strip(self.pool, frame, span)
     }
-    arrive(tables, meta, bytes, &parsed, option)
+
+    /// Outer headers of any other shape, or none.
+    #[inline(never)]
+    fn arrive_any(&mut self, frame: &mut Frame, index: usize, option: &mut Tidegate) -> Result<(), Verdict> {
+        let (meta, bytes) = (self.pool.meta(frame), self.pool.bytes(frame));
+        // A datagram starts with the tunnel header, which is no frame.
+        let socket = self.tables.local(meta.ingress_port).is_some_and(|local| local.datagram);
+        let parsed = if socket { Ok(Parsed::default()) } else { wire::parse(bytes) };
+        let parsed = parsed.map_err(|error| Verdict::Drop(reason(error)))?;
+        if parsed.tags != 0 {
+            return refuse(DropReason::UnsupportedType);
+        }
+        self.arrive(frame, &parsed, index, option)
+    }
+
+    /// An inner IP packet: ECN, metadata, prefetch.
+    #[inline(always)]
+    fn admit(
+        &mut self,
+        meta: &mut Meta,
+        inner: &mut [u8],
+        parsed: &Parsed,
+        index: usize,
+        ecn: u8,
+    ) -> Result<(), Verdict> {
+        describe(meta, parsed);
+        if ecn != 0 {
+            combine_ecn(inner, parsed, ecn)?;
+        }
+        let at = self.lanes.len() - 1;
+        let same_source = self.pending.last().is_some_and(|last| {
+            let flow = &last.flow;
+            usize::from(last.lane) == at
+                && (flow.src, flow.src_mac, flow.v6) == (parsed.src, parsed.src_mac, parsed.ip == IpKind::V6)
+        });
+        let flow = Flow::new(self.tables, &self.lanes[at].view, parsed, same_source);
+        self.pending.push(Pending { index: index as u8, lane: at as u8, flow });
+        Ok(())
+    }
+
+    /// An inner frame of any other shape.
+    #[inline(never)]
+    fn admit_any(&mut self, frame: &mut Frame, span: Span, index: usize, ecn: u8) -> Result<(), Verdict> {
+        strip(self.pool, frame, span)?;
+        let (meta, inner) = self.pool.parts_mut(frame);
+        let parsed = wire::parse(inner).map_err(|error| Verdict::Drop(reason(error)))?;
+        // RFC 7348, clause 6.1: "a decapsulating VTEP SHOULD discard VXLAN frames with an inner VLAN tag
+        // unless configured otherwise".
+        if parsed.tags != 0 {
+            return refuse(DropReason::UnsupportedType);
+        }
+        if parsed.ip != IpKind::None {
+            return self.admit(meta, inner, &parsed, index, ecn);
+        }
+        describe(meta, &parsed);
+        if parsed.ethertype != EtherType::ARP {
+            return refuse(DropReason::UnsupportedType);
+        }
+        let lane = &self.lanes[self.lanes.len() - 1];
+        Err(process_arp(self.tables, self.pool, frame, lane, &parsed).unwrap_or_else(Verdict::Drop))
+    }
 }
 
-/// Reads the tunnel header.
+/// Takes the outer headers and the padding off.
 #[inline(always)]
-fn open(
-    tables: &Tables,
-    local: &Local,
-    bytes: &[u8],
-    outer: &Outer,
-    option: &mut Tidegate,
-) -> Result<Arrived, DropReason> {
-    let tunnel = bytes.get(outer.at..outer.end).ok_or(DropReason::Truncated)?;
-    let (vni, tunnel_bytes) = if outer.geneve {
-        process_geneve(tunnel, option)?
-    } else {
-        *option = Tidegate::default();
-        let view = vxlan::View::parse(tunnel).map_err(reason)?;
-        (view.vni().value(), vxlan::HEADER_BYTES)
-    };
-    let key = peer_key(outer.kind, outer.peer, local.port, outer.geneve, vni);
-    Ok(Arrived {
-        index: 0,
-        ecn: outer.ecn,
-        strip: (outer.at + tunnel_bytes) as u16,
-        end: outer.end as u32,
-        vni,
-        hash: tables.peers.hash(&key),
-        key,
-    })
+fn strip(pool: &Pool, frame: &mut Frame, span: Span) -> Result<(), Verdict> {
+    if pool.set_len(frame, span.end) && pool.trim_front(frame, span.start) {
+        return Ok(());
+    }
+    refuse(DropReason::Truncated)
+}
+
+#[inline(never)]
+fn find_lane<'a>(tables: &'a Tables, key: &Key, vni: u32) -> Result<Lane<'a>, Verdict> {
+    match tables.peers.find(key) {
+        Some(Peer { key, tenant, next_hop }) => {
+            Ok(Lane { key: *key, next_hop: *next_hop, view: tables.view(*tenant) })
+        }
+        None if tables.tenant_of_vni(vni).is_some() => refuse(DropReason::WrongPort),
+        None => refuse(DropReason::UnknownVni),
+    }
 }
 
 /// What stands before the tunnel header.
@@ -181,55 +224,59 @@ struct Outer {
 
 impl Outer {
     /// A socket has checked and removed the outer headers; the sender is a number.
-    fn from_socket(tables: &Tables, meta: &Meta, end: usize) -> Result<Outer, DropReason> {
+    #[inline(never)]
+    fn from_socket(tables: &Tables, meta: &Meta, end: usize) -> Result<Outer, Verdict> {
         let hop = tables.hop(meta.next_hop).filter(|hop| hop.port == meta.ingress_port);
-        let geneve = hop.ok_or(DropReason::WrongPort)?.geneve;
+        let Some(hop) = hop else { return refuse(DropReason::WrongPort) };
         let (ecn, peer) = (meta.flags.outer_ecn(), u128::from(meta.next_hop));
-        Ok(Outer { at: 0, end, geneve, ecn, kind: Kind::Mac, peer })
+        Ok(Outer { at: 0, end, geneve: hop.geneve, ecn, kind: Kind::Mac, peer })
     }
 
-    /// Checks Ethernet, IP and UDP. `None` is ARP or neighbour discovery.
+    /// Checks Ethernet, IP and UDP.
     #[inline(always)]
-    fn check(local: &Local, meta: &Meta, bytes: &[u8], parsed: &Parsed) -> Result<Option<Outer>, DropReason> {
+    fn check(local: &Local, meta: &Meta, bytes: &[u8], parsed: &Parsed) -> Result<Outer, Verdict> {
         let (kind, ours) = match parsed.ip {
             IpKind::V4 => {
                 (Kind::V4, local.ipv4.is_some_and(|own| own.address.to_bits() == parsed.dst as u32))
             }
             IpKind::V6 => (Kind::V6, local.ipv6.is_some_and(|own| own.address.to_bits() == parsed.dst)),
-            IpKind::None => return not_ip(parsed),
+            IpKind::None => return Err(not_ip(parsed)),
         };
         if !ours || parsed.dst_mac != local.mac || parsed.proto != protocol::UDP {
-            return not_tunnel(local, parsed, bytes);
+            return Err(not_tunnel(local, parsed, bytes));
         }
         if parsed.fragment {
-            return Err(DropReason::UnsupportedType);
+            return refuse(DropReason::UnsupportedType);
         }
         let geneve = parsed.dst_port == local.geneve_port;
         if !geneve && parsed.dst_port != local.vxlan_port {
-            return Err(DropReason::NotForUs);
+            return refuse(DropReason::NotForUs);
         }
         let end = check_sums(meta, bytes, parsed)?;
-        let (at, ecn, peer) = (usize::from(parsed.payload), parsed.ecn, parsed.src);
-        Ok(Some(Outer { at, end, geneve, ecn, kind, peer }))
+        Ok(Outer { at: usize::from(parsed.payload), end, geneve, ecn: parsed.ecn, kind, peer: parsed.src })
     }
 }
 
 /// Neither IP nor, therefore, a tunnel.
 #[cold]
-fn not_ip(parsed: &Parsed) -> Result<Option<Outer>, DropReason> {
-    if parsed.ethertype == EtherType::ARP { Ok(None) } else { Err(DropReason::UnsupportedType) }
+fn not_ip(parsed: &Parsed) -> Verdict {
+    if parsed.ethertype == EtherType::ARP {
+        Verdict::Local
+    } else {
+        Verdict::Drop(DropReason::UnsupportedType)
+    }
 }
 
 /// IP, but not UDP to our address: neighbour discovery is for us, all else is not.
 #[cold]
-fn not_tunnel(local: &Local, parsed: &Parsed, bytes: &[u8]) -> Result<Option<Outer>, DropReason> {
+fn not_tunnel(local: &Local, parsed: &Parsed, bytes: &[u8]) -> Verdict {
     let kind = bytes.get(usize::from(parsed.l4)).copied();
     let discovery = parsed.ip == IpKind::V6
         && parsed.proto == protocol::ICMPV6
         && !parsed.fragment
         && kind.is_some_and(|kind| NEIGHBOUR_TYPES.contains(&kind))
         && local.ipv6.is_some();
-    if discovery { Ok(None) } else { Err(DropReason::NotForUs) }
+    if discovery { Verdict::Local } else { Verdict::Drop(DropReason::NotForUs) }
 }
 
 /// Neighbour solicitation and advertisement (RFC 4861, clauses 4.3 and 4.4).
@@ -239,14 +286,16 @@ const NEIGHBOUR_TYPES: std::ops::RangeInclusive<u8> = 135..=136;
 /// port that says it has verified, or that handed over a frame whose checksum is yet to be finished (it
 /// never left this machine), is believed for UDP.
 #[inline(always)]
-fn check_sums(meta: &Meta, bytes: &[u8], parsed: &Parsed) -> Result<usize, DropReason> {
+fn check_sums(meta: &Meta, bytes: &[u8], parsed: &Parsed) -> Result<usize, Verdict> {
     let (l3, l4) = (usize::from(parsed.l3), usize::from(parsed.l4));
-    let header = bytes.get(l3..l4).ok_or(DropReason::Truncated)?;
+    let Some(header) = bytes.get(l3..l4) else { return refuse(DropReason::Truncated) };
     if parsed.ip == IpKind::V4 && !header_sum_ok(header) {
-        return Err(DropReason::BadChecksum);
+        return refuse(DropReason::BadChecksum);
     }
-    let datagram = bytes.get(l4..).ok_or(DropReason::Truncated)?;
-    let head: &[u8; udp::HEADER_BYTES] = datagram.first_chunk().ok_or(DropReason::Truncated)?;
+    let datagram = bytes.get(l4..).unwrap_or(&[]);
+    let Some(head) = datagram.first_chunk::<{ udp::HEADER_BYTES }>() else {
+        return refuse(DropReason::Truncated);
+    };
     let trusted = meta.flags.has(Flags::CSUM_VALID) || meta.flags.has(Flags::CSUM_PARTIAL);
     if !trusted && [head[6], head[7]] != [0, 0] {
         check_datagram(datagram, parsed)?;
@@ -272,8 +321,8 @@ fn header_sum_ok(header: &[u8]) -> bool {
 }
 
 #[inline(never)]
-fn check_datagram(datagram: &[u8], parsed: &Parsed) -> Result<(), DropReason> {
-    let view = udp::View::parse(datagram).map_err(reason)?;
+fn check_datagram(datagram: &[u8], parsed: &Parsed) -> Result<(), Verdict> {
+    let view = udp::View::parse(datagram).map_err(|error| Verdict::Drop(reason(error)))?;
     let right = if parsed.ip == IpKind::V6 {
         // RFC 6935, clause 5, lets tunnels send zero; that case does not come here.
         view.checksum_ok_v6(Ipv6Addr::from_bits(parsed.src), Ipv6Addr::from_bits(parsed.dst), false)
@@ -281,124 +330,52 @@ fn check_datagram(datagram: &[u8], parsed: &Parsed) -> Result<(), DropReason> {
         let (src, dst) = (parsed.src as u32, parsed.dst as u32);
         view.checksum_ok_v4(Ipv4Addr::from_bits(src), Ipv4Addr::from_bits(dst))
     };
-    if right { Ok(()) } else { Err(DropReason::BadChecksum) }
+    if right { Ok(()) } else { refuse(DropReason::BadChecksum) }
 }
 
-#[inline]
-fn process_geneve(tunnel: &[u8], option: &mut Tidegate) -> Result<(u32, usize), DropReason> {
-    let view = geneve::View::parse(tunnel).map_err(reason)?;
+/// The network identifier and the length of the tunnel header.
+#[inline(always)]
+fn read_tunnel(bytes: &[u8], outer: &Outer, option: &mut Tidegate) -> Result<(u32, usize), Verdict> {
+    let Some(tunnel) = bytes.get(outer.at..outer.end) else { return refuse(DropReason::Truncated) };
+    if outer.geneve {
+        return read_geneve(tunnel, option);
+    }
+    *option = Tidegate::default();
+    let view = vxlan::View::parse(tunnel).map_err(|error| Verdict::Drop(reason(error)))?;
+    Ok((view.vni().value(), vxlan::HEADER_BYTES))
+}
+
+#[inline(never)]
+fn read_geneve(tunnel: &[u8], option: &mut Tidegate) -> Result<(u32, usize), Verdict> {
+    let view = geneve::View::parse(tunnel).map_err(|error| Verdict::Drop(reason(error)))?;
     // RFC 8926, clause 3.4: control packets are not forwarded; we speak no protocol that uses them.
     if view.is_control() || view.ethertype() != EtherType::TRANSPARENT_ETHERNET {
-        return Err(DropReason::UnsupportedType);
+        return refuse(DropReason::UnsupportedType);
     }
     if view.has_unknown_critical() {
-        return Err(DropReason::UnknownOption);
+        return refuse(DropReason::UnknownOption);
     }
     *option = view.tidegate().unwrap_or_default();
     Ok((view.vni().value(), view.header_bytes()))
 }
 
-/// The second pass: peer, strip, inner parse, ECN, prefetch.
-struct Pass<'a> {
-    tables: &'a Tables,
-    pool: &'a Pool,
-    lanes: ArrayVec<Lane<'a>, BATCH>,
-    stripped: ArrayVec<Stripped, BATCH>,
-}
-
-impl<'a> Pass<'a> {
-    /// A plain inner packet goes on to the third pass; `Err` is the verdict on all others.
-    #[inline(always)]
-    fn strip(&mut self, frame: &mut Frame, arrived: &Arrived) -> Result<(), Verdict> {
-        if self.lanes.last().is_none_or(|lane| lane.key != arrived.key) {
-            let lane = find_lane(self.tables, arrived).map_err(Verdict::Drop)?;
-            self.lanes.push(lane);
-        }
-        let pool = self.pool;
-        if !pool.set_len(frame, arrived.end as usize) || !pool.trim_front(frame, usize::from(arrived.strip)) {
-            return Err(Verdict::Drop(DropReason::Truncated));
-        }
-        let (meta, bytes) = pool.parts_mut(frame);
-        shift_checksum(meta, -i32::from(arrived.strip));
-        match wire::parse_plain(bytes) {
-            Some(parsed) => self.admit(meta, bytes, &parsed, arrived),
-            None => self.strip_any(frame, arrived),
-        }
-    }
-
-    #[inline(always)]
-    fn admit(
-        &mut self,
-        meta: &mut Meta,
-        bytes: &mut [u8],
-        parsed: &Parsed,
-        arrived: &Arrived,
-    ) -> Result<(), Verdict> {
-        describe(meta, parsed);
-        if arrived.ecn != 0 {
-            combine_ecn(bytes, parsed, arrived.ecn).map_err(Verdict::Drop)?;
-        }
-        let at = self.lanes.len() - 1;
-        let same_source = self.stripped.last().is_some_and(|last| {
-            let flow = &last.flow;
-            usize::from(last.lane) == at
-                && (flow.src, flow.src_mac, flow.v6) == (parsed.src, parsed.src_mac, parsed.ip == IpKind::V6)
-        });
-        let flow = Flow::new(self.tables, &self.lanes[at].view, parsed, same_source);
-        self.stripped.push(Stripped { index: arrived.index, lane: at as u8, flow });
-        Ok(())
-    }
-
-    /// Second pass for all other shapes.
-    #[inline(never)]
-    fn strip_any(&mut self, frame: &mut Frame, arrived: &Arrived) -> Result<(), Verdict> {
-        let (meta, bytes) = self.pool.parts_mut(frame);
-        let parsed = wire::parse(bytes).map_err(|error| Verdict::Drop(reason(error)))?;
-        // RFC 7348, clause 6.1: "a decapsulating VTEP SHOULD discard VXLAN frames with an inner VLAN tag
-        // unless configured otherwise".
-        if parsed.tags != 0 {
-            return Err(Verdict::Drop(DropReason::UnsupportedType));
-        }
-        if parsed.ip != IpKind::None {
-            return self.admit(meta, bytes, &parsed, arrived);
-        }
-        describe(meta, &parsed);
-        if parsed.ethertype != EtherType::ARP {
-            return Err(Verdict::Drop(DropReason::UnsupportedType));
-        }
-        let lane = &self.lanes[self.lanes.len() - 1];
-        let verdict = process_arp(self.tables, self.pool, frame, lane, &parsed);
-        Err(verdict.unwrap_or_else(Verdict::Drop))
-    }
-}
-
-#[inline(never)]
-fn find_lane<'a>(tables: &'a Tables, arrived: &Arrived) -> Result<Lane<'a>, DropReason> {
-    match tables.peer(&arrived.key, arrived.hash) {
-        Some(Peer { key, tenant, next_hop }) => {
-            Ok(Lane { key: *key, next_hop: *next_hop, view: tables.view(*tenant) })
-        }
-        None if tables.tenant_of_vni(arrived.vni).is_some() => Err(DropReason::WrongPort),
-        None => Err(DropReason::UnknownVni),
-    }
-}
-
 /// RFC 6040, clause 4.2: the inner packet learns of congestion on the way.
 #[cold]
-fn combine_ecn(bytes: &mut [u8], parsed: &Parsed, outer: u8) -> Result<(), DropReason> {
-    let combined = ecn::decapsulate(parsed.ecn, outer).ok_or(DropReason::EcnForbidden)?;
+fn combine_ecn(inner: &mut [u8], parsed: &Parsed, outer: u8) -> Result<(), Verdict> {
+    let Some(combined) = ecn::decapsulate(parsed.ecn, outer) else { return refuse(DropReason::EcnForbidden) };
     if combined == parsed.ecn {
         return Ok(());
     }
-    let ip = bytes.get_mut(usize::from(parsed.l3)..).unwrap_or_default();
+    let ip = inner.get_mut(usize::from(parsed.l3)..).unwrap_or_default();
+    // INVARIANT: the parser has seen a whole header there.
     match parsed.ip {
-        IpKind::V4 => ipv4::HeaderMut(ip.first_chunk_mut().ok_or(DropReason::Truncated)?).set_ecn(combined),
-        _ => ipv6::HeaderMut(ip.first_chunk_mut().ok_or(DropReason::Truncated)?).set_ecn(combined),
-    }
+        IpKind::V4 => ip.first_chunk_mut().map(|head| ipv4::HeaderMut(head).set_ecn(combined)),
+        _ => ip.first_chunk_mut().map(|head| ipv6::HeaderMut(head).set_ecn(combined)),
+    };
     Ok(())
 }
 
-/// Third pass: where a frame from an honest source is delivered.
+/// Second pass: where a frame from an honest source is delivered.
 #[inline(always)]
 fn decide(
     tables: &Tables,

@@ -81,6 +81,13 @@ impl<S: Slot> HashTable<S> {
         (mixed ^ mixed >> 32) as u32
     }
 
+    /// True for a table that the second-level cache does not hold together with everything else: only then is
+    /// a prefetch that may turn out to be useless worth its hash.
+    #[inline(always)]
+    pub(crate) fn is_large(&self) -> bool {
+        self.slots.len() * size_of::<S>() > LARGE_BYTES
+    }
+
     /// Asks for the cache line that a probe begins with.
     #[inline(always)]
     pub(crate) fn prefetch(&self, hash: u32) {
@@ -113,6 +120,9 @@ impl<S: Slot> Default for HashTable<S> {
         HashTable::new(std::iter::empty())
     }
 }
+
+/// Half of a small second-level cache.
+const LARGE_BYTES: usize = 256 << 10;
 
 /// Both halves of the product of two words.
 #[inline(always)]
