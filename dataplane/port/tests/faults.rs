@@ -313,7 +313,10 @@ proptest! {
 
     /// Whatever goes wrong, each frame is somewhere: in + generated = out + dropped + held.
     #[test]
-    fn the_balance_holds_after_every_burst(spec in spec(), bursts in prop::collection::vec((0..33u64, 0..33u64, 0..9u64), 1..30)) {
+    fn the_balance_holds_after_every_burst(
+        spec in spec(),
+        bursts in prop::collection::vec((0..33u64, 0..33u64, 0..9u64), 1..30),
+    ) {
         let mut bench = Bench::with_capacity(&spec, 64);
         let (mut offered, mut handed_out, mut now_ns) = (0, 0, 0);
         for (tx, rx, pause_ns) in bursts {

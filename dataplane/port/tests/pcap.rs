@@ -146,7 +146,10 @@ fn an_error_names_the_byte_that_is_wrong() {
 
 proptest! {
     #[test]
-    fn no_bytes_make_the_reader_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..200), whole in any::<bool>()) {
+    fn no_bytes_make_the_reader_panic(
+        mut bytes in prop::collection::vec(any::<u8>(), 0..200),
+        whole in any::<bool>(),
+    ) {
         if whole && bytes.len() >= 24 {
             bytes[..24].copy_from_slice(&Dialect::ALL[0].file(&[])[..24]);
         }
