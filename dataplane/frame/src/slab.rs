@@ -21,7 +21,8 @@ pub(crate) type Stack = arrayvec::ArrayVec<u32, STACK>;
 /// How much memory to map, and of which kind.
 #[derive(Clone, Copy, Debug)]
 pub struct SlabConfig {
-    /// Small chunks of [`CHUNK_BYTES`]. Each pool keeps up to an eighth of them, at most 576, for itself.
+    /// Small chunks of [`CHUNK_BYTES`]. Each pool keeps up to an eighth of them and 64 more,
+    /// at most 576, for itself.
     pub frames: u32,
     /// Jumbo chunks of [`JUMBO_BYTES`], for super-segments.
     pub jumbo_frames: u32,
