@@ -1,6 +1,7 @@
 //! What both directions share: reasons, offsets into `Meta`, VLAN tags, and the route lookup with its
 //! consequences.
 
+use arrayvec::ArrayVec;
 use frame::{BATCH, DropReason, Flags, Frame, Meta, Pool};
 use wire::{IpKind, Mac, ParseError, Parsed, VlanId, ethernet, protocol};
 
@@ -38,57 +39,99 @@ pub(crate) fn describe(meta: &mut Meta, parsed: &Parsed) {
     meta.flags = flags;
 }
 
-/// The addresses and ports of a packet, ready for every lookup of its tenant.
+/// Who sent a run of frames. What is found out about the address holds for all of them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Source {
+    pub(crate) ip: u128,
+    pub(crate) mac: Mac,
+    pub(crate) v6: bool,
+    pub(crate) lane: u8,
+    /// Whether the address is where it belongs; `None` when no endpoint lists it.
+    pub(crate) listed: Option<bool>,
+}
+
+impl Source {
+    /// The source is the one of the frame before, by the same way.
+    #[inline(always)]
+    fn is(&self, lane: u8, parsed: &Parsed) -> bool {
+        self.ip == parsed.src
+            && self.mac == parsed.src_mac
+            && self.lane == lane
+            && self.v6 == (parsed.ip == IpKind::V6)
+    }
+}
+
+/// The frames of a batch between the two passes, and who sent them.
+#[derive(Default)]
+pub(crate) struct Pending {
+    pub(crate) sources: ArrayVec<Source, BATCH>,
+    pub(crate) flows: ArrayVec<Flow, BATCH>,
+}
+
+/// The destination and ports of a packet, ready for every lookup of its tenant.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Flow {
     /// Destination address, both ports, tenant.
     packet: Key,
-    pub(crate) src: u128,
-    pub(crate) src_mac: Mac,
     pub(crate) dst_mac: Mac,
-    /// Where the first route probe begins.
-    hash: u32,
     pub(crate) proto: u8,
     pub(crate) v6: bool,
+    /// Where the first route probe begins.
+    hash: u32,
     pub(crate) fragment: bool,
     /// TCP or UDP with its header: rules that name transport fields apply.
     ports: bool,
-    /// Same source as the frame before: what was found out about that holds for this one.
-    pub(crate) same_source: bool,
+    /// Position in the batch.
+    pub(crate) index: u8,
+    /// Position in [`Pending::sources`].
+    pub(crate) source: u8,
 }
 
-impl Flow {
+impl Pending {
     /// Gathers the keys of an IP packet and asks for the cache lines that its lookups will touch.
     #[inline(always)]
-    pub(crate) fn new(tables: &Tables, view: &TenantView<'_>, parsed: &Parsed, same_source: bool) -> Flow {
+    pub(crate) fn push(
+        &mut self,
+        tables: &Tables,
+        view: &TenantView<'_>,
+        lane: usize,
+        parsed: &Parsed,
+        index: usize,
+    ) {
         let v6 = parsed.ip == IpKind::V6;
-        let mut flow = Flow {
-            packet: key::packet_key(view.id, parsed.dst, parsed.proto, parsed.src_port, parsed.dst_port),
-            src: parsed.src,
-            src_mac: parsed.src_mac,
-            dst_mac: parsed.dst_mac,
-            hash: 0,
-            proto: parsed.proto,
-            v6,
-            fragment: parsed.fragment,
-            ports: !parsed.fragment && matches!(parsed.proto, protocol::TCP | protocol::UDP),
-            same_source,
-        };
-        if !same_source && tables.endpoints.is_large() {
-            tables.prefetch_endpoint(view, v6, parsed.src);
+        let lane = lane as u8;
+        if self.sources.last().is_none_or(|last| !last.is(lane, parsed)) {
+            if tables.endpoints.is_large() {
+                tables.prefetch_endpoint(view, v6, parsed.src);
+            }
+            self.sources.push(Source { ip: parsed.src, mac: parsed.src_mac, v6, lane, listed: None });
         }
+        let packet = key::packet_key(view.id, parsed.dst, parsed.proto, parsed.src_port, parsed.dst_port);
+        let mut hash = 0;
         if let [first, rest @ ..] = view.routes(v6) {
-            flow.hash = tables.routes.hash(&first.key(&flow.packet));
-            tables.routes.prefetch(flow.hash);
-            if tables.routes.is_large() {
+            hash = tables.routes.hash(&first.key(&packet));
+            tables.routes.prefetch(hash);
+            if !rest.is_empty() && tables.routes.is_large() {
                 for tuple in rest {
-                    tables.routes.prefetch(tables.routes.hash(&tuple.key(&flow.packet)));
+                    tables.routes.prefetch(tables.routes.hash(&tuple.key(&packet)));
                 }
             }
         }
-        flow
+        self.flows.push(Flow {
+            packet,
+            dst_mac: parsed.dst_mac,
+            proto: parsed.proto,
+            v6,
+            hash,
+            fragment: parsed.fragment,
+            ports: !parsed.fragment && matches!(parsed.proto, protocol::TCP | protocol::UDP),
+            index: index as u8,
+            source: self.sources.len() as u8 - 1,
+        });
     }
+}
 
+impl Flow {
     #[inline(always)]
     fn dst(&self) -> u128 {
         u128::from(self.packet.hi) << 64 | u128::from(self.packet.lo)
@@ -138,13 +181,15 @@ impl Flow {
 
     /// The next hop to which an answer to this packet would be forwarded, by rules alone.
     #[cold]
-    pub(crate) fn reverse_next_hop(&self, tables: &Tables, view: &TenantView<'_>) -> Option<u16> {
+    pub(crate) fn reverse_next_hop(
+        &self,
+        tables: &Tables,
+        view: &TenantView<'_>,
+        source: &Source,
+    ) -> Option<u16> {
         let (from, to) = (self.dst_port(), self.src_port());
-        let reverse = Flow {
-            packet: key::packet_key(view.id, self.src, self.proto, from, to),
-            dst_mac: self.src_mac,
-            ..*self
-        };
+        let packet = key::packet_key(view.id, source.ip, self.proto, from, to);
+        let reverse = Flow { packet, dst_mac: source.mac, ..*self };
         let found = view.routes(self.v6).iter().find_map(|tuple| {
             let hash = tables.routes.hash(&tuple.key(&reverse.packet));
             reverse.probe(tables, tuple, hash)
@@ -156,7 +201,7 @@ impl Flow {
     /// The volume that pays where the route names none: that of the server at either end. Only ends where
     /// the tenant has servers are looked at.
     #[inline(always)]
-    pub(crate) fn volume(&self, tables: &Tables, view: &TenantView<'_>, side: Side) -> u32 {
+    pub(crate) fn volume(&self, tables: &Tables, view: &TenantView<'_>, source: &Source, side: Side) -> u32 {
         let info = view.info;
         if !(info.volumes_local || info.volumes_remote) || !self.ports {
             return Meta::NO_VOLUME;
@@ -170,7 +215,7 @@ impl Flow {
         if let Some(volume) = to.flatten() {
             return volume;
         }
-        let from = at_src.then(|| tables.volume(view.id, self.v6, self.src, self.src_port()));
+        let from = at_src.then(|| tables.volume(view.id, self.v6, source.ip, self.src_port()));
         from.flatten().unwrap_or(Meta::NO_VOLUME)
     }
 }
@@ -211,6 +256,12 @@ pub(crate) fn deliver(pool: &Pool, frame: &mut Frame, route: &Route, dst_mac: Ma
         None => Verdict::Deliver,
         Some(vlan) => push_vlan(pool, frame, vlan),
     }
+}
+
+/// No rule has decided about any of the first `count` frames yet.
+#[inline(always)]
+pub(crate) fn forget_rules(outcomes: &mut Outcomes, count: usize) {
+    outcomes.rules[..count.min(BATCH)].fill(Outcomes::NO_RULE);
 }
 
 /// Notes which rule decided.

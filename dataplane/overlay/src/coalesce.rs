@@ -8,8 +8,8 @@
 //! again gives the very frames that came in.
 //!
 //! It adds no delay: what is open is flushed at the end of the turn. A segment that stays alone leaves as it
-//! came, uncopied. Merging copies each payload once, into a jumbo frame, and verifies its checksum in the
-//! same pass; a wrong one is left to the receiver to find, in a frame of its own.
+//! came, uncopied. Merging verifies each segment's checksum, unless somebody did, and copies its payload
+//! once, into a jumbo frame; a wrong checksum is left to the receiver to find, in a frame of its own.
 //!
 //! Invariants: frames of one flow leave in the order they came; nothing is held after
 //! [`Coalescer::flush`]; at most [`FLOWS_MAX`] flows are open, each of at most 64 KiB.
@@ -18,8 +18,6 @@ use arrayvec::ArrayVec;
 use frame::{Flags, Frame, GsoKind, Meta, Pool};
 use wire::checksum::Checksum;
 use wire::protocol;
-
-use crate::copy_sum::copy_sum;
 
 /// Flows that are merged at a time; one more pushes the oldest out. A batch holds 32 frames, so more flows
 /// than this leave little to merge in each.
@@ -258,33 +256,33 @@ impl Open {
     }
 }
 
-/// Copies a segment's payload behind `jumbo`, and its identity in the pipeline; verifies its checksum unless
-/// somebody did. False, and no change, when that is wrong or there is no room.
+/// Copies a segment's payload behind `jumbo`, and its identity in the pipeline. False, and no change, when
+/// the segment's checksum is wrong or there is no room.
 fn append(pool: &Pool, jumbo: &mut Frame, segment: &Frame) -> bool {
     let (from_meta, from) = (pool.meta(segment), pool.bytes(segment));
-    let (head, payload) = from.split_at(from_meta.payload.into());
+    let payload = &from[from_meta.payload.into()..];
     let len = pool.meta(jumbo).len();
-    if !pool.set_len(jumbo, len + payload.len()) {
+    if !is_sound(from_meta, from) || !pool.set_len(jumbo, len + payload.len()) {
         return false;
     }
-    let to = &mut pool.bytes_mut(jumbo)[len..];
-    if from_meta.flags.has(Flags::CSUM_VALID) {
-        to.copy_from_slice(payload);
-    } else {
-        let (l3, l4) = (usize::from(from_meta.l3), usize::from(from_meta.l4));
-        let addresses = if from_meta.flags.has(Flags::IPV6) { l3 + 8..l3 + 40 } else { l3 + 12..l3 + 20 };
-        let l4_bytes = (from.len() - l4) as u32;
-        let pseudo = Checksum::new().bytes(&head[addresses]).u16(protocol::TCP.into()).u32(l4_bytes);
-        if pseudo.bytes(&head[l4..]).u16(copy_sum(to, payload)).folded() != 0xffff {
-            let _shrinks = pool.set_len(jumbo, len);
-            return false;
-        }
-    }
+    pool.bytes_mut(jumbo)[len..].copy_from_slice(payload);
     let meta = pool.meta_mut(jumbo);
     meta.cost_bytes = meta.cost_bytes.wrapping_add(from_meta.cost_bytes);
     // The last number: capability F8 asks whether the last frame of a source has been through.
     (meta.source, meta.id) = (from_meta.source, from_meta.id);
     true
+}
+
+/// The TCP checksum is right. Taken before the copy, which then finds the payload in the cache.
+fn is_sound(meta: &Meta, bytes: &[u8]) -> bool {
+    if meta.flags.has(Flags::CSUM_VALID) {
+        return true;
+    }
+    let (l3, l4) = (usize::from(meta.l3), usize::from(meta.l4));
+    let addresses = if meta.flags.has(Flags::IPV6) { l3 + 8..l3 + 40 } else { l3 + 12..l3 + 20 };
+    let l4_bytes = (bytes.len() - l4) as u32;
+    let pseudo = Checksum::new().bytes(&bytes[addresses]).u16(protocol::TCP.into()).u32(l4_bytes);
+    pseudo.bytes(&bytes[l4..]).folded() == 0xffff
 }
 
 #[inline(always)]

@@ -21,7 +21,6 @@
 mod classify;
 pub mod coalesce;
 mod config;
-mod copy_sum;
 mod ecn;
 mod encap;
 mod neighbours;

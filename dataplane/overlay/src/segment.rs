@@ -7,8 +7,8 @@
 //! 6.1.2), the urgent pointer and all options are repeated, IPv4 identifications count up, lengths and
 //! checksums are rewritten, and link headers, VLAN tags, IPv4 options and IPv6 extension headers are kept.
 //!
-//! The payload is touched once: each segment's checksum is taken while it is copied, and everything in it
-//! that does not change from one segment to the next is summed once per super-segment.
+//! Each payload byte is copied once and summed where the copy left it in the cache; everything in the
+//! headers that does not change from one segment to the next is summed once per super-segment.
 //!
 //! Invariants: all frames are allocated before the first is cut, so a dry pool costs nothing and leaks
 //! nothing; the super-segment itself is never changed; the pieces' payloads concatenate to its payload; no
@@ -18,8 +18,6 @@ use arrayvec::ArrayVec;
 use frame::{DropReason, FRAME_BYTES_MAX, Flags, Frame, GsoKind, Meta, Pool};
 use wire::checksum::{self, Checksum};
 use wire::protocol;
-
-use crate::copy_sum::copy_sum;
 
 /// Most frames that one super-segment is cut into.
 ///
@@ -317,7 +315,9 @@ impl Cut {
     fn emit(&self, index: usize, part: &[u8], to: &mut [u8]) {
         let (head, body) = to.split_at_mut(self.head_bytes);
         head.copy_from_slice(&self.head[..self.head_bytes]);
-        let body_sum = copy_sum(body, part);
+        // Copied, then summed while it is in the first-level cache: one fused loop measured 1.2 times as long.
+        body.copy_from_slice(part);
+        let body_sum = checksum::sum(body);
         let l3_bytes = (self.head_bytes - self.l3 + part.len()) as u16;
         if self.ipv6 {
             put16(head, self.l3 + IPV6_PAYLOAD_LENGTH, l3_bytes - IPV6_HEADER_BYTES as u16);

@@ -16,17 +16,17 @@ use frame::{BATCH, DropReason, Frame, Meta, Pool};
 use wire::icmp6::Neighbour;
 use wire::{EtherType, IpKind, Mac, Parsed, VlanId, arp, ipv6, protocol};
 
-use crate::classify::{Flow, Side, deliver, describe, forward, is_link_local, judge, link_local_of, note};
-use crate::classify::{reason, strip_vlan};
+use crate::classify::{Flow, Pending, Side, Source, deliver, describe, forget_rules, forward, is_link_local};
+use crate::classify::{judge, link_local_of, note, reason, strip_vlan};
 use crate::tables::{Endpoint, Place, Route, RouteKind, Tables, TenantView};
 use crate::{Outcomes, Verdict};
 
 /// Judges up to 32 frames that came in by tenants' ports (`Meta::ingress_port`); fills `outcomes` for the
 /// first `batch.len()` entries.
 pub fn process_tenant(tables: &Tables, pool: &Pool, batch: &mut [Frame], outcomes: &mut Outcomes) {
-    let mut pass = Pass { tables, pool, lanes: ArrayVec::new(), pending: ArrayVec::new() };
+    forget_rules(outcomes, batch.len());
+    let mut pass = Pass { tables, pool, lanes: ArrayVec::new(), pending: Pending::default() };
     for (index, frame) in batch.iter_mut().enumerate().take(BATCH) {
-        note(outcomes, index, Outcomes::NO_RULE);
         // The commonest shape has code of its own, so that it never meets the others in memory.
         let verdict = match wire::parse_plain(pool.bytes(frame)) {
             Some(parsed) => pass.admit(frame, &parsed, index),
@@ -36,31 +36,27 @@ pub fn process_tenant(tables: &Tables, pool: &Pool, batch: &mut [Frame], outcome
             judge(outcomes, index, verdict);
         }
     }
-    let mut listed = None;
-    for Pending { index, lane, flow } in &pass.pending {
-        let index = usize::from(*index);
-        let (Some(frame), Some(lane)) = (batch.get_mut(index), pass.lanes.get(usize::from(*lane))) else {
-            continue;
-        };
+    let (lanes, pending) = (&pass.lanes, &mut pass.pending);
+    for source in &mut pending.sources {
         // Anti-spoof: a listed address must be behind this attachment and come from its MAC address.
-        if !flow.same_source {
-            let endpoint = tables.endpoint(&lane.view, flow.v6, flow.src);
-            listed = endpoint.map(|endpoint| owns(endpoint, lane.attachment, flow.src_mac));
-        }
-        let honest = listed.unwrap_or_else(|| link_source(tables, lane, flow));
-        let verdict = if honest { decide(tables, pool, frame, lane, flow, index, outcomes) } else { SPOOFED };
+        let lane = &lanes[usize::from(source.lane)];
+        let endpoint = tables.endpoint(&lane.view, source.v6, source.ip);
+        source.listed = endpoint.map(|endpoint| owns(endpoint, lane.attachment, source.mac));
+    }
+    for flow in &pending.flows {
+        let source = &pending.sources[usize::from(flow.source)];
+        let (index, lane) = (usize::from(flow.index), &lanes[usize::from(source.lane)]);
+        let honest = source.listed.unwrap_or_else(|| link_source(tables, lane, source, flow));
+        let verdict = if honest {
+            decide(tables, pool, &mut batch[index], lane, source, flow, outcomes)
+        } else {
+            SPOOFED
+        };
         judge(outcomes, index, verdict);
     }
 }
 
 const SPOOFED: Verdict = Verdict::Drop(DropReason::Spoofed);
-
-/// A frame between the two passes.
-struct Pending {
-    index: u8,
-    lane: u8,
-    flow: Flow,
-}
 
 /// An attachment and its tenant, looked up once for a run of frames that came in there.
 struct Lane<'a> {
@@ -75,7 +71,7 @@ struct Pass<'a> {
     tables: &'a Tables,
     pool: &'a Pool,
     lanes: ArrayVec<Lane<'a>, BATCH>,
-    pending: ArrayVec<Pending, BATCH>,
+    pending: Pending,
 }
 
 impl<'a> Pass<'a> {
@@ -94,13 +90,7 @@ impl<'a> Pass<'a> {
         let lane = &self.lanes[at];
         describe(meta, parsed);
         meta.attachment = lane.attachment;
-        let same_source = self.pending.last().is_some_and(|last| {
-            let flow = &last.flow;
-            usize::from(last.lane) == at
-                && (flow.src, flow.src_mac, flow.v6) == (parsed.src, parsed.src_mac, parsed.ip == IpKind::V6)
-        });
-        let flow = Flow::new(self.tables, &lane.view, parsed, same_source);
-        self.pending.push(Pending { index: index as u8, lane: at as u8, flow });
+        self.pending.push(self.tables, &lane.view, at, parsed, index);
         None
     }
 
@@ -147,12 +137,12 @@ fn decide(
     pool: &Pool,
     frame: &mut Frame,
     lane: &Lane<'_>,
+    source: &Source,
     flow: &Flow,
-    index: usize,
     outcomes: &mut Outcomes,
 ) -> Verdict {
     if flow.proto == protocol::ICMPV6 && flow.v6 {
-        match process_icmp6(tables, pool, frame, lane, flow) {
+        match process_icmp6(tables, pool, frame, lane, source) {
             Ok(None) => {}
             Ok(Some(verdict)) => return verdict,
             Err(why) => return Verdict::Drop(why),
@@ -162,10 +152,10 @@ fn decide(
         return Verdict::Trap;
     }
     let Some(route) = flow.route(tables, &lane.view) else { return Verdict::Drop(DropReason::NoRule) };
-    note(outcomes, index, route.rule);
+    note(outcomes, usize::from(flow.index), route.rule);
     let side = if route.kind == RouteKind::Deliver { Side::Hairpin } else { Side::Egress };
     let volume = match route.volume {
-        Meta::NO_VOLUME => flow.volume(tables, &lane.view, side),
+        Meta::NO_VOLUME => flow.volume(tables, &lane.view, source, side),
         volume => volume,
     };
     let meta = pool.meta_mut(frame);
@@ -213,10 +203,10 @@ fn owns_mac(tables: &Tables, lane: &Lane<'_>, mac: Mac) -> bool {
 /// Source addresses that no configuration lists: the link-local address that belongs to the MAC, and the
 /// unspecified one of IPv6 hosts that do not have an address yet (for multicast only).
 #[cold]
-fn link_source(tables: &Tables, lane: &Lane<'_>, flow: &Flow) -> bool {
-    let link_local = is_link_local(flow.v6, flow.src) && flow.src == link_local_of(flow.src_mac);
-    let unspecified = flow.v6 && flow.src == 0 && flow.dst_mac.is_multicast();
-    (link_local || unspecified) && owns_mac(tables, lane, flow.src_mac)
+fn link_source(tables: &Tables, lane: &Lane<'_>, source: &Source, flow: &Flow) -> bool {
+    let link_local = is_link_local(source.v6, source.ip) && source.ip == link_local_of(source.mac);
+    let unspecified = source.v6 && source.ip == 0 && flow.dst_mac.is_multicast();
+    (link_local || unspecified) && owns_mac(tables, lane, source.mac)
 }
 
 /// Neighbour discovery claims addresses in its body: they must be the sender's. Solicitations are for the
@@ -227,19 +217,19 @@ fn process_icmp6(
     pool: &Pool,
     frame: &Frame,
     lane: &Lane<'_>,
-    flow: &Flow,
+    source: &Source,
 ) -> Result<Option<Verdict>, DropReason> {
     let (meta, bytes) = (pool.meta(frame), pool.bytes(frame));
     let ip = ipv6::View::parse(bytes.get(usize::from(meta.l3)..).unwrap_or(&[])).map_err(reason)?;
     let own = |target: std::net::Ipv6Addr, mac: Option<Mac>| {
         let known = tables.endpoint(&lane.view, true, target.to_bits());
-        let owner = known.is_some_and(|endpoint| owns(endpoint, lane.attachment, flow.src_mac))
-            || target.to_bits() == link_local_of(flow.src_mac);
-        owner && mac.is_none_or(|mac| mac == flow.src_mac)
+        let owner = known.is_some_and(|endpoint| owns(endpoint, lane.attachment, source.mac))
+            || target.to_bits() == link_local_of(source.mac);
+        owner && mac.is_none_or(|mac| mac == source.mac)
     };
     match Neighbour::parse(&ip) {
         Ok(Neighbour::Solicitation { source_mac, .. }) => {
-            let honest = source_mac.is_none_or(|mac| mac == flow.src_mac);
+            let honest = source_mac.is_none_or(|mac| mac == source.mac);
             if honest { Ok(Some(Verdict::Local)) } else { Err(DropReason::Spoofed) }
         }
         Ok(Neighbour::Advertisement { target, target_mac, .. }) => {

@@ -18,8 +18,8 @@ use wire::geneve::{self, Tidegate};
 use wire::icmp6::Neighbour;
 use wire::{EtherType, IpKind, Mac, Parsed, arp, ethernet, ipv4, ipv6, protocol, udp, vxlan};
 
-use crate::classify::shift_checksum;
-use crate::classify::{Flow, Side, deliver, describe, is_link_local, judge, link_local_of, note, reason};
+use crate::classify::{Flow, Pending, Side, Source, deliver, describe, forget_rules, is_link_local, judge};
+use crate::classify::{link_local_of, note, reason, shift_checksum};
 use crate::ecn;
 use crate::tables::key::{Kind, peer_key};
 use crate::tables::{Endpoint, Key, Local, Peer, Place, Route, RouteKind, Tables, TenantView};
@@ -29,10 +29,10 @@ use crate::{Outcomes, Verdict};
 /// first `batch.len()` entries. Frames judged [`Verdict::Deliver`] or [`Verdict::Trap`] have lost their
 /// outer headers.
 pub fn process_underlay(tables: &Tables, pool: &Pool, batch: &mut [Frame], outcomes: &mut Outcomes) {
-    let mut pass = Pass { tables, pool, lanes: ArrayVec::new(), pending: ArrayVec::new() };
+    forget_rules(outcomes, batch.len());
+    let mut pass = Pass { tables, pool, lanes: ArrayVec::new(), pending: Pending::default() };
     for (index, frame) in batch.iter_mut().enumerate().take(BATCH) {
-        note(outcomes, index, Outcomes::NO_RULE);
-        let option = &mut outcomes.options[index % BATCH];
+        let option = &mut outcomes.options[index];
         // The commonest shape has code of its own, so that it never meets the others in memory.
         let result = match wire::parse_plain(pool.bytes(frame)) {
             Some(parsed) => pass.arrive(frame, &parsed, index, option),
@@ -42,18 +42,22 @@ pub fn process_underlay(tables: &Tables, pool: &Pool, batch: &mut [Frame], outco
             judge(outcomes, index, verdict);
         }
     }
-    let mut listed = None;
-    for Pending { index, lane, flow } in &pass.pending {
-        let index = usize::from(*index);
-        let (Some(frame), Some(lane)) = (batch.get_mut(index), pass.lanes.get(usize::from(*lane))) else {
-            continue;
+    let (lanes, pending) = (&pass.lanes, &mut pass.pending);
+    for source in &mut pending.sources {
+        // A listed address must be behind the very peer that sent the frame.
+        let lane = &lanes[usize::from(source.lane)];
+        let endpoint = tables.endpoint(&lane.view, source.v6, source.ip);
+        source.listed = endpoint.map(|endpoint| lives_at(endpoint, lane.next_hop, source.mac));
+    }
+    for flow in &pending.flows {
+        let source = &pending.sources[usize::from(flow.source)];
+        let (index, lane) = (usize::from(flow.index), &lanes[usize::from(source.lane)]);
+        let honest = source.listed.unwrap_or_else(|| other_source(tables, lane, source, flow));
+        let verdict = if honest {
+            decide(tables, pool, &mut batch[index], lane, source, flow, outcomes)
+        } else {
+            SPOOFED
         };
-        if !flow.same_source {
-            let endpoint = tables.endpoint(&lane.view, flow.v6, flow.src);
-            listed = endpoint.map(|endpoint| lives_at(endpoint, lane.next_hop, flow.src_mac));
-        }
-        let honest = listed.unwrap_or_else(|| other_source(tables, lane, flow));
-        let verdict = if honest { decide(tables, pool, frame, lane, flow, index, outcomes) } else { SPOOFED };
         judge(outcomes, index, verdict);
     }
 }
@@ -63,13 +67,6 @@ const SPOOFED: Verdict = Verdict::Drop(DropReason::Spoofed);
 /// The verdict on a frame that stops in the first pass.
 fn refuse<T>(why: DropReason) -> Result<T, Verdict> {
     Err(Verdict::Drop(why))
-}
-
-/// A frame between the two passes.
-struct Pending {
-    index: u8,
-    lane: u8,
-    flow: Flow,
 }
 
 /// A peer and its tenant, looked up once for a run of frames that it sent.
@@ -84,7 +81,7 @@ struct Pass<'a> {
     tables: &'a Tables,
     pool: &'a Pool,
     lanes: ArrayVec<Lane<'a>, BATCH>,
-    pending: ArrayVec<Pending, BATCH>,
+    pending: Pending,
 }
 
 /// Where the inner frame lies in the outer one; Ethernet padding may follow.
@@ -158,13 +155,7 @@ impl<'a> Pass<'a> {
             combine_ecn(inner, parsed, ecn)?;
         }
         let at = self.lanes.len() - 1;
-        let same_source = self.pending.last().is_some_and(|last| {
-            let flow = &last.flow;
-            usize::from(last.lane) == at
-                && (flow.src, flow.src_mac, flow.v6) == (parsed.src, parsed.src_mac, parsed.ip == IpKind::V6)
-        });
-        let flow = Flow::new(self.tables, &self.lanes[at].view, parsed, same_source);
-        self.pending.push(Pending { index: index as u8, lane: at as u8, flow });
+        self.pending.push(self.tables, &self.lanes[at].view, at, parsed, index);
         Ok(())
     }
 
@@ -382,8 +373,8 @@ fn decide(
     pool: &Pool,
     frame: &mut Frame,
     lane: &Lane<'_>,
+    source: &Source,
     flow: &Flow,
-    index: usize,
     outcomes: &mut Outcomes,
 ) -> Verdict {
     if flow.dst_mac.is_multicast() {
@@ -395,8 +386,8 @@ fn decide(
     let Some(route) = flow.route(tables, &lane.view) else {
         return Verdict::Drop(DropReason::UnknownDestination);
     };
-    note(outcomes, index, route.rule);
-    pool.meta_mut(frame).volume = flow.volume(tables, &lane.view, Side::Ingress);
+    note(outcomes, usize::from(flow.index), route.rule);
+    pool.meta_mut(frame).volume = flow.volume(tables, &lane.view, source, Side::Ingress);
     arrive_at(pool, frame, route, flow.dst_mac)
 }
 
@@ -420,15 +411,15 @@ fn lives_at(endpoint: &Endpoint, next_hop: u16, mac: Mac) -> bool {
 /// Sources that no remote lists: link-local and unspecified addresses of a known station, and addresses to
 /// which a rule would send the answer by the same next hop.
 #[cold]
-fn other_source(tables: &Tables, lane: &Lane<'_>, flow: &Flow) -> bool {
-    let station = || tables.mac_place(lane.view.id, flow.src_mac) == Some(Place::Remote(lane.next_hop));
-    if is_link_local(flow.v6, flow.src) {
-        return flow.src == link_local_of(flow.src_mac) && station();
+fn other_source(tables: &Tables, lane: &Lane<'_>, source: &Source, flow: &Flow) -> bool {
+    let station = || tables.mac_place(lane.view.id, source.mac) == Some(Place::Remote(lane.next_hop));
+    if is_link_local(source.v6, source.ip) {
+        return source.ip == link_local_of(source.mac) && station();
     }
-    if flow.v6 && flow.src == 0 {
+    if source.v6 && source.ip == 0 {
         return flow.dst_mac.is_multicast() && station();
     }
-    flow.src_mac.is_unicast() && flow.reverse_next_hop(tables, &lane.view) == Some(lane.next_hop)
+    source.mac.is_unicast() && flow.reverse_next_hop(tables, &lane.view, source) == Some(lane.next_hop)
 }
 
 /// A neighbour solicitation goes to the attachment that has the target; other multicast is trapped.
