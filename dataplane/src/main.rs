@@ -1,1 +1,153 @@
-fn main() {}
+//! `tidegate-dataplane`: runs a data plane, checks its configuration, and shows what it does.
+
+#![forbid(unsafe_code)]
+
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use agent::{client, daemon, server, table};
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+
+#[derive(Parser)]
+#[command(name = "tidegate-dataplane", version, about = "The Tidegate data plane", max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run until SIGINT or SIGTERM; SIGHUP reloads the configuration
+    Run {
+        /// The configuration file
+        #[arg(long, value_name = "FILE", default_value = "/etc/tidegate/dataplane.toml")]
+        config: PathBuf,
+    },
+    /// Validate a configuration file without touching anything
+    Check {
+        /// The configuration file
+        #[arg(long, value_name = "FILE", default_value = "/etc/tidegate/dataplane.toml")]
+        config: PathBuf,
+    },
+    /// Have a running data plane go over to its changed configuration file
+    Reload {
+        #[command(flatten)]
+        socket: Socket,
+    },
+    /// Show what a running data plane does
+    Stats {
+        #[command(flatten)]
+        socket: Socket,
+        /// Show it again every second until Ctrl-C
+        #[arg(long)]
+        watch: bool,
+        /// Only volumes whose name begins with this
+        #[arg(long, value_name = "PREFIX", default_value = "")]
+        volumes: String,
+        /// At most this many volumes
+        #[arg(long, value_name = "N", default_value_t = 40)]
+        limit: usize,
+        /// Form of the output
+        #[arg(short, long, value_enum, default_value_t = Output::Table)]
+        output: Output,
+    },
+    /// Print shell completions
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(clap::Args)]
+struct Socket {
+    /// Control socket of the data plane; without it the only one in /run/tidegate
+    #[arg(long = "socket", value_name = "PATH")]
+    path: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Table,
+    Json,
+}
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+fn main() -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    let outcome = match Cli::parse().command {
+        Command::Run { config } => run(&config),
+        Command::Check { config } => check(&config),
+        Command::Reload { socket } => reload(&socket),
+        Command::Stats { socket, watch, volumes, limit, output } => {
+            stats(&socket, watch, &volumes, limit, output)
+        }
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "tidegate-dataplane", &mut std::io::stdout());
+            Ok(())
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tidegate-dataplane: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(config: &Path) -> Outcome {
+    server::run(config, |line| println!("{line}"))?;
+    Ok(())
+}
+
+fn check(config: &Path) -> Outcome {
+    let checked = daemon::check(config)?;
+    let counts: Vec<String> = checked.counts.iter().map(|(what, count)| format!("{count} {what}")).collect();
+    println!("{} is right: {}", config.display(), counts.join(", "));
+    Ok(())
+}
+
+impl Socket {
+    fn resolve(&self) -> Result<PathBuf, client::AskError> {
+        self.path.clone().map_or_else(client::default_socket, Ok)
+    }
+}
+
+fn reload(socket: &Socket) -> Outcome {
+    println!("{}", client::reload(&socket.resolve()?)?);
+    Ok(())
+}
+
+fn stats(socket: &Socket, watch: bool, volumes: &str, limit: usize, output: Output) -> Outcome {
+    let socket = socket.resolve()?;
+    let mut before = client::stats(&socket, volumes, limit)?;
+    loop {
+        // Rates need two reports.
+        std::thread::sleep(Duration::from_secs(1));
+        let now = client::stats(&socket, volumes, limit)?;
+        let text = match output {
+            Output::Json => serde_json::to_string(&now)? + "\n",
+            Output::Table => table::draw(&now, Some(&before)),
+        };
+        let mut out = std::io::stdout().lock();
+        if watch && output == Output::Table && out.is_terminal() {
+            // Home, and clear what is below: no flicker.
+            out.write_all(b"\x1b[H\x1b[J")?;
+        }
+        let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+        match written {
+            Ok(()) => {}
+            // Whoever read has had enough.
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+        if !watch {
+            return Ok(());
+        }
+        before = now;
+    }
+}

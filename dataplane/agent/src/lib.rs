@@ -1,7 +1,17 @@
-//! The agent of one data plane: its configuration, its statistics, its metrics.
+//! The agent of one data plane: everything of the daemon that is not on the path of a packet.
 //!
 //! - [`config`] reads the daemon's one file and turns it into what the engine runs.
+//! - [`daemon`] keeps a node and its file in step: start, reload, ports that come and go.
+//! - [`server`] answers on a Unix socket and on loopback; [`client`] is its other end.
+//! - [`report`] is what a data plane says about itself, [`table`] shows it to a person, [`metrics`] to
+//!   Prometheus.
 
 #![forbid(unsafe_code)]
 
+pub mod client;
 pub mod config;
+pub mod daemon;
+pub mod metrics;
+pub mod report;
+pub mod server;
+pub mod table;

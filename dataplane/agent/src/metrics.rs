@@ -1,0 +1,117 @@
+//! The report as Prometheus text (OpenMetrics 1.0). Counters end in `_total`; units come last.
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::report::Report;
+
+/// Media type of [`text`].
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+type Labels = Vec<(&'static str, String)>;
+
+/// Writes a report. Volumes are labelled by name, as many as the report has.
+pub fn text(report: &Report) -> Result<String, std::fmt::Error> {
+    let mut registry = Registry::with_prefix("tidegate_dataplane");
+    let version: Gauge = Gauge::default();
+    version.set(i64::try_from(report.version).unwrap_or(i64::MAX));
+    registry.register("snapshot_version", "Snapshot that all workers run", version);
+    workers(&mut registry, report);
+    ports(&mut registry, report);
+    volumes(&mut registry, report);
+    let mut text = String::new();
+    encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+fn counter(registry: &mut Registry, name: &str, help: &str) -> Family<Labels, Counter> {
+    let family = Family::default();
+    registry.register(name, help, Family::clone(&family));
+    family
+}
+
+fn gauge(registry: &mut Registry, name: &str, help: &str) -> Family<Labels, Gauge> {
+    let family = Family::default();
+    registry.register(name, help, Family::clone(&family));
+    family
+}
+
+fn workers(registry: &mut Registry, report: &Report) {
+    let frames = counter(registry, "frames", "Frames by what became of them");
+    let held = gauge(registry, "frames_held", "Frames parked or in flight now");
+    let drops = counter(registry, "drops", "Frames dropped, by reason");
+    let stages = counter(registry, "stage_frames", "Frames by stage");
+    let sleeps = counter(registry, "idle_events", "Sleeps, wake-ups and their like");
+    let time: Family<Labels, Counter<f64, std::sync::atomic::AtomicU64>> = Family::default();
+    registry.register_with_unit("time", "Where a worker's time goes", Unit::Seconds, Family::clone(&time));
+    for (number, worker) in report.workers.iter().enumerate() {
+        let label = |key: &'static str, value: &str| {
+            vec![("worker", number.to_string()), (key, value.to_owned())]
+        };
+        for (what, count) in &worker.frames {
+            match what.as_str() {
+                "parked" | "in_flight" => {
+                    held.get_or_create(&label("state", what)).set(i64::try_from(*count).unwrap_or(i64::MAX));
+                }
+                _ => {
+                    frames.get_or_create(&label("event", what)).inc_by(*count);
+                }
+            }
+        }
+        for (reason, count) in &worker.drops {
+            drops.get_or_create(&label("reason", reason)).inc_by(*count);
+        }
+        for (stage, count) in &worker.stages {
+            stages.get_or_create(&label("stage", stage)).inc_by(*count);
+        }
+        for (what, count) in &worker.time {
+            match what.strip_suffix("_ns") {
+                Some(state) => {
+                    time.get_or_create(&label("state", state)).inc_by(*count as f64 / 1e9);
+                }
+                None => {
+                    sleeps.get_or_create(&label("event", what)).inc_by(*count);
+                }
+            }
+        }
+    }
+}
+
+fn ports(registry: &mut Registry, report: &Report) {
+    let up = gauge(registry, "port_up", "1 while the port is open");
+    let counts = counter(registry, "port_events", "Frames, bytes, errors of a port");
+    for port in &report.ports {
+        let name = port.name.clone();
+        up.get_or_create(&vec![("port", name.clone())]).set(i64::from(port.state == "up"));
+        for (what, count) in &port.counters {
+            counts.get_or_create(&vec![("port", name.clone()), ("event", what.clone())]).inc_by(*count);
+        }
+    }
+}
+
+fn volumes(registry: &mut Registry, report: &Report) {
+    let bytes = counter(registry, "volume_admitted_bytes", "Bytes admitted");
+    let packets = counter(registry, "volume_admitted_packets", "Packets admitted");
+    let events = counter(registry, "volume_events", "Frames parked, marked and dropped");
+    let parked = gauge(registry, "volume_parked_frames", "Frames waiting now");
+    let credits = gauge(registry, "volume_burst_credits", "Credits in the bank");
+    for volume in &report.volumes {
+        let own = vec![("volume", volume.name.clone())];
+        bytes.get_or_create(&own).inc_by(volume.admitted_bytes);
+        packets.get_or_create(&own).inc_by(volume.admitted_packets);
+        parked.get_or_create(&own).set(i64::from(volume.parked_frames));
+        for (event, count) in
+            [("parked", volume.parked_total), ("marked", volume.marked), ("dropped", volume.dropped)]
+        {
+            events.get_or_create(&vec![("volume", volume.name.clone()), ("event", event.to_owned())]).inc_by(count);
+        }
+        for (unit, balance) in [("bytes", volume.bytes), ("packets", volume.packets)] {
+            if let Some(level) = balance.burst_level {
+                credits.get_or_create(&vec![("volume", volume.name.clone()), ("unit", unit.to_owned())]).set(level);
+            }
+        }
+    }
+}
