@@ -99,9 +99,9 @@ impl Tuple {
         let mask = address_mask(kind, bits);
         let has = |field| fields.0 & field != 0;
         let tag_mask = TENANT_MASK
-            | u64::from(has(Fields::TRANSPORT)) << UDP_SHIFT
-            | u64::from(has(Fields::SOURCE_PORT)) * 0xffff_0000
-            | u64::from(has(Fields::DESTINATION_PORT)) * 0xffff;
+            | (u64::from(has(Fields::TRANSPORT)) << UDP_SHIFT)
+            | (u64::from(has(Fields::SOURCE_PORT)) * 0xffff_0000)
+            | (u64::from(has(Fields::DESTINATION_PORT)) * 0xffff);
         Tuple {
             hi_mask: (mask >> 64) as u64,
             lo_mask: mask as u64,
