@@ -178,7 +178,7 @@ fn what_the_overlay_does_not_carry_is_unsupported() {
     assert_eq!(from_peer(Link::VXLAN, |outer| *outer = tagged(outer, &[30])), unsupported);
     assert_eq!(
         from_peer(Link::VXLAN, |outer| {
-            let inner = tagged(&outer[50..].to_vec(), &[30]);
+            let inner = tagged(&outer[50..], &[30]);
             outer.truncate(50);
             outer.extend_from_slice(&inner);
             lengthen(outer, 4);
