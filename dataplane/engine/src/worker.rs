@@ -97,6 +97,9 @@ enum Flow {
 impl Worker {
     /// Runs until [`Command::Stop`] or until every sender of commands is gone.
     pub fn run(mut self) {
+        if !WaitPoint::prepare_thread() {
+            warn!("the kernel keeps its timer slack: sleeps may end 50 us late");
+        }
         loop {
             let now_ns = self.clock.turn();
             self.gateway.now_ns = now_ns;
@@ -243,9 +246,10 @@ impl Worker {
                 warn!("group limits: {refused}");
             }
         }
-        self.ladder.set_params(update.snapshot.idle.for_machine(self.workers, self.cpus).0);
+        let (idle, _said_at_start) = update.snapshot.idle.for_machine(self.workers, self.cpus);
+        self.ladder.set_params(idle);
         for upstream in &mut self.upstreams {
-            upstream.awake.set_params(update.snapshot.idle.awake());
+            upstream.awake.set_params(idle.awake());
         }
         self.pending = Some(Pending { update, next: 0 });
         self.go_on_updating(now_ns);
