@@ -319,6 +319,19 @@ impl Pool {
         true
     }
 
+    /// Keeps the bytes from `start` to `end` and drops those around them. False, and no change, when the
+    /// frame is shorter (or would begin behind the first 64 KiB of a jumbo chunk).
+    #[inline(always)]
+    pub fn crop(&self, frame: &mut Frame, start: usize, end: usize) -> bool {
+        let meta = self.meta_mut(frame);
+        if start > end || end > meta.len as usize || meta.data as usize + start > u16::MAX as usize {
+            return false;
+        }
+        meta.data += start as u16;
+        meta.len = (end - start) as u32;
+        true
+    }
+
     /// Fills a frame with `bytes`. False, and no change, when they do not fit.
     #[inline]
     pub fn fill(&self, frame: &mut Frame, bytes: &[u8]) -> bool {

@@ -98,6 +98,7 @@ fn a_jumbo_frame_cannot_begin_where_its_metadata_cannot_say() {
     let mut pool = Pool::new(&slab);
     let mut frame = pool.alloc_jumbo().expect("one");
     assert!(pool.set_len(&mut frame, 70_000));
+    assert!(!pool.crop(&mut frame, 65_536 - HEADROOM_BYTES, 65_536));
     assert!(!pool.trim_front(&mut frame, 65_536 - HEADROOM_BYTES));
     assert!(pool.trim_front(&mut frame, 65_535 - HEADROOM_BYTES));
     assert_eq!(pool.bytes(&frame).len(), 70_000 - 65_535 + HEADROOM_BYTES);
@@ -417,4 +418,19 @@ proptest! {
         }
         model.check();
     }
+}
+
+#[test]
+fn cropping_keeps_what_lies_between() {
+    let slab = Slab::new(SlabConfig { frames: 64, jumbo_frames: 0, hugepages: false }).unwrap();
+    let mut pool = Pool::new(&slab);
+    let mut frame = pool.alloc().unwrap();
+    assert!(pool.fill(&mut frame, b"outer inner padding"));
+    assert!(!pool.crop(&mut frame, 6, 20));
+    assert!(!pool.crop(&mut frame, 7, 6));
+    assert!(pool.crop(&mut frame, 6, 11));
+    assert_eq!(pool.bytes(&frame), b"inner");
+    assert!(pool.crop(&mut frame, 5, 5));
+    assert_eq!(pool.bytes(&frame), b"");
+    pool.free(frame);
 }

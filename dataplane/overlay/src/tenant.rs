@@ -28,8 +28,9 @@ pub fn process_tenant(tables: &Tables, pool: &Pool, batch: &mut [Frame], outcome
     let mut pass = Pass { tables, pool, lanes: ArrayVec::new(), pending: Pending::default() };
     for (index, frame) in batch.iter_mut().enumerate().take(BATCH) {
         // The commonest shape has code of its own, so that it never meets the others in memory.
-        let verdict = match wire::parse_plain(pool.bytes(frame)) {
-            Some(parsed) => pass.admit(frame, &parsed, index),
+        let (meta, bytes) = pool.parts_mut(frame);
+        let verdict = match wire::parse_plain(bytes) {
+            Some(parsed) => pass.admit(meta, &parsed, index),
             None => pass.admit_any(frame, index),
         };
         if let Some(verdict) = verdict {
@@ -77,8 +78,7 @@ struct Pass<'a> {
 impl<'a> Pass<'a> {
     /// A plain packet goes on to the second pass; `None` then, else the verdict.
     #[inline(always)]
-    fn admit(&mut self, frame: &mut Frame, parsed: &Parsed, index: usize) -> Option<Verdict> {
-        let meta = self.pool.meta_mut(frame);
+    fn admit(&mut self, meta: &mut Meta, parsed: &Parsed, index: usize) -> Option<Verdict> {
         let port = meta.ingress_port;
         if self.lanes.last().is_none_or(|lane| (lane.port, lane.vlan) != (port, parsed.vlan)) {
             let Some(lane) = find_lane(self.tables, port, parsed.vlan) else {
@@ -109,7 +109,7 @@ impl<'a> Pass<'a> {
             return Some(Verdict::Drop(DropReason::UnsupportedType));
         }
         if parsed.ip != IpKind::None {
-            return self.admit(frame, &parsed, index);
+            return self.admit(self.pool.meta_mut(frame), &parsed, index);
         }
         let meta = self.pool.meta_mut(frame);
         describe(meta, &parsed);

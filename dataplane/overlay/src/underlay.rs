@@ -34,8 +34,13 @@ pub fn process_underlay(tables: &Tables, pool: &Pool, batch: &mut [Frame], outco
     for (index, frame) in batch.iter_mut().enumerate().take(BATCH) {
         let option = &mut outcomes.options[index];
         // The commonest shape has code of its own, so that it never meets the others in memory.
-        let result = match wire::parse_plain(pool.bytes(frame)) {
-            Some(parsed) => pass.arrive(frame, &parsed, index, option),
+        let (meta, bytes) = pool.parts_mut(frame);
+        let result = match wire::parse_plain(bytes) {
+            Some(outer) => match pass.arrive(meta, bytes, &outer, index, option) {
+                Ok(Arrived::Plain(span)) => strip(pool, frame, span),
+                Ok(Arrived::Other(span, ecn)) => pass.admit_any(frame, span, index, ecn),
+                Err(verdict) => Err(verdict),
+            },
             None => pass.arrive_any(frame, index, option),
         };
         if let Err(verdict) = result {
@@ -91,18 +96,26 @@ struct Span {
     end: usize,
 }
 
+/// A frame from a peer that may send it.
+enum Arrived {
+    /// Its inner packet is on its way to the second pass.
+    Plain(Span),
+    /// Its inner frame, with the outer ECN field, is yet to be looked at.
+    Other(Span, u8),
+}
+
 impl<'a> Pass<'a> {
-    /// Takes a frame as far as the second pass; `Err` is the verdict on one that ends here. `parsed` are its
-    /// outer headers, if it has any.
+    /// Checks the outer headers, which are `parsed` if there are any, and takes a plain inner packet as far
+    /// as the second pass. `Err` is the verdict on a frame that ends here.
     #[inline(always)]
     fn arrive(
         &mut self,
-        frame: &mut Frame,
+        meta: &mut Meta,
+        bytes: &mut [u8],
         parsed: &Parsed,
         index: usize,
         option: &mut Tidegate,
-    ) -> Result<(), Verdict> {
-        let (meta, bytes) = self.pool.parts_mut(frame);
+    ) -> Result<Arrived, Verdict> {
         let Some(local) = self.tables.local(meta.ingress_port) else {
             return refuse(DropReason::UnknownAttachment);
         };
@@ -120,16 +133,15 @@ impl<'a> Pass<'a> {
         let Some(inner) = bytes.get_mut(span.start..span.end) else { return refuse(DropReason::Truncated) };
         shift_checksum(meta, -(span.start as i32));
         match wire::parse_plain(inner) {
-            Some(parsed) => self.admit(meta, inner, &parsed, index, outer.ecn)?,
-            None => return self.admit_any(frame, span, index, outer.ecn),
+            Some(parsed) => self.admit(meta, inner, &parsed, index, outer.ecn).map(|()| Arrived::Plain(span)),
+            None => Ok(Arrived::Other(span, outer.ecn)),
         }
-        strip(self.pool, frame, span)
     }
 
     /// Outer headers of any other shape, or none.
     #[inline(never)]
     fn arrive_any(&mut self, frame: &mut Frame, index: usize, option: &mut Tidegate) -> Result<(), Verdict> {
-        let (meta, bytes) = (self.pool.meta(frame), self.pool.bytes(frame));
+        let (meta, bytes) = self.pool.parts_mut(frame);
         // A datagram starts with the tunnel header, which is no frame.
         let socket = self.tables.local(meta.ingress_port).is_some_and(|local| local.datagram);
         let parsed = if socket { Ok(Parsed::default()) } else { wire::parse(bytes) };
@@ -137,7 +149,10 @@ impl<'a> Pass<'a> {
         if parsed.tags != 0 {
             return refuse(DropReason::UnsupportedType);
         }
-        self.arrive(frame, &parsed, index, option)
+        match self.arrive(meta, bytes, &parsed, index, option)? {
+            Arrived::Plain(span) => strip(self.pool, frame, span),
+            Arrived::Other(span, ecn) => self.admit_any(frame, span, index, ecn),
+        }
     }
 
     /// An inner IP packet: ECN, metadata, prefetch.
@@ -185,10 +200,7 @@ impl<'a> Pass<'a> {
 /// Takes the outer headers and the padding off.
 #[inline(always)]
 fn strip(pool: &Pool, frame: &mut Frame, span: Span) -> Result<(), Verdict> {
-    if pool.set_len(frame, span.end) && pool.trim_front(frame, span.start) {
-        return Ok(());
-    }
-    refuse(DropReason::Truncated)
+    if pool.crop(frame, span.start, span.end) { Ok(()) } else { refuse(DropReason::Truncated) }
 }
 
 #[inline(never)]
