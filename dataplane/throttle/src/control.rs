@@ -171,9 +171,10 @@ impl<T> Shaper<T> {
         self.volumes.get(volume as usize)
     }
 
-    /// The cache line with a volume's balances in a dimension, to be prefetched.
+    /// The cache line with a volume's balances in a dimension, to be prefetched; `None` for a volume
+    /// without limits. Reads the line of [`Shaper::prefetch_hint`].
     #[inline(always)]
     pub fn prefetch_hint_of(&self, volume: u32, dimension: Dimension) -> Option<&impl Sized> {
-        self.volumes.get(volume as usize).map(|v| v.line(dimension as usize))
+        self.volumes.get(volume as usize).filter(|v| v.is_limited()).map(|v| v.line(dimension as usize))
     }
 }

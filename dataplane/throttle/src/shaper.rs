@@ -89,8 +89,7 @@ impl<T> Shaper<T> {
         self.tick(now_ns);
         let Some(v) = self.volumes.get_mut(volume as usize) else { return Admission::Full(item) };
         let units = [cost.bytes, cost.packets];
-        if v.is_free() && !self.node_is_limited {
-            v.count(&units);
+        if v.is_plain() && !self.node_is_limited && v.take(self.now_ns, &units) {
             return Admission::Pass(item);
         }
         if v.flags & (PARKED | TARIFF) != 0 {

@@ -81,10 +81,10 @@ impl Volume {
         self.flags & LIMITED != 0
     }
 
-    /// True if only the node's pool can hold the volume back.
+    /// True if only its own plain limits, and the node's pool, can hold the volume back.
     #[inline(always)]
-    pub(crate) fn is_free(&self) -> bool {
-        self.flags & (LIMITED | GROUP | PARKED | TARIFF) == 0
+    pub(crate) fn is_plain(&self) -> bool {
+        self.flags & (GROUP | PARKED | TARIFF) == 0
     }
 
     /// Counts a request that passes.
@@ -184,6 +184,22 @@ impl Volume {
             Charge::Work => b.work -= work_n,
             Charge::Free | Charge::Wait => {}
         }
+    }
+
+    /// All of admission for a volume that has neither pools nor a tariff and nothing parked: true if the
+    /// request may pass, and then it is paid for.
+    #[inline(always)]
+    pub(crate) fn take(&mut self, now_ns: u64, units: &[u32; DIMS]) -> bool {
+        self.refill(now_ns);
+        let nanos = |d: usize| i128::from(u64::from(units[d]) * NANO as u64);
+        let (bytes, packets) = (self.ask(0, nanos(0), 1), self.ask(1, nanos(1), 1));
+        if bytes == Charge::Wait || packets == Charge::Wait {
+            return false;
+        }
+        self.pay(0, bytes, nanos(0), nanos(0));
+        self.pay(1, packets, nanos(1), nanos(1));
+        self.count(units);
+        true
     }
 
     /// Nanoseconds from the last refill until dimension `d` could pay `n`, if nothing else is paid.
