@@ -1,0 +1,22 @@
+//! Measuring: hands over to the `bench` binary, built with optimisation.
+
+use crate::tools::{self, Outcome, cargo, show};
+
+/// Options of `cargo xtask bench`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// rate, peers or idle, and their options; `cargo xtask bench rate --help` lists them
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+    words: Vec<String>,
+}
+
+/// Runs a bench.
+pub fn run(args: &Args) -> Outcome {
+    if args.words.first().is_some_and(|what| what == "peers") {
+        let missing = tools::ensure(tools::PEER_TOOLS)?;
+        if !missing.is_empty() {
+            return Err(format!("{} cannot be compared with: not installed", missing.join(", ")));
+        }
+    }
+    show(cargo().args(["run", "--release", "--quiet", "--package", "bench", "--bin", "bench", "--"]).args(&args.words))
+}

@@ -1,0 +1,51 @@
+//! Everything that CI runs, in the order in which it fails fastest. Ends in the test runner's own summary.
+
+use std::time::Instant;
+
+use crate::tools::{self, Outcome, cargo, show};
+use crate::fuzz;
+
+/// Options of `cargo xtask test`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Leave out formatting, lints and the short fuzz and model runs: the tests alone
+    #[arg(long)]
+    only_tests: bool,
+    /// Passed on to `cargo test`, for example the name of a test
+    #[arg(trailing_var_arg = true)]
+    filter: Vec<String>,
+}
+
+/// Runs the tiers T0 to T7 in their short form.
+pub fn run(args: &Args) -> Outcome {
+    let started = Instant::now();
+    let missing = tools::ensure(tools::TEST_TOOLS)?;
+    if !missing.is_empty() {
+        eprintln!("tests that need {} will say that they are skipped", missing.join(", "));
+    }
+    if !args.only_tests {
+        show(cargo().args(["fmt", "--all", "--", "--check"]))?;
+        show(cargo().args(["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]))?;
+        deny()?;
+        fuzz::loom()?;
+        fuzz::short()?;
+    }
+    // The end-to-end tests start the daemon as a user would, so it is built first.
+    show(cargo().args(["build", "--quiet", "--package", "tidegate-dataplane"]))?;
+    eprintln!("tiers before the tests took {} s", started.elapsed().as_secs());
+    show(cargo().args(["test", "--workspace", "--no-fail-fast"]).args(&args.filter))
+}
+
+/// Licences, advisories and duplicate sources, with cargo-deny where it is installed.
+fn deny() -> Outcome {
+    if tools::find("cargo-deny").is_none() && !cargo_home_has("cargo-deny") {
+        eprintln!("skipped: cargo deny (install it with `cargo install cargo-deny --locked`)");
+        return Ok(());
+    }
+    show(cargo().args(["deny", "--offline", "check", "licenses", "bans", "sources"]))
+}
+
+fn cargo_home_has(program: &str) -> bool {
+    std::env::var_os("HOME")
+        .is_some_and(|home| std::path::Path::new(&home).join(".cargo/bin").join(program).is_file())
+}

@@ -1,0 +1,122 @@
+//! One numbered claim of the product at a time, shown on this machine by the tests and benches that hold
+//! it. What CI runs in a short form runs here in full.
+
+use crate::fuzz;
+use crate::tools::{self, Outcome, cargo, show};
+
+/// Options of `cargo xtask verify`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Number of the claim, as in docs/SPECIFICATION.md; without it they are listed
+    claim: Option<u8>,
+}
+
+/// A claim: its number, what it says, and the steps that show it.
+struct Claim {
+    number: u8,
+    says: &'static str,
+    steps: &'static [Step],
+}
+
+enum Step {
+    /// Tests of a package, in optimised form, with their output; the variable makes them run in full.
+    Test { package: &'static str, test: &'static str, filter: &'static str },
+    /// A bench.
+    Bench(&'static [&'static str]),
+    /// Every interleaving.
+    Loom,
+    /// Every fuzz target, ten minutes each.
+    Fuzz,
+}
+
+const CLAIMS: &[Claim] = &[
+    Claim {
+        number: 1,
+        says: "a kernel vxlan device is the peer, IPv4 and IPv6 underlay; Geneve between gateways; clean captures",
+        steps: &[Step::Test { package: "tests", test: "overlay", filter: "" }],
+    },
+    Claim {
+        number: 2,
+        says: "super-segments become the frames that the kernel's own segmentation makes",
+        steps: &[Step::Test { package: "tests", test: "gso", filter: "" }],
+    },
+    Claim {
+        number: 3,
+        says: "tenants never meet; everything refused is counted under its reason; every record balances",
+        steps: &[
+            Step::Test { package: "overlay", test: "isolation", filter: "" },
+            Step::Test { package: "overlay", test: "drops", filter: "" },
+            Step::Test { package: "tests", test: "balance", filter: "" },
+        ],
+    },
+    Claim {
+        number: 4,
+        says: "what is admitted follows the configured curve; goodput, sharing and neighbours hold",
+        steps: &[
+            Step::Test { package: "throttle", test: "curve", filter: "" },
+            Step::Test { package: "tests", test: "credits", filter: "" },
+        ],
+    },
+    Claim {
+        number: 5,
+        says: "packets per second beside DPDK and OVS",
+        steps: &[Step::Bench(&["rate"]), Step::Bench(&["peers"])],
+    },
+    Claim {
+        number: 6,
+        says: "an idle worker sleeps, a busy one does not; no wake-up is lost",
+        steps: &[
+            Step::Bench(&["idle"]),
+            Step::Test { package: "engine", test: "", filter: "recorded_decisions" },
+            Step::Loom,
+        ],
+    },
+    Claim {
+        number: 7,
+        says: "1,000 reloads under load lose nothing; kill -9 leaves nothing",
+        steps: &[Step::Test { package: "tests", test: "lifecycle", filter: "" }],
+    },
+    Claim {
+        number: 8,
+        says: "no input panics; the throttle equals exact arithmetic",
+        steps: &[Step::Test { package: "throttle", test: "trace", filter: "" }, Step::Fuzz],
+    },
+];
+
+/// Shows a claim, or lists them.
+pub fn run(args: &Args) -> Outcome {
+    let Some(number) = args.claim else {
+        for claim in CLAIMS {
+            println!("{}  {}", claim.number, claim.says);
+        }
+        return Ok(());
+    };
+    let claim = CLAIMS
+        .iter()
+        .find(|claim| claim.number == number)
+        .ok_or_else(|| format!("there is no claim {number}; `cargo xtask verify` lists them"))?;
+    println!("claim {}: {}", claim.number, claim.says);
+    tools::ensure(tools::TEST_TOOLS)?;
+    claim.steps.iter().try_for_each(step)
+}
+
+fn step(step: &Step) -> Outcome {
+    match step {
+        Step::Test { package, test, filter } => {
+            let mut command = cargo();
+            command.args(["test", "--release", "--package", package]);
+            if !test.is_empty() {
+                command.args(["--test", test]);
+            }
+            command.env("TIDEGATE_FULL", "1").env("CARGO_PROFILE_RELEASE_PANIC", "unwind");
+            show(command.args(["--", "--nocapture", filter]))
+        }
+        Step::Bench(words) => show(
+            cargo()
+                .args(["run", "--release", "--quiet", "--package", "bench", "--bin", "bench", "--"])
+                .args(*words),
+        ),
+        Step::Loom => fuzz::loom(),
+        Step::Fuzz => fuzz::run(&fuzz::Args::full()),
+    }
+}
