@@ -77,7 +77,12 @@ type Outcome = Result<(), Box<dyn std::error::Error>>;
 
 fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .init();
     let outcome = match Cli::parse().command {
         Command::Run { config } => run(&config),
         Command::Check { config } => check(&config),
@@ -100,13 +105,17 @@ fn main() -> ExitCode {
 }
 
 fn run(config: &Path) -> Outcome {
-    server::run(config, |line| println!("{line}"))?;
+    server::run(config, |line| {
+        // It runs whether or not anybody reads that it does.
+        let _ = writeln!(std::io::stdout(), "{line}");
+    })?;
     Ok(())
 }
 
 fn check(config: &Path) -> Outcome {
     let checked = daemon::check(config)?;
-    let counts: Vec<String> = checked.counts.iter().map(|(what, count)| format!("{count} {what}")).collect();
+    let counts: Vec<String> =
+        checked.counts.iter().map(|(what, count)| server::counted(*count, what)).collect();
     println!("{} is right: {}", config.display(), counts.join(", "));
     Ok(())
 }
@@ -124,30 +133,37 @@ fn reload(socket: &Socket) -> Outcome {
 
 fn stats(socket: &Socket, watch: bool, volumes: &str, limit: usize, output: Output) -> Outcome {
     let socket = socket.resolve()?;
-    let mut before = client::stats(&socket, volumes, limit)?;
+    let mut before = None;
     loop {
-        // Rates need two reports.
-        std::thread::sleep(Duration::from_secs(1));
         let now = client::stats(&socket, volumes, limit)?;
         let text = match output {
-            Output::Json => serde_json::to_string(&now)? + "\n",
-            Output::Table => table::draw(&now, Some(&before)),
+            Output::Json => Some(serde_json::to_string(&now)? + "\n"),
+            // Rates need two reports.
+            Output::Table => before.as_ref().map(|before| table::draw(&now, before)),
         };
-        let mut out = std::io::stdout().lock();
-        if watch && output == Output::Table && out.is_terminal() {
-            // Home, and clear what is below: no flicker.
-            out.write_all(b"\x1b[H\x1b[J")?;
+        if let Some(text) = text {
+            match show(&text, watch && output == Output::Table) {
+                Ok(()) => {}
+                // Whoever read has had enough.
+                Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+            if !watch {
+                return Ok(());
+            }
         }
-        let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-        match written {
-            Ok(()) => {}
-            // Whoever read has had enough.
-            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
-            Err(error) => return Err(error.into()),
-        }
-        if !watch {
-            return Ok(());
-        }
-        before = now;
+        std::thread::sleep(Duration::from_secs(1));
+        before = Some(now);
     }
+}
+
+/// Writes to standard output; `in_place` over what stood there, on a terminal.
+fn show(text: &str, in_place: bool) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    if in_place && out.is_terminal() {
+        // Home, and clear what is below: no flicker.
+        out.write_all(b"\x1b[H\x1b[J")?;
+    }
+    out.write_all(text.as_bytes())?;
+    out.flush()
 }

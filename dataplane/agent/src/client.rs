@@ -1,6 +1,7 @@
 //! The other end of the control socket: what `stats` and `reload` use.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Bytes;
@@ -20,14 +21,18 @@ pub enum AskError {
         /// The kernel's answer.
         source: std::io::Error,
     },
-    /// Several, or none, in the usual place.
-    #[error("{found} control sockets in {folder}; name one with --socket")]
-    Which {
-        /// How many.
-        found: usize,
-        /// Where.
-        folder: &'static str,
-    },
+    /// None in the usual place.
+    #[error(
+        "no control socket in {}; is a data plane running? --socket names one elsewhere",
+        crate::server::SOCKETS
+    )]
+    None,
+    /// Several in the usual place.
+    #[error("several data planes: {}; choose one with --socket", .0.join(", "))]
+    Several(Vec<String>),
+    /// It took too long.
+    #[error("the data plane has not answered for {} s; its log may say why", ANSWER.as_secs())]
+    Silent,
     /// The conversation broke off.
     #[error("the data plane broke off: {0}")]
     Broken(String),
@@ -45,15 +50,20 @@ pub fn default_socket() -> Result<PathBuf, AskError> {
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| path.extension().is_some_and(|end| end == "sock"))
         .collect();
-    match (found.pop(), found.len()) {
-        (Some(only), 0) => Ok(only),
-        (one, rest) => Err(AskError::Which { found: rest + usize::from(one.is_some()), folder }),
+    found.sort_unstable();
+    match found.pop() {
+        None => Err(AskError::None),
+        Some(only) if found.is_empty() => Ok(only),
+        Some(last) => {
+            found.push(last);
+            Err(AskError::Several(found.iter().map(|path| path.display().to_string()).collect()))
+        }
     }
 }
 
 /// Asks for a report.
 pub fn stats(socket: &Path, prefix: &str, limit: usize) -> Result<Report, AskError> {
-    let body = ask(socket, Method::GET, &format!("/stats?volumes={prefix}&limit={limit}"))?;
+    let body = ask(socket, Method::GET, &format!("/stats?volumes={}&limit={limit}", encoded(prefix)))?;
     serde_json::from_slice(&body).map_err(|error| AskError::Broken(error.to_string()))
 }
 
@@ -62,32 +72,58 @@ pub fn reload(socket: &Path) -> Result<String, AskError> {
     Ok(String::from_utf8_lossy(&ask(socket, Method::POST, "/reload")?).trim_end().to_owned())
 }
 
+/// A text as part of a query (RFC 3986, clause 2.1).
+fn encoded(text: &str) -> String {
+    let byte = |byte: u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
+        _ => format!("%{byte:02X}"),
+    };
+    text.bytes().map(byte).collect()
+}
+
 fn ask(socket: &Path, method: Method, path: &str) -> Result<Bytes, AskError> {
-    let broken = |error: &dyn std::fmt::Display| AskError::Broken(error.to_string());
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| broken(&error))?;
-    runtime.block_on(async {
-        let stream = tokio::net::UnixStream::connect(socket)
-            .await
-            .map_err(|source| AskError::Connect { path: socket.to_owned(), source })?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| broken(&e))?;
-        tokio::spawn(connection);
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(hyper::header::HOST, "tidegate")
-            .body(Empty::<Bytes>::new())
-            .map_err(|error| broken(&error))?;
-        let answer = sender.send_request(request).await.map_err(|error| broken(&error))?;
-        let status = answer.status();
-        let body = answer.into_body().collect().await.map_err(|error| broken(&error))?.to_bytes();
-        if status == StatusCode::OK {
-            Ok(body)
-        } else {
-            Err(AskError::Refused(String::from_utf8_lossy(&body).trim_end().to_owned()))
-        }
-    })
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(broken)?;
+    let answer = runtime.block_on(async {
+        tokio::time::timeout(ANSWER, exchange(socket, method, path)).await.map_err(|_| AskError::Silent)
+    });
+    answer?
+}
+
+async fn exchange(socket: &Path, method: Method, path: &str) -> Result<Bytes, AskError> {
+    let stream = tokio::net::UnixStream::connect(socket)
+        .await
+        .map_err(|source| AskError::Connect { path: socket.to_owned(), source })?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+    tokio::spawn(connection);
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(hyper::header::HOST, "tidegate")
+        .body(Empty::<Bytes>::new())
+        .map_err(broken)?;
+    let answer = sender.send_request(request).await.map_err(broken)?;
+    let status = answer.status();
+    let body = answer.into_body().collect().await.map_err(broken)?.to_bytes();
+    if status == StatusCode::OK {
+        Ok(body)
+    } else {
+        Err(AskError::Refused(String::from_utf8_lossy(&body).trim_end().to_owned()))
+    }
+}
+
+fn broken(error: impl std::fmt::Display) -> AskError {
+    AskError::Broken(error.to_string())
+}
+
+/// A reload of a large configuration takes seconds; nothing takes longer than this.
+const ANSWER: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_prefix_survives_the_query() {
+        assert_eq!(super::encoded("disk-1_a.b~"), "disk-1_a.b~");
+        assert_eq!(super::encoded("a b&c=é"), "a%20b%26c%3D%C3%A9");
+    }
 }

@@ -4,30 +4,43 @@
 //! traffic flows; what only a restart can change is refused by name. When an interface comes up, the
 //! snapshot is built anew, since its address and MTU are part of it.
 
+use std::collections::BTreeSet;
+use std::fmt::Debug;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use engine::port::PortCaps;
-use engine::{Node, PlanError, PortState, PublishError};
+use engine::{Node, Plan, PlanError, PortState, PublishError, Snapshot};
 use tracing::info;
 
 use crate::config::{self, File, LowerError, Names, ReadError};
 
 /// How long workers may take to confirm a snapshot.
 const CONFIRM: Duration = Duration::from_secs(10);
+/// Version of the first snapshot.
+const FIRST: u64 = 1;
 
 /// See the module's documentation.
 pub struct Daemon {
     path: PathBuf,
     node: Node,
-    state: Mutex<State>,
+    /// Read without waiting for a reload under way.
+    running: ArcSwap<Running>,
+    /// Held while publishing.
+    publishing: Mutex<()>,
 }
 
-struct State {
-    file: File,
-    names: Names,
-    version: u64,
+/// What a data plane runs, as a person named it.
+#[derive(Debug)]
+pub struct Running {
+    /// The file.
+    pub file: Arc<File>,
+    /// The numbers of its names.
+    pub names: Names,
+    /// Version of the snapshot.
+    pub version: u64,
 }
 
 /// Why a data plane did not start.
@@ -81,41 +94,48 @@ pub enum ReloadError {
 }
 
 /// What `check` found in a file that is right.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checked {
-    /// Workers, ports, tenants, rules, volumes and groups, with their number.
+    /// What there is, in the singular, with its number.
     pub counts: [(&'static str, usize); 6],
 }
 
 /// Validates a file without opening anything.
 pub fn check(path: &Path) -> Result<Checked, StartError> {
     let file = config::read(path)?;
-    let lower = |source| StartError::Lower { path: path.to_owned(), source };
-    let plan = config::lower::plan(&file).map_err(lower)?;
+    let (plan, _, _) = lower(path, &file)?;
     plan.check()?;
-    config::lower::snapshot(&file, 1, &[], &mut Names::default(), None).map_err(lower)?;
     Ok(Checked {
         counts: [
-            ("workers", plan.workers.len()),
-            ("ports", plan.ports.len()),
-            ("tenants", file.tenant.len()),
-            ("rules", file.rule.len()),
-            ("volumes", file.volume.len()),
-            ("groups", file.group.len()),
+            ("worker", plan.workers.len()),
+            ("port", plan.ports.len()),
+            ("tenant", file.tenant.len()),
+            ("rule", file.rule.len()),
+            ("volume", file.volume.len()),
+            ("group", file.group.len()),
         ],
     })
 }
 
-impl Daemon {
-    /// Reads the file and starts the node.
-    pub fn start(path: &Path) -> Result<Daemon, StartError> {
-        let file = config::read(path)?;
-        let lower = |source| StartError::Lower { path: path.to_owned(), source };
-        let plan = config::lower::plan(&file).map_err(lower)?;
+/// Everything that a file says, as the engine wants it before any port is open.
+fn lower(path: &Path, file: &File) -> Result<(Plan, Snapshot, Names), StartError> {
+    let lowered = || {
+        config::lower::metrics_address(file)?;
+        let plan = config::lower::plan(file)?;
         let mut names = Names::default();
-        let snapshot = config::lower::snapshot(&file, 1, &[], &mut names, None).map_err(lower)?;
+        let snapshot = config::lower::snapshot(file, FIRST, &[], &mut names, None)?;
+        Ok((plan, snapshot, names))
+    };
+    lowered().map_err(|source| StartError::Lower { path: path.to_owned(), source })
+}
+
+impl Daemon {
+    /// Starts the node of a file that was read from `path`.
+    pub fn start(path: &Path, file: File) -> Result<Daemon, StartError> {
+        let (plan, snapshot, names) = lower(path, &file)?;
         let node = Node::start(plan, snapshot)?;
-        Ok(Daemon { path: path.to_owned(), node, state: Mutex::new(State { file, names, version: 1 }) })
+        let running = ArcSwap::from_pointee(Running { file: Arc::new(file), names, version: FIRST });
+        Ok(Daemon { path: path.to_owned(), node, running, publishing: Mutex::new(()) })
     }
 
     /// The node.
@@ -123,38 +143,41 @@ impl Daemon {
         &self.node
     }
 
-    /// Calls `see` with the file that runs and the numbers of its names.
-    pub fn with_config<T>(&self, see: impl FnOnce(&File, &Names) -> T) -> T {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        see(&state.file, &state.names)
+    /// What runs, or is about to: the version published last.
+    pub fn running(&self) -> Arc<Running> {
+        self.running.load_full()
     }
 
     /// Reads the file again and goes over to it while traffic flows. Returns the version that now runs.
     pub fn reload(&self) -> Result<u64, ReloadError> {
         let file = config::read(&self.path)?;
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        self.check_fixed(&state.file, &file)?;
-        let version = self.publish(&mut state, file)?;
+        let alone = self.publishing.lock().unwrap_or_else(PoisonError::into_inner);
+        check_fixed(&self.running.load().file, &file)?;
+        let version = self.publish(&alone, Arc::new(file))?;
         info!(version, "configuration reloaded");
         Ok(version)
     }
 
     /// Builds the snapshot anew for the ports as they are now.
     pub fn refresh(&self) -> Result<u64, ReloadError> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let file = state.file.clone();
-        self.publish(&mut state, file)
+        let alone = self.publishing.lock().unwrap_or_else(PoisonError::into_inner);
+        let file = Arc::clone(&self.running.load().file);
+        self.publish(&alone, file)
     }
 
-    fn publish(&self, state: &mut State, file: File) -> Result<u64, ReloadError> {
-        let version = state.version + 1;
-        let mut names = state.names.clone();
+    fn publish(&self, _alone: &MutexGuard<'_, ()>, file: Arc<File>) -> Result<u64, ReloadError> {
+        let running = self.running.load();
+        let version = running.version + 1;
+        let mut names = running.names.clone();
         let before = self.node.snapshot();
         let snapshot =
             config::lower::snapshot(&file, version, &self.caps(), &mut names, Some(&before.tables))
                 .map_err(|source| ReloadError::Lower { path: self.path.clone(), source })?;
+        if names.volumes.end() > self.node.plan().volumes_max {
+            return Err(ReloadError::Restart { what: "the number of volumes that there is room for" });
+        }
         self.node.publish(snapshot)?;
-        *state = State { file, names, version };
+        self.running.store(Arc::new(Running { file, names, version }));
         if self.node.wait_running(version, CONFIRM) {
             Ok(version)
         } else {
@@ -170,38 +193,40 @@ impl Daemon {
         self.node.port_states().into_iter().map(caps).collect()
     }
 
-    /// What a restart alone can change must be as it runs.
-    fn check_fixed(&self, old: &File, new: &File) -> Result<(), ReloadError> {
-        // The file's own text form is what a person compares too.
-        let same = |a: &dyn std::fmt::Debug, b: &dyn std::fmt::Debug| format!("{a:?}") == format!("{b:?}");
-        let parts: [(&'static str, bool); 6] = [
-            ("[node]", same(&old.node, &new.node)),
-            ("[frames]", same(&old.frames, &new.frames)),
-            ("[[worker]]", same(&old.worker, &new.worker)),
-            ("[[port]]", same(&old.port, &new.port)),
-            ("[trap]", same(&old.trap, &new.trap)),
-            ("the set of ports that are underlays", underlays(old) == underlays(new)),
-        ];
-        if let Some((what, _)) = parts.into_iter().find(|(_, same)| !same) {
-            return Err(ReloadError::Restart { what });
-        }
-        let room = self.node.plan().volumes_max as usize;
-        if new.volume.len() > room {
-            return Err(ReloadError::Restart { what: "the number of volumes that there is room for" });
-        }
-        Ok(())
-    }
-
     /// Stops the node; ports are closed and everything that waits is dropped and counted.
     pub fn stop(self) {
         let last = self.node.stop();
         for (worker, counters) in last.iter().enumerate() {
             let turn = counters.turn;
-            info!(worker, rx = turn.rx, tx = turn.tx, delivered = turn.delivered, dropped = turn.dropped, "stopped");
+            info!(
+                worker,
+                rx = turn.rx,
+                tx = turn.tx,
+                delivered = turn.delivered,
+                dropped = turn.dropped,
+                "stopped"
+            );
         }
     }
 }
 
-fn underlays(file: &File) -> Vec<&str> {
+/// What a restart alone can change must be as it runs.
+fn check_fixed(old: &File, new: &File) -> Result<(), ReloadError> {
+    let same = |a: &dyn Debug, b: &dyn Debug| format!("{a:?}") == format!("{b:?}");
+    let parts: [(&'static str, bool); 6] = [
+        ("[node]", same(&old.node, &new.node)),
+        ("[frames]", same(&old.frames, &new.frames)),
+        ("[[worker]]", same(&old.worker, &new.worker)),
+        ("[[port]]", same(&old.port, &new.port)),
+        ("[trap]", same(&old.trap, &new.trap)),
+        ("the set of ports that are underlays", underlays(old) == underlays(new)),
+    ];
+    match parts.into_iter().find(|(_, same)| !same) {
+        Some((what, _)) => Err(ReloadError::Restart { what }),
+        None => Ok(()),
+    }
+}
+
+fn underlays(file: &File) -> BTreeSet<&str> {
     file.underlay.iter().map(|underlay| underlay.port.as_str()).collect()
 }

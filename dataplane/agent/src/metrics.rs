@@ -19,6 +19,9 @@ pub fn text(report: &Report) -> Result<String, std::fmt::Error> {
     let version: Gauge = Gauge::default();
     version.set(i64::try_from(report.version).unwrap_or(i64::MAX));
     registry.register("snapshot_version", "Snapshot that all workers run", version);
+    let volumes_total: Gauge = Gauge::default();
+    volumes_total.set(i64::try_from(report.volumes_total).unwrap_or(i64::MAX));
+    registry.register("volumes", "Volumes configured; the first 1000 by name are shown", volumes_total);
     workers(&mut registry, report);
     ports(&mut registry, report);
     volumes(&mut registry, report);
@@ -48,9 +51,8 @@ fn workers(registry: &mut Registry, report: &Report) {
     let time: Family<Labels, Counter<f64, std::sync::atomic::AtomicU64>> = Family::default();
     registry.register_with_unit("time", "Where a worker's time goes", Unit::Seconds, Family::clone(&time));
     for (number, worker) in report.workers.iter().enumerate() {
-        let label = |key: &'static str, value: &str| {
-            vec![("worker", number.to_string()), (key, value.to_owned())]
-        };
+        let label =
+            |key: &'static str, value: &str| vec![("worker", number.to_string()), (key, value.to_owned())];
         for (what, count) in &worker.frames {
             match what.as_str() {
                 "parked" | "in_flight" => {
@@ -106,11 +108,15 @@ fn volumes(registry: &mut Registry, report: &Report) {
         for (event, count) in
             [("parked", volume.parked_total), ("marked", volume.marked), ("dropped", volume.dropped)]
         {
-            events.get_or_create(&vec![("volume", volume.name.clone()), ("event", event.to_owned())]).inc_by(count);
+            events
+                .get_or_create(&vec![("volume", volume.name.clone()), ("event", event.to_owned())])
+                .inc_by(count);
         }
         for (unit, balance) in [("bytes", volume.bytes), ("packets", volume.packets)] {
             if let Some(level) = balance.burst_level {
-                credits.get_or_create(&vec![("volume", volume.name.clone()), ("unit", unit.to_owned())]).set(level);
+                credits
+                    .get_or_create(&vec![("volume", volume.name.clone()), ("unit", unit.to_owned())])
+                    .set(level);
             }
         }
     }

@@ -1,5 +1,7 @@
 //! What `stats` shows: one report, as JSON for programs; [`crate::table`] makes it readable.
 
+use std::collections::{BTreeMap, HashMap};
+
 use engine::counters::CountersSnapshot;
 use engine::frame::DropReason;
 use engine::{PortState, VolumeFigures};
@@ -32,15 +34,15 @@ pub struct Worker {
     /// Processor it is pinned to.
     pub cpu: Option<usize>,
     /// Where frames went (rx, generated, split, tx, delivered, parked, dropped, merged, in_flight).
-    pub frames: std::collections::BTreeMap<String, u64>,
+    pub frames: BTreeMap<String, u64>,
     /// Whether they add up.
     pub balanced: bool,
     /// Where time went, and how sleeps ended.
-    pub time: std::collections::BTreeMap<String, u64>,
+    pub time: BTreeMap<String, u64>,
     /// Drops by reason; reasons that never happened are left out.
-    pub drops: std::collections::BTreeMap<String, u64>,
+    pub drops: BTreeMap<String, u64>,
     /// Frames by stage.
-    pub stages: std::collections::BTreeMap<String, u64>,
+    pub stages: BTreeMap<String, u64>,
 }
 
 /// One port.
@@ -55,7 +57,7 @@ pub struct Port {
     /// Largest packet.
     pub mtu_bytes: Option<u32>,
     /// Frames and bytes.
-    pub counters: std::collections::BTreeMap<String, u64>,
+    pub counters: BTreeMap<String, u64>,
 }
 
 /// One volume.
@@ -101,42 +103,38 @@ pub struct Credits {
 /// Makes a report. `prefix` and `limit` choose the volumes.
 pub fn report(daemon: &Daemon, prefix: &str, limit: usize) -> Report {
     let node = daemon.node();
-    let (name, ports, chosen, volumes_total) = daemon.with_config(|file, names| {
-        let ports: Vec<String> = file.port.iter().map(|port| port.name.clone()).collect();
-        let chosen: Vec<(String, u32)> = names
-            .volumes
-            .iter()
-            .filter(|(name, _)| name.starts_with(prefix))
-            .take(limit)
-            .map(|(name, number)| (name.to_owned(), number))
-            .collect();
-        (file.node.name.clone(), ports, chosen, file.volume.len())
-    });
+    let running = daemon.running();
+    let all = running.names.volumes.iter();
+    let chosen: Vec<(&str, u32)> = all.filter(|(name, _)| name.starts_with(prefix)).take(limit).collect();
     let counters = node.counters();
     let sum = counters.iter().cloned().reduce(|mut sum, more| {
         sum.add(&more);
         sum
     });
     let states = node.port_states();
-    let ports = ports
-        .into_iter()
+    let ports = running
+        .file
+        .port
+        .iter()
         .zip(states)
         .enumerate()
-        .map(|(number, (name, state))| port(name, state, sum.as_ref(), number))
+        .map(|(number, (keys, state))| port(keys.name.clone(), state, sum.as_ref(), number))
         .collect();
     let numbers: Vec<u32> = chosen.iter().map(|(_, number)| *number).collect();
-    let figures = node.volumes(&numbers);
+    let figures: HashMap<u32, VolumeFigures> =
+        node.volumes(&numbers).into_iter().map(|figures| (figures.volume, figures)).collect();
     let volumes = chosen
         .into_iter()
-        .filter_map(|(name, number)| Some(volume(name, figures.iter().find(|f| f.volume == number)?)))
+        .filter_map(|(name, number)| Some(volume(name.to_owned(), figures.get(&number)?)))
         .collect();
     let plan = node.plan();
     let workers = counters.iter().zip(&plan.workers).map(|(record, plan)| worker(record, plan.cpu)).collect();
     let (version, at_ns) = (node.running(), engine::clock::monotonic_ns());
-    Report { node: name, version, at_ns, workers, ports, volumes, volumes_total }
+    let (node, volumes_total) = (running.file.node.name.clone(), running.file.volume.len());
+    Report { node, version, at_ns, workers, ports, volumes, volumes_total }
 }
 
-fn named(names: &[&str], values: &[u64]) -> std::collections::BTreeMap<String, u64> {
+fn named(names: &[&str], values: &[u64]) -> BTreeMap<String, u64> {
     names.iter().zip(values).map(|(name, value)| ((*name).to_owned(), *value)).collect()
 }
 
@@ -166,7 +164,13 @@ fn port(name: String, state: PortState, sum: Option<&CountersSnapshot>, number: 
         PortState::Up { caps } => ("up", None, Some(caps.mtu_bytes)),
         PortState::Down { why } => ("down", Some(why), None),
     };
-    Port { name, state: state.to_owned(), why, mtu_bytes, counters: named(PortRecord::NAMES, &record.values()) }
+    Port {
+        name,
+        state: state.to_owned(),
+        why,
+        mtu_bytes,
+        counters: named(PortRecord::NAMES, &record.values()),
+    }
 }
 
 fn volume(name: String, figures: &VolumeFigures) -> Volume {

@@ -1,10 +1,12 @@
 //! The doors of a running data plane: HTTP on a Unix socket for `stats` and `reload`, and on loopback for
 //! Prometheus. Everything here runs on ordinary threads, never on a worker.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
@@ -38,14 +40,10 @@ pub enum RunError {
         /// The kernel's answer.
         source: std::io::Error,
     },
-    /// The metrics address is not one.
-    #[error("node.metrics = \"{0}\" is neither an address such as \"127.0.0.1:9464\" nor \"off\"")]
-    MetricsText(String),
-    /// The metrics address can be reached by others.
-    #[error("node.metrics = \"{0}\" is not on loopback; metrics_public = true allows it")]
-    MetricsPublic(SocketAddr),
     /// The metrics address is taken.
-    #[error("cannot serve metrics on {address}: {source}; choose another address with node.metrics, or \"off\"")]
+    #[error(
+        "cannot serve metrics on {address}: {source}; choose another address with node.metrics, or \"off\""
+    )]
     Metrics {
         /// The address.
         address: SocketAddr,
@@ -65,10 +63,13 @@ pub fn run(config: &Path, ready: impl FnOnce(&str)) -> Result<(), RunError> {
 }
 
 async fn serve(config: &Path, ready: impl FnOnce(&str)) -> Result<(), RunError> {
+    // From here on a signal ends the daemon in order, not in the middle of a start.
+    let mut signals = signals()?;
     let file = crate::config::read(config).map_err(StartError::from)?;
+    let metrics_address = crate::config::lower::metrics_address(&file)
+        .map_err(|source| StartError::Lower { path: config.to_owned(), source })?;
     let socket = socket_path(&file.node);
-    let metrics_address = metrics_address(&file.node)?;
-    let unix = bind_socket(&socket)?;
+    let control = bind_socket(&socket)?;
     let _socket = Unlink(socket.clone());
     let metrics = match metrics_address {
         None => None,
@@ -78,25 +79,17 @@ async fn serve(config: &Path, ready: impl FnOnce(&str)) -> Result<(), RunError> 
                 .map_err(|source| RunError::Metrics { address, source })?,
         ),
     };
-    let daemon = Arc::new(Daemon::start(config)?);
-    let router = router(Arc::clone(&daemon));
-    let mut signals = signals()?;
+    let daemon = Arc::new(Daemon::start(config, file)?);
     let follower = follow_ports(&daemon);
+    tokio::spawn(axum::serve(control, control_router(Arc::downgrade(&daemon))).into_future());
+    if let Some(listener) = metrics {
+        tokio::spawn(axum::serve(listener, readable().with_state(Arc::downgrade(&daemon))).into_future());
+    }
     ready(&line(&daemon, &socket, metrics_address));
-    let unix_server = axum::serve(unix, router.clone()).into_future();
-    let metrics_server = async {
-        match metrics {
-            Some(listener) => axum::serve(listener, router).into_future().await,
-            None => std::future::pending().await,
-        }
-    };
-    tokio::pin!(unix_server, metrics_server);
     loop {
         tokio::select! {
-            ended = &mut unix_server => warn!("control socket: {ended:?}"),
-            ended = &mut metrics_server => warn!("metrics: {ended:?}"),
-            // What is wrong with the file was logged; what runs goes on.
-            _ = signals.hangup.recv() => drop(reload(&daemon).await),
+            // Apart, so that a long reload delays no answer and no end.
+            _ = signals.hangup.recv() => drop(tokio::spawn(reload(Arc::downgrade(&daemon)))),
             _ = signals.interrupt.recv() => break,
             _ = signals.terminate.recv() => break,
         }
@@ -135,17 +128,18 @@ fn follow_ports(daemon: &Arc<Daemon>) -> std::thread::JoinHandle<()> {
     })
 }
 
+/// Stops the daemon as soon as no request uses it any more; open connections alone do not.
 async fn stop(daemon: Arc<Daemon>, follower: std::thread::JoinHandle<()>) {
-    let ending = tokio::task::spawn_blocking(move || {
-        // Requests under way still hold the daemon for an instant.
-        let mut daemon = daemon;
-        loop {
-            match Arc::try_unwrap(daemon) {
-                Ok(alone) => break alone.stop(),
-                Err(shared) => daemon = shared,
-            }
-            std::thread::yield_now();
+    let mut shared = daemon;
+    let alone = loop {
+        match Arc::try_unwrap(shared) {
+            Ok(alone) => break alone,
+            Err(still) => shared = still,
         }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    };
+    let ending = tokio::task::spawn_blocking(move || {
+        alone.stop();
         // The node is gone and with it the sender that the follower listens to.
         if follower.join().is_err() {
             warn!("the port follower panicked");
@@ -157,61 +151,59 @@ async fn stop(daemon: Arc<Daemon>, follower: std::thread::JoinHandle<()>) {
 }
 
 fn line(daemon: &Daemon, socket: &Path, metrics: Option<SocketAddr>) -> String {
-    daemon.with_config(|file, _| {
-        let cpus: Vec<String> = daemon
-            .node()
-            .plan()
-            .workers
-            .iter()
-            .map(|worker| worker.cpu.map_or("any".to_owned(), |cpu| cpu.to_string()))
-            .collect();
-        format!(
-            "{} is running: workers on cpu {}, {} ports, {} tenants, {} volumes, control {}, metrics {}",
-            file.node.name,
-            cpus.join(","),
-            file.port.len(),
-            file.tenant.len(),
-            file.volume.len(),
-            socket.display(),
-            metrics.map_or("off".to_owned(), |address| format!("http://{address}/metrics")),
-        )
-    })
+    let running = daemon.running();
+    let workers = &daemon.node().plan().workers;
+    let cpus: Vec<String> =
+        workers.iter().map(|worker| worker.cpu.map_or("any".to_owned(), |cpu| cpu.to_string())).collect();
+    format!(
+        "{} is running: {} on cpu {}, {}, {}, {}; control {}, metrics {}",
+        running.file.node.name,
+        counted(workers.len(), "worker"),
+        cpus.join(","),
+        counted(running.file.port.len(), "port"),
+        counted(running.file.tenant.len(), "tenant"),
+        counted(running.file.volume.len(), "volume"),
+        socket.display(),
+        metrics.map_or("off".to_owned(), |address| format!("http://{address}/metrics")),
+    )
+}
+
+/// "1 port", "2 ports".
+pub fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 /// Where the control socket of a node is.
 pub fn socket_path(node: &crate::config::file::Node) -> PathBuf {
-    node.control_socket
-        .clone()
-        .unwrap_or_else(|| Path::new(SOCKETS).join(format!("{}.sock", node.name)))
+    node.control_socket.clone().unwrap_or_else(|| Path::new(SOCKETS).join(format!("{}.sock", node.name)))
 }
 
 /// Folder of control sockets.
 pub const SOCKETS: &str = "/run/tidegate";
 
-fn metrics_address(node: &crate::config::file::Node) -> Result<Option<SocketAddr>, RunError> {
-    if node.metrics == "off" {
-        return Ok(None);
-    }
-    let address: SocketAddr =
-        node.metrics.parse().map_err(|_| RunError::MetricsText(node.metrics.clone()))?;
-    if address.ip().is_loopback() || node.metrics_public {
-        Ok(Some(address))
-    } else {
-        Err(RunError::MetricsPublic(address))
-    }
-}
-
-/// Binds the socket for its owner alone. One that a dead daemon left is replaced, a live one is not.
+/// Binds the socket for its owner alone. One that a dead daemon left is replaced; a live one is not, and
+/// nor is anything else.
 fn bind_socket(path: &Path) -> Result<tokio::net::UnixListener, RunError> {
     let failed = |source| RunError::Socket { path: path.to_owned(), source };
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).map_err(failed)?;
     }
-    if path.exists() {
-        if std::os::unix::net::UnixStream::connect(path).is_ok() {
-            return Err(RunError::AlreadyRunning(path.to_owned()));
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+        Ok(there) if !there.file_type().is_socket() => {
+            return Err(failed(std::io::Error::new(
+                ErrorKind::AlreadyExists,
+                "there is a file of that name",
+            )));
         }
-        std::fs::remove_file(path).map_err(failed)?;
+        Ok(_) => match std::os::unix::net::UnixStream::connect(path) {
+            Ok(_) => return Err(RunError::AlreadyRunning(path.to_owned())),
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+                std::fs::remove_file(path).map_err(failed)?;
+            }
+            Err(error) => return Err(failed(error)),
+        },
     }
     let listener = tokio::net::UnixListener::bind(path).map_err(failed)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
@@ -229,14 +221,18 @@ impl Drop for Unlink {
     }
 }
 
-/// The routes: /stats, /metrics, /healthz, /reload.
-fn router(daemon: Arc<Daemon>) -> Router {
+/// What the control socket answers.
+fn control_router(daemon: Weak<Daemon>) -> Router {
     Router::new()
         .route("/stats", get(stats))
-        .route("/metrics", get(prometheus))
-        .route("/healthz", get(async || "ok\n"))
         .route("/reload", post(post_reload))
+        .merge(readable())
         .with_state(daemon)
+}
+
+/// What the metrics address answers: nothing here changes anything.
+fn readable() -> Router<Weak<Daemon>> {
+    Router::new().route("/metrics", get(prometheus)).route("/healthz", get(async || "ok\n"))
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -246,40 +242,48 @@ struct Which {
     limit: Option<usize>,
 }
 
-async fn stats(State(daemon): State<Arc<Daemon>>, Query(which): Query<Which>) -> Response {
-    let made = tokio::task::spawn_blocking(move || {
-        report::report(&daemon, &which.volumes, which.limit.unwrap_or(VOLUMES_DEFAULT))
-    });
-    match made.await {
-        Ok(report) => Json(report).into_response(),
-        Err(failure) => (StatusCode::INTERNAL_SERVER_ERROR, failure.to_string()).into_response(),
-    }
+async fn stats(State(daemon): State<Weak<Daemon>>, Query(which): Query<Which>) -> Response {
+    let limit = which.limit.unwrap_or(VOLUMES_DEFAULT);
+    with(daemon, move |daemon| report::report(daemon, &which.volumes, limit))
+        .await
+        .map_or_else(IntoResponse::into_response, |report| Json(report).into_response())
 }
 
-async fn prometheus(State(daemon): State<Arc<Daemon>>) -> Response {
-    let made = tokio::task::spawn_blocking(move || {
-        metrics::text(&report::report(&daemon, "", VOLUMES_DEFAULT))
-    });
-    match made.await {
+async fn prometheus(State(daemon): State<Weak<Daemon>>) -> Response {
+    let made = with(daemon, |daemon| metrics::text(&report::report(daemon, "", VOLUMES_DEFAULT))).await;
+    match made {
         Ok(Ok(text)) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
         Ok(Err(failure)) => (StatusCode::INTERNAL_SERVER_ERROR, failure.to_string()).into_response(),
-        Err(failure) => (StatusCode::INTERNAL_SERVER_ERROR, failure.to_string()).into_response(),
+        Err(gone) => gone.into_response(),
     }
 }
 
-async fn post_reload(State(daemon): State<Arc<Daemon>>) -> Response {
-    match reload(&daemon).await {
+async fn post_reload(State(daemon): State<Weak<Daemon>>) -> Response {
+    match reload(daemon).await {
         Ok(version) => format!("version {version} runs\n").into_response(),
         Err(refused) => (StatusCode::UNPROCESSABLE_ENTITY, format!("{refused}\n")).into_response(),
     }
 }
 
-async fn reload(daemon: &Arc<Daemon>) -> Result<u64, String> {
-    let daemon = Arc::clone(daemon);
-    let outcome = tokio::task::spawn_blocking(move || daemon.reload().map_err(|refused| refused.to_string()));
-    let outcome = outcome.await.unwrap_or_else(|failure| Err(failure.to_string()));
+async fn reload(daemon: Weak<Daemon>) -> Result<u64, String> {
+    let outcome = match with(daemon, Daemon::reload).await {
+        Ok(outcome) => outcome.map_err(|refused| refused.to_string()),
+        Err((_, gone)) => Err(gone),
+    };
     if let Err(refused) = &outcome {
         error!("the configuration was not reloaded, nothing has changed: {refused}");
     }
     outcome
+}
+
+/// Does something with the daemon, away from the thread that answers. Holds the daemon no longer than that.
+async fn with<T: Send + 'static>(
+    daemon: Weak<Daemon>,
+    job: impl FnOnce(&Daemon) -> T + Send + 'static,
+) -> Result<T, (StatusCode, String)> {
+    let Some(daemon) = daemon.upgrade() else {
+        return Err((StatusCode::SERVICE_UNAVAILABLE, "the data plane is stopping".to_owned()));
+    };
+    let done = tokio::task::spawn_blocking(move || job(&daemon)).await;
+    done.map_err(|failure| (StatusCode::INTERNAL_SERVER_ERROR, failure.to_string()))
 }

@@ -1,36 +1,63 @@
 //! The report as a person reads it: rates between two reports, in aligned columns.
 
+use std::cmp::Reverse;
+use std::collections::HashMap;
 use std::fmt::Write;
 
 use crate::report::{Credits, Report, Volume, Worker};
 
-/// Draws `now`; rates are per second since `before`, or averages since the start without one.
-pub fn draw(now: &Report, before: Option<&Report>) -> String {
-    let mut out = String::new();
-    let seconds = before.map_or(0.0, |before| now.at_ns.saturating_sub(before.at_ns) as f64 / 1e9);
-    let rate = |now: u64, before: u64| {
-        if seconds > 0.0 { now.wrapping_sub(before) as f64 / seconds } else { 0.0 }
+/// Draws `now`; rates are per second since `before`.
+pub fn draw(now: &Report, before: &Report) -> String {
+    let seconds = now.at_ns.saturating_sub(before.at_ns).max(1) as f64 / 1e9;
+    let rate = |now: u64, before: u64| now.wrapping_sub(before) as f64 / seconds;
+    let shown = match now.volumes.len() {
+        all if all == now.volumes_total => String::new(),
+        some => format!(", {some} shown"),
     };
-    // Writing to a String cannot fail.
-    let _ = writeln!(out, "{}  snapshot {}  volumes {}", now.node, now.version, now.volumes_total);
-    let _ = writeln!(
+    let mut out = format!("{}  snapshot {}  volumes {}{shown}\n", now.node, now.version, now.volumes_total);
+    workers(&mut out, now, before, &rate);
+    ports(&mut out, now, before, &rate);
+    volumes(&mut out, now, before, &rate);
+    out
+}
+
+/// Writes a line; writing to a String cannot fail.
+macro_rules! line {
+    ($out:expr, $($words:tt)*) => { let _ = writeln!($out, $($words)*); };
+}
+
+type Rate<'a> = &'a dyn Fn(u64, u64) -> f64;
+
+fn workers(out: &mut String, now: &Report, before: &Report, rate: Rate<'_>) {
+    line!(
         out,
-        "\n{:<8}{:>5}{:>10}{:>10}{:>10}{:>8}{:>8}{:>7}{:>7}{:>7}{:>7}  drops",
-        "WORKER", "CPU", "RX/s", "TX/s", "DROP/s", "PARKED", "HELD", "WORK%", "SPIN%", "PAUSE%", "SLEEP%"
+        "\n{:<8}{:>5}{:>10}{:>10}{:>10}{:>8}{:>8}{:>7}{:>7}{:>7}{:>7}  DROPS",
+        "WORKER",
+        "CPU",
+        "RX/s",
+        "TX/s",
+        "DROP/s",
+        "PARKED",
+        "HELD",
+        "WORK%",
+        "SPIN%",
+        "PAUSE%",
+        "SLEEP%"
     );
     for (number, worker) in now.workers.iter().enumerate() {
-        let old = before.and_then(|before| before.workers.get(number));
+        let old = before.workers.get(number);
         let get = |worker: &Worker, key: &str| worker.frames.get(key).copied().unwrap_or(0);
         let per_s = |key: &str| rate(get(worker, key), old.map_or(0, |old| get(old, key)));
         let share = |key: &str| {
             let ns = |worker: &Worker| worker.time.get(key).copied().unwrap_or(0);
+            // 1e9 ns per second are 100 %.
             rate(ns(worker), old.map_or(0, ns)) / 1e7
         };
         let mut drops: Vec<(&String, &u64)> = worker.drops.iter().collect();
-        drops.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+        drops.sort_by_key(|(_, count)| Reverse(**count));
         let drops: Vec<String> =
             drops.iter().take(3).map(|(reason, count)| format!("{reason} {count}")).collect();
-        let _ = writeln!(
+        line!(
             out,
             "{:<8}{:>5}{:>10}{:>10}{:>10}{:>8}{:>8}{:>7.1}{:>7.1}{:>7.1}{:>7.1}  {}{}",
             number,
@@ -44,23 +71,35 @@ pub fn draw(now: &Report, before: Option<&Report>) -> String {
             share("spinning_ns"),
             share("pausing_ns"),
             share("sleeping_ns"),
-            drops.join(", "),
+            if drops.is_empty() { "-".to_owned() } else { drops.join(", ") },
             if worker.balanced { "" } else { "  UNBALANCED" },
         );
     }
-    let _ = writeln!(
+}
+
+fn ports(out: &mut String, now: &Report, before: &Report, rate: Rate<'_>) {
+    let width = width(now.ports.iter().map(|port| &port.name));
+    line!(
         out,
-        "\n{:<16}{:>6}{:>11}{:>11}{:>13}{:>13}{:>10}{:>8}",
-        "PORT", "STATE", "RX/s", "TX/s", "RX BIT/s", "TX BIT/s", "KDROPS", "TXERR"
+        "\n{:<width$}{:>6}{:>10}{:>10}{:>10}{:>10}{:>10}{:>8}",
+        "PORT",
+        "STATE",
+        "RX/s",
+        "TX/s",
+        "RX BIT/s",
+        "TX BIT/s",
+        "KDROPS",
+        "TXERR"
     );
-    for port in &now.ports {
-        let old = before.and_then(|before| before.ports.iter().find(|old| old.name == port.name));
+    for (number, port) in now.ports.iter().enumerate() {
+        let old = before.ports.get(number);
         let get = |key: &str| port.counters.get(key).copied().unwrap_or(0);
         let per_s =
             |key: &str| rate(get(key), old.and_then(|old| old.counters.get(key)).copied().unwrap_or(0));
-        let _ = writeln!(
+        let why = port.why.as_ref().map_or(String::new(), |why| format!("  {why}"));
+        line!(
             out,
-            "{:<16}{:>6}{:>11}{:>11}{:>13}{:>13}{:>10}{:>8}  {}",
+            "{:<width$}{:>6}{:>10}{:>10}{:>10}{:>10}{:>10}{:>8}{why}",
             port.name,
             port.state,
             si(per_s("rx_frames")),
@@ -69,39 +108,54 @@ pub fn draw(now: &Report, before: Option<&Report>) -> String {
             si(per_s("tx_bytes") * 8.0),
             get("rx_kernel_drops"),
             get("tx_errors"),
-            port.why.as_deref().unwrap_or(""),
         );
     }
-    volumes(&mut out, now, before, &rate);
-    out
 }
 
-fn volumes(out: &mut String, now: &Report, before: Option<&Report>, rate: &dyn Fn(u64, u64) -> f64) {
+fn volumes(out: &mut String, now: &Report, before: &Report, rate: Rate<'_>) {
     if now.volumes.is_empty() {
         return;
     }
-    let _ = writeln!(
+    let width = width(now.volumes.iter().map(|volume| &volume.name));
+    line!(
         out,
-        "\n{:<16}{:>10}{:>10}  {:<24}{:>10}{:>8}{:>9}{:>9}",
-        "VOLUME", "BYTE/s", "PKT/s", "CREDITS", "MAY/s", "PARKED", "MARKED", "DROPPED"
+        "\n{:<width$}{:>10}{:>10}  {:<24}{:>10}{:>10}{:>8}{:>9}{:>9}",
+        "VOLUME",
+        "BYTE/s",
+        "PKT/s",
+        "CREDITS",
+        "MAY BYTE",
+        "MAY PKT",
+        "PARKED",
+        "MARKED",
+        "DROPPED"
     );
+    let old: HashMap<&str, &Volume> =
+        before.volumes.iter().map(|volume| (volume.name.as_str(), volume)).collect();
     for volume in &now.volumes {
-        let old = before.and_then(|before| before.volumes.iter().find(|old| old.name == volume.name));
-        let per_s = |get: &dyn Fn(&Volume) -> u64| rate(get(volume), old.map_or(0, get));
+        // One that came with a reload has no rate yet.
+        let old = *old.get(volume.name.as_str()).unwrap_or(&volume);
         let credits = if volume.bytes.burst_cap.is_some() { volume.bytes } else { volume.packets };
-        let _ = writeln!(
+        let may = |credits: &Credits| credits.permitted_rate.map_or("-".to_owned(), |rate| si(rate as f64));
+        line!(
             out,
-            "{:<16}{:>10}{:>10}  {:<24}{:>10}{:>8}{:>9}{:>9}",
+            "{:<width$}{:>10}{:>10}  {:<24}{:>10}{:>10}{:>8}{:>9}{:>9}",
             volume.name,
-            si(per_s(&|volume| volume.admitted_bytes)),
-            si(per_s(&|volume| volume.admitted_packets)),
+            si(rate(volume.admitted_bytes, old.admitted_bytes)),
+            si(rate(volume.admitted_packets, old.admitted_packets)),
             bar(&credits),
-            volume.bytes.permitted_rate.or(volume.packets.permitted_rate).map_or("-".to_owned(), |rate| si(rate as f64)),
+            may(&volume.bytes),
+            may(&volume.packets),
             volume.parked_frames,
             volume.marked,
             volume.dropped,
         );
     }
+}
+
+/// Width of a first column with these names.
+fn width<'a>(names: impl Iterator<Item = &'a String>) -> usize {
+    names.map(|name| name.chars().count() + 2).max().unwrap_or(0).max(12)
 }
 
 /// Credits as a bar and a percentage.
@@ -132,7 +186,8 @@ mod tests {
         assert_eq!(si(999.0), "999");
         assert_eq!(si(1234.0), "1.23k");
         assert_eq!(si(456_000_000.0), "456M");
-        let half = Credits { burst_level: Some(50), burst_cap: Some(100), work_level: None, permitted_rate: None };
+        let half =
+            Credits { burst_level: Some(50), burst_cap: Some(100), work_level: None, permitted_rate: None };
         assert_eq!(bar(&half), "[#######.......]  50.0%");
         let debt = Credits { burst_level: Some(-5), ..half };
         assert_eq!(bar(&debt), "[..............]   0.0%");

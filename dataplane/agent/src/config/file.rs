@@ -129,16 +129,14 @@ pub struct Port {
     /// Interface (af_xdp, af_packet).
     pub interface: Option<String>,
     /// Queue of the interface (af_xdp). Default 0.
-    #[serde(default)]
-    pub queue: u32,
+    pub queue: Option<u32>,
     /// Worker that polls it, by its place in the file. Default 0.
     #[serde(default)]
     pub worker: usize,
     /// Entries of each ring (af_xdp, af_packet). Default 2048 (af_xdp), 1024 (af_packet).
     pub ring_frames: Option<u32>,
     /// Frames that one system call may receive by polling the driver itself (af_xdp). Default 0: off.
-    #[serde(default)]
-    pub busy_poll_frames: u32,
+    pub busy_poll_frames: Option<u32>,
     /// Share an interface's flows with the other ports of this number (af_packet).
     pub fanout_group: Option<u16>,
     /// Local address and UDP port (udp).
@@ -154,8 +152,7 @@ pub struct Port {
     /// Times to replay it, 0 = for ever (pcap). Default 1.
     pub loops: Option<u64>,
     /// Keep the file's distances in time (pcap). Default false.
-    #[serde(default)]
-    pub paced: bool,
+    pub paced: Option<bool>,
     /// Capture file for everything that passes (any driver).
     pub record: Option<Record>,
     /// Things to go wrong on purpose (any driver).

@@ -4,7 +4,8 @@ use engine::throttle::{Band, Burst, DimLimits, Limits, ParkLimits, Ratio, Work};
 use engine::{GROUPS_MAX, PoolSize, Pools, Throttle};
 
 use super::file::{BandKey, ByteLimits, File, PacketLimits, Pool, Preset, Volume};
-use super::lower::{LowerError, Names, unknown};
+use super::lower::{LowerError, unknown};
+use super::names::Names;
 
 /// Pools hold this part of a second unless told otherwise: enough to ride out a scheduling hiccup, too
 /// little to hurt whoever comes next.
@@ -67,6 +68,16 @@ fn volume_limits(file: &File, volume: &Volume, names: &Names) -> Result<Limits, 
                 let what = "preset = \"gp3-like\" needs packets.rate and bytes.rate".into();
                 return Err(LowerError::Key { place: place(), what });
             };
+            let more = volume.bytes.as_ref().is_some_and(|keys| {
+                keys.burst.is_some() || keys.peak.is_some() || keys.debt.is_some() || !keys.bands.is_empty()
+            }) || volume.packets.as_ref().is_some_and(|keys| {
+                keys.burst.is_some() || keys.peak.is_some() || keys.debt.is_some() || !keys.bands.is_empty()
+            });
+            if more {
+                let what =
+                    "preset = \"gp3-like\" takes only the rates; leave the preset out to set more".into();
+                return Err(LowerError::Key { place: place(), what });
+            }
             Limits::gp3_like(packets, bytes.0)
         }
     };
@@ -78,12 +89,13 @@ fn volume_limits(file: &File, volume: &Volume, names: &Names) -> Result<Limits, 
             limits.packets = packet_limits(&place(), packets)?;
         }
     }
-    limits.group = match &volume.group {
-        None => None,
-        Some(name) => Some(names.groups.get(name).ok_or_else(|| {
-            unknown(&place(), "group", name, file.group.iter().map(|group| &group.name))
-        })?),
-    };
+    limits.group =
+        match &volume.group {
+            None => None,
+            Some(name) => Some(names.groups.get(name).ok_or_else(|| {
+                unknown(&place(), "group", name, file.group.iter().map(|group| &group.name))
+            })?),
+        };
     limits.weight = volume.weight;
     let default = ParkLimits::default();
     limits.park = ParkLimits {
@@ -94,7 +106,9 @@ fn volume_limits(file: &File, volume: &Volume, names: &Names) -> Result<Limits, 
 }
 
 fn byte_limits(place: &str, keys: &ByteLimits) -> Result<DimLimits, LowerError> {
-    let debt = keys.debt.map(|debt| u32::try_from(debt.0).unwrap_or(u32::MAX));
+    let debt = keys.debt.map(|debt| u32::try_from(debt.0)).transpose();
+    let debt =
+        debt.map_err(|_| LowerError::Key { place: place.to_owned(), what: "debt is below 4GiB".into() })?;
     Ok(DimLimits {
         burst: keys.burst.as_ref().map(|burst| Burst { cap_units: burst.bank.0, fill_rate: burst.fill.0 }),
         work: work(place, keys.rate.map(|rate| rate.0), debt, &keys.bands)?,
@@ -127,11 +141,11 @@ fn work(
         return Err(error("at most 4 bands are possible"));
     }
     for (place, key) in work.bands.iter_mut().zip(bands) {
-        if !(0.0..1.0).contains(&key.above) || !(0.0..=1.0).contains(&key.charge) {
+        if !(0.0..=0.999).contains(&key.above) || !(0.0..=1.0).contains(&key.charge) {
             return Err(error("a band's above is 0 to 0.999 and its charge 0 to 1"));
         }
         let charge = Ratio { num: (key.charge * 1000.0).round() as u32, den: 1000 };
-        *place = Some(Band { above_permille: (key.above * 1000.0) as u16, charge });
+        *place = Some(Band { above_permille: (key.above * 1000.0).round() as u16, charge });
     }
     Ok(Some(work))
 }

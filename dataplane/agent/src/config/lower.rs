@@ -1,7 +1,6 @@
 //! From a [`File`] to what the engine runs: names become numbers, texts become types, references are
 //! followed. The first entry that cannot be right is named, with what to do.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -13,6 +12,8 @@ use engine::wire::{Mac, VlanId, Vni};
 use engine::{Plan, PortPlan, PortRole, Snapshot, Throttle, WorkerPlan};
 
 use super::file::{ActionKey, Driver, DscpKey, EncapsulationKey, File, IdleMode, Protocol};
+use super::names::Names;
+use super::units::Nanos;
 use super::{limits, ports};
 
 /// An entry of the file that cannot be right.
@@ -57,8 +58,13 @@ pub enum LowerError {
         what: String,
     },
     /// The overlay refuses the whole.
-    #[error("{0}")]
-    Table(#[from] overlay::TableError),
+    #[error("{source}{legend}")]
+    Table {
+        /// What is wrong, in numbers.
+        source: overlay::TableError,
+        /// The names of the numbers.
+        legend: String,
+    },
     /// A volume's limits.
     #[error("volume \"{name}\": {source}")]
     Limits {
@@ -67,53 +73,6 @@ pub enum LowerError {
         /// What is wrong.
         source: engine::throttle::LimitsError,
     },
-}
-
-/// Numbers given to names, kept from one load to the next so that balances and counters stay with their
-/// owners.
-#[derive(Clone, Debug, Default)]
-pub struct Numbers(BTreeMap<String, u32>);
-
-impl Numbers {
-    /// The number of a name; a new name gets the smallest that is free.
-    pub(super) fn of(&mut self, name: &str) -> u32 {
-        if let Some(number) = self.0.get(name) {
-            return *number;
-        }
-        let mut taken: Vec<u32> = self.0.values().copied().collect();
-        taken.sort_unstable();
-        let free = taken.iter().zip(0..).position(|(number, place)| *number != place);
-        let number = free.unwrap_or(taken.len()) as u32;
-        self.0.insert(name.to_owned(), number);
-        number
-    }
-
-    /// Forgets the names that are not in `live`: their numbers are free again.
-    fn keep<'a>(&mut self, live: impl Iterator<Item = &'a str>) {
-        let live: std::collections::BTreeSet<&str> = live.collect();
-        self.0.retain(|name, _| live.contains(name.as_str()));
-    }
-
-    /// The number of a name that has one.
-    pub fn get(&self, name: &str) -> Option<u32> {
-        self.0.get(name).copied()
-    }
-
-    /// Names with their numbers.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, u32)> {
-        self.0.iter().map(|(name, number)| (name.as_str(), *number))
-    }
-}
-
-/// The numbers of everything that has a name.
-#[derive(Clone, Debug, Default)]
-pub struct Names {
-    /// Tenants.
-    pub tenants: Numbers,
-    /// Volumes.
-    pub volumes: Numbers,
-    /// Groups.
-    pub groups: Numbers,
 }
 
 /// What the node is made of.
@@ -131,12 +90,14 @@ pub fn plan(file: &File) -> Result<Plan, LowerError> {
     for (index, port) in file.port.iter().enumerate() {
         let place = format!("port \"{}\"", port.name);
         if port.worker >= workers.len() {
-            let what = format!("worker = {}, but there are {} workers, counted from 0", port.worker, workers.len());
+            let what =
+                format!("worker = {}, but there are {} workers, counted from 0", port.worker, workers.len());
             return Err(LowerError::Key { place, what });
         }
         let underlay = file.underlay.iter().any(|underlay| underlay.port == port.name);
         if port.driver == Driver::Udp && !underlay {
-            let what = "driver = \"udp\" serves only as an underlay; add an [[underlay]] with this port".into();
+            let what =
+                "driver = \"udp\" serves only as an underlay; add an [[underlay]] with this port".into();
             return Err(LowerError::Key { place, what });
         }
         let id = PortId(index as u16);
@@ -149,17 +110,31 @@ pub fn plan(file: &File) -> Result<Plan, LowerError> {
         planned.push(PortPlan { id, name: port.name.clone(), role, worker: port.worker, spec });
     }
     let frames = &file.frames;
-    let slab = SlabConfig {
-        frames: frames.count,
-        jumbo_frames: frames.jumbo_count,
-        hugepages: frames.hugepages,
-    };
-    let volumes_max = (file.volume.len() as u32).next_power_of_two().max(VOLUMES_ROOM);
+    let slab =
+        SlabConfig { frames: frames.count, jumbo_frames: frames.jumbo_count, hugepages: frames.hugepages };
+    let volumes_max = (2 * file.volume.len() as u32).next_power_of_two().max(VOLUMES_ROOM);
     Ok(Plan { slab, workers, ports: planned, trap_port, volumes_max })
 }
 
-/// Room for volumes that a reload may add without a restart.
+/// Room for volumes that reloads may add without a restart; at least twice as many as there are, so that
+/// one reload may exchange them all.
 const VOLUMES_ROOM: u32 = 1 << 17;
+
+/// Where metrics are served; `None` = nowhere.
+pub fn metrics_address(file: &File) -> Result<Option<SocketAddr>, LowerError> {
+    let text = &file.node.metrics;
+    if text == "off" {
+        return Ok(None);
+    }
+    let address: SocketAddr = text.parse().map_err(|_| {
+        text_error("[node] metrics", text, "an address such as \"127.0.0.1:9464\", nor \"off\"")
+    })?;
+    if address.ip().is_loopback() || file.node.metrics_public {
+        return Ok(Some(address));
+    }
+    let what = format!("metrics = \"{text}\" is not on loopback; metrics_public = true allows it");
+    Err(LowerError::Key { place: "[node]".into(), what })
+}
 
 /// What the node does. `caps` are those of the open ports, in the order of the file: addresses and MTUs
 /// that the file leaves to the interface come from there.
@@ -177,19 +152,49 @@ pub fn snapshot(
     names.volumes.keep(file.volume.iter().map(|volume| volume.name.as_str()));
     names.groups.keep(file.group.iter().map(|group| group.name.as_str()));
     let config = overlay_config(file, version, caps, names)?;
-    let tables = Arc::new(Tables::build(&config, previous)?);
+    let tables = Tables::build(&config, previous)
+        .map_err(|source| LowerError::Table { legend: legend(&source, file, names), source })?;
     let throttle: Throttle = limits::throttle(file, names)?;
-    Ok(Snapshot { version, tables, throttle, idle: idle(file) })
+    Ok(Snapshot { version, tables: Arc::new(tables), throttle, idle: idle(file)? })
 }
 
-fn idle(file: &File) -> IdleParams {
+/// What the numbers in an error of the overlay are called in the file.
+fn legend(error: &overlay::TableError, file: &File, names: &Names) -> String {
+    use overlay::TableError as E;
+    let tenant = |id: TenantId| Some(format!("tenant {} is \"{}\"", id.0, names.tenants.name(id.0.into())?));
+    let port = |id: PortId| Some(format!("port {} is \"{}\"", id.0, file.port.get(usize::from(id.0))?.name));
+    let rule = |at: usize| Some(format!("rule {at} goes to \"{}\"", file.rule.get(at)?.to));
+    let volume = |at: usize| Some(format!("volume {at} is \"{}\"", file.volume.get(at)?.name));
+    let words = match *error {
+        E::TenantNumber { id } | E::DuplicateTenant { id } => vec![tenant(id)],
+        E::DuplicateVni { first, second, .. } => vec![tenant(first), tenant(second)],
+        E::DuplicatePort { port: id } | E::DuplicateAttachment { port: id, .. } => vec![port(id)],
+        E::Underlay { port: id, .. } | E::NoLocalAddress { port: id, .. } => vec![port(id)],
+        E::NoRoute { port: id, .. } => vec![port(id)],
+        E::UnknownUnderlay { tenant: whose, port: id } => vec![tenant(whose), port(id)],
+        E::DuplicateAddress { tenant: id, .. } | E::DuplicateMac { tenant: id, .. } => vec![tenant(id)],
+        E::Tuples { tenant: id, .. } => vec![tenant(id)],
+        E::DuplicateRule { first, second } => vec![rule(first), rule(second)],
+        E::MacWithTransport { position } => vec![rule(position)],
+        E::ForeignVolume { position, volume } => vec![
+            rule(position),
+            names.volumes.name(volume.0).map(|name| format!("volume {} is \"{name}\"", volume.0)),
+        ],
+        E::DuplicateVolume { position } => vec![volume(position)],
+        _ => Vec::new(),
+    };
+    let words: Vec<String> = words.into_iter().flatten().collect();
+    if words.is_empty() { String::new() } else { format!(" ({})", words.join(", ")) }
+}
+
+fn idle(file: &File) -> Result<IdleParams, LowerError> {
     let keys = &file.idle;
     let mut params = match keys.mode {
         IdleMode::Adaptive => IdleParams::default(),
         IdleMode::Spin => IdleParams::pure_spin(),
         IdleMode::Block => IdleParams::block_at_once(),
     };
-    let set = |param: &mut u64, key: Option<super::units::Nanos>| {
+    let set = |param: &mut u64, key: Option<Nanos>| {
         if let Some(key) = key {
             *param = key.0;
         }
@@ -199,7 +204,11 @@ fn idle(file: &File) -> IdleParams {
     set(&mut params.stay_awake_ns, keys.stay_awake);
     set(&mut params.max_sleep_ns, keys.max_sleep);
     params.upstream_threshold = keys.upstream_threshold.unwrap_or(params.upstream_threshold);
-    params.clamped()
+    if params != params.clamped() {
+        let what = "stay_awake is at most 1ms, and max_sleep is 1us to 1ms".into();
+        return Err(LowerError::Key { place: "[idle]".into(), what });
+    }
+    Ok(params)
 }
 
 fn overlay_config(
@@ -315,9 +324,14 @@ fn lower_tenant(
         }
         let vlan = match attachment.vlan {
             None => None,
-            Some(number) => Some(VlanId::new(number).filter(|_| (1..=4094).contains(&number)).ok_or_else(
-                || LowerError::Key { place: place.clone(), what: format!("vlan = {number}; it is 1 to 4094") },
-            )?),
+            Some(number) => {
+                Some(VlanId::new(number).filter(|_| (1..=4094).contains(&number)).ok_or_else(|| {
+                    LowerError::Key {
+                        place: place.clone(),
+                        what: format!("vlan = {number}; it is 1 to 4094"),
+                    }
+                })?)
+            }
         };
         attachments.push(overlay::Attachment { port, vlan, sources });
     }
@@ -331,8 +345,13 @@ fn lower_tenant(
         EncapsulationKey::Vxlan => overlay::Encapsulation::Vxlan,
         EncapsulationKey::Geneve => overlay::Encapsulation::Geneve,
     };
-    let id = TenantId(names.tenants.of(&keys.name) as u16);
-    Ok(overlay::Tenant { id, vni: vni(&place, keys.vni)?, encapsulation, underlay, attachments, remotes })
+    let vni = vni(&place, keys.vni)?;
+    let number = names.tenants.of(&keys.name);
+    let id = TenantId(u16::try_from(number).map_err(|_| LowerError::Key {
+        place,
+        what: "there are too many tenants; split them over nodes".into(),
+    })?);
+    Ok(overlay::Tenant { id, vni, encapsulation, underlay, attachments, remotes })
 }
 
 fn lower_rule(

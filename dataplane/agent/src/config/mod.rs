@@ -7,6 +7,7 @@
 pub mod file;
 mod limits;
 pub mod lower;
+mod names;
 mod ports;
 pub mod units;
 
@@ -16,7 +17,8 @@ mod tests;
 use std::path::{Path, PathBuf};
 
 pub use file::File;
-pub use lower::{LowerError, Names};
+pub use lower::LowerError;
+pub use names::{Names, Numbers};
 
 /// Why a file cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -41,8 +43,8 @@ pub enum ReadError {
 
 /// Reads a file.
 pub fn read(path: &Path) -> Result<File, ReadError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| ReadError::Io { path: path.to_owned(), source })?;
+    let text =
+        std::fs::read_to_string(path).map_err(|source| ReadError::Io { path: path.to_owned(), source })?;
     parse(&text).map_err(|message| ReadError::Parse { path: path.to_owned(), message })
 }
 
@@ -59,7 +61,8 @@ pub fn parse(text: &str) -> Result<File, String> {
 
 /// The nearest expected name in serde's "unknown field `x`, expected one of `a`, `b`".
 fn suggestion(message: &str) -> Option<String> {
-    let line = message.lines().find(|line| line.contains("unknown field") || line.contains("unknown variant"))?;
+    let line =
+        message.lines().find(|line| line.contains("unknown field") || line.contains("unknown variant"))?;
     let mut quoted = line.split('`').skip(1).step_by(2);
     let written = quoted.next()?;
     nearest(written, quoted).map(str::to_owned)

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use engine::port::PortSpec;
 use engine::port::faults::FaultSpec;
 use engine::port::generator::{Flow, GeneratorSpec, udp_frame};
 use engine::port::null::NullSpec;
@@ -10,7 +11,6 @@ use engine::port::pcap::PcapSpec;
 use engine::port::record::RecordSpec;
 use engine::port::udp::UdpSpec;
 use engine::port::xdp::XdpSpec;
-use engine::port::PortSpec;
 
 use super::file::{Driver, File, Port};
 use super::lower::{LowerError, mac, prefix};
@@ -22,16 +22,15 @@ const FLOWS_MAX: u32 = 65_536;
 
 pub(super) fn spec(file: &File, port: &Port) -> Result<PortSpec, LowerError> {
     let place = format!("port \"{}\"", port.name);
-    let missing = |key: &str| LowerError::Key {
-        place: place.clone(),
-        what: format!("this driver needs {key}"),
-    };
+    let missing =
+        |key: &str| LowerError::Key { place: place.clone(), what: format!("this driver needs {key}") };
+    fits_driver(port, &place)?;
     let mut spec = match port.driver {
         Driver::AfXdp => {
             let mut spec = XdpSpec::new(port.interface.as_deref().ok_or_else(|| missing("interface"))?);
-            spec.queue = port.queue;
+            spec.queue = port.queue.unwrap_or(0);
             spec.ring_frames = port.ring_frames.unwrap_or(spec.ring_frames);
-            spec.busy_poll_frames = port.busy_poll_frames;
+            spec.busy_poll_frames = port.busy_poll_frames.unwrap_or(0);
             PortSpec::Xdp(spec)
         }
         Driver::AfPacket => {
@@ -49,12 +48,16 @@ pub(super) fn spec(file: &File, port: &Port) -> Result<PortSpec, LowerError> {
         Driver::Pcap => PortSpec::Pcap(PcapSpec {
             replay: port.replay.clone(),
             loops: port.loops.unwrap_or(1),
-            paced: port.paced,
+            paced: port.paced.unwrap_or(false),
             record: None,
             record_bytes_max: RECORD_BYTES_MAX,
         }),
     };
     if let Some(faults) = &port.faults {
+        let parts = [faults.loss, faults.duplicate, faults.reorder, faults.corrupt, faults.delay];
+        if !parts.iter().all(|part| (0.0..=1.0).contains(part)) {
+            return Err(LowerError::Key { place, what: "the probabilities of faults are 0 to 1".into() });
+        }
         let faults = FaultSpec {
             seed: faults.seed,
             loss: faults.loss,
@@ -72,6 +75,30 @@ pub(super) fn spec(file: &File, port: &Port) -> Result<PortSpec, LowerError> {
         spec = PortSpec::Record(RecordSpec { file: record.file.clone(), bytes_max }, Box::new(spec));
     }
     Ok(spec)
+}
+
+/// Refuses a key that the port's driver has no use for.
+fn fits_driver(port: &Port, place: &str) -> Result<(), LowerError> {
+    use Driver::{AfPacket, AfXdp, Generator, Pcap, Udp};
+    let keys: [(&str, bool, &[Driver]); 12] = [
+        ("interface", port.interface.is_some(), &[AfXdp, AfPacket]),
+        ("queue", port.queue.is_some(), &[AfXdp]),
+        ("ring_frames", port.ring_frames.is_some(), &[AfXdp, AfPacket]),
+        ("busy_poll_frames", port.busy_poll_frames.is_some(), &[AfXdp]),
+        ("fanout_group", port.fanout_group.is_some(), &[AfPacket]),
+        ("listen", port.listen.is_some(), &[Udp]),
+        ("frame_bytes", port.frame_bytes.is_some(), &[Generator]),
+        ("flows", port.flows.is_some(), &[Generator]),
+        ("rate_pps", port.rate_pps.is_some(), &[Generator]),
+        ("replay", port.replay.is_some(), &[Pcap]),
+        ("loops", port.loops.is_some(), &[Pcap]),
+        ("paced", port.paced.is_some(), &[Pcap]),
+    ];
+    let useless = keys.iter().find(|(_, given, drivers)| *given && !drivers.contains(&port.driver));
+    useless.map_or(Ok(()), |(key, ..)| {
+        let what = format!("this driver has no use for {key}; remove it");
+        Err(LowerError::Key { place: place.to_owned(), what })
+    })
 }
 
 /// UDP frames from the first source of the tenant attached to this port to its first remote.
@@ -96,7 +123,9 @@ fn generator(file: &File, port: &Port, place: &str) -> Result<GeneratorSpec, Low
     let (IpAddr::V4(src), IpAddr::V4(dst)) =
         (prefix(place, &source.ip)?.address, prefix(place, &remote.ip)?.address)
     else {
-        return Err(key("the generator makes IPv4; give the tenant's first source and remote IPv4 addresses"));
+        return Err(key(
+            "the generator makes IPv4; give the tenant's first source and remote IPv4 addresses",
+        ));
     };
     let (source_mac, remote_mac) = (mac(place, source_mac)?, mac(place, remote_mac)?);
     let templates = (0..flows).map(|number| {

@@ -131,7 +131,9 @@ mod tests {
 
     #[test]
     fn nonsense_and_overflow_are_refused() {
-        for text in ["", "MB", "-1", "1e9", "10 parsecs", "1.2.3MB", "99999999999TiB", "1.99999999999999999999999MB"] {
+        for text in
+            ["", "MB", "-1", "1e9", "10 parsecs", "1.2.3MB", "99999999999TiB", "1.99999999999999999999999MB"]
+        {
             assert_eq!(Bytes::parse(text), None, "{text}");
         }
         for text in ["5", "5 h", "ms", "999999999999999s"] {
