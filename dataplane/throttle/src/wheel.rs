@@ -15,7 +15,7 @@ const DIGIT: u32 = 6;
 const SLOTS: usize = 1 << DIGIT;
 const LEVELS: usize = (64 - TICK_SHIFT as usize).div_ceil(DIGIT as usize);
 /// How many ids of a slot in the future `next_deadline_ns` looks at before it settles for the slot's beginning.
-const SCAN_MAX: usize = 32;
+const SCAN_MAX: usize = 8;
 const NONE: u32 = u32::MAX;
 const IDLE: u16 = u16::MAX;
 
