@@ -120,7 +120,7 @@ record! {
         sleeps,
         /// Sleeps ended by input or by another thread.
         wakeups,
-        /// Sleeps that ended more than 100 us after their deadline.
+        /// Sleeps that ended more than 100 us and 1 % after their deadline.
         late_wakeups,
         /// Sleeps put off by the awake rules.
         stay_awake_hits,

@@ -171,7 +171,8 @@ fn the_awake_rules_put_sleep_off_and_are_asked_only_then() {
 fn sleeps_that_end_late_are_counted() {
     let mut ladder = Ladder::new(IdleParams::block_at_once(), 0);
     let turn = TurnOutcome { deadline_ns: Some(500 * US), ..TurnOutcome::default() };
-    for (end, late) in [(500 * US + LATE_NS, 0), (501 * US + LATE_NS, 1)] {
+    let latest = 500 * US + LATE_NS + 499 * US / 100;
+    for (end, late) in [(latest, 0), (latest + 1, 1)] {
         let mut ladder = ladder.clone();
         assert!(matches!(ladder.step(US, turn, || AwakeHint::MayIdle), Rung::Sleep { .. }));
         ladder.woke(end, true, false);
