@@ -497,10 +497,12 @@ impl<T> Shaper<T> {
         left > 0
     }
 
-    /// Charges the front of a ring for a request.
+    /// Charges the front of a ring for a request: what it is worth to the scarcer of the pool and the node,
+    /// for a group's volumes also wait for the node there.
     fn charge(&mut self, id: u32, bill: &Bill) {
+        let at_node = self.pools[self.node as usize].worth(&bill.nanos);
         let pool = &mut self.pools[id as usize];
-        let worth = pool.worth(&bill.nanos);
+        let worth = pool.worth(&bill.nanos).max(at_node);
         pool.ring.charge(&mut self.seats, worth);
     }
 

@@ -101,6 +101,22 @@ fn a_group_is_held_to_its_pool_and_shares_it() {
     assert!(sum.abs_diff(120_000_000) < 200_000, "{sum} on the node");
 }
 
+#[test]
+fn weights_hold_inside_a_group_whether_the_group_or_the_node_is_short() {
+    for (group_rate, expected) in [(None, [1, 3, 4]), (Some(10_000_000), [5, 15, 60])] {
+        let mut s = shaper();
+        if let Some(rate) = group_rate {
+            s.set_group(0, 0, &bytes(rate, 50_000)).unwrap();
+        }
+        s.set_node(0, &bytes(40_000_000, 50_000)).unwrap();
+        for (volume, weight) in [(0, 10), (1, 30)] {
+            s.set_volume(0, volume, &Limits { group: Some(0), ..weighing(weight) }).unwrap();
+        }
+        s.set_volume(0, 2, &weighing(40)).unwrap();
+        assert_shares(&saturate(&mut s, &[1_000, 700, 1_500], S), &expected, 5.0);
+    }
+}
+
 /// Nine volumes want all the node has; the tenth sends one frame per millisecond, an eighth of its share.
 #[test]
 fn a_neighbour_within_its_share_waits_for_one_round_at_most() {
