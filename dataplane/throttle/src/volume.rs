@@ -190,6 +190,10 @@ impl Volume {
     /// request may pass, and then it is paid for.
     #[inline(always)]
     pub(crate) fn take(&mut self, now_ns: u64, units: &[u32; DIMS]) -> bool {
+        if !self.is_limited() {
+            self.count(units);
+            return true;
+        }
         self.refill(now_ns);
         let nanos = |d: usize| i128::from(u64::from(units[d]) * NANO as u64);
         let (bytes, packets) = (self.ask(0, nanos(0), 1), self.ask(1, nanos(1), 1));
