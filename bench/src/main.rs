@@ -1,0 +1,39 @@
+//! `bench`: measures the data plane; see the library's documentation.
+
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "bench", about = "Measure Tidegate's data plane", max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Time per packet of each pipeline by frame size and number of rules
+    Rate(bench::rate::Args),
+    /// testpmd and OVS-DPDK beside ours, interleaved, on the same packets (root)
+    Peers(bench::peers::Args),
+    /// CPU share and latency of a worker that falls asleep, beside spinning and blocking (root)
+    Idle(bench::idle::Args),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Rate(args) => bench::rate::run(&args),
+        Command::Peers(args) => bench::peers::run(&args),
+        Command::Idle(args) => bench::idle::run(&args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
