@@ -13,10 +13,8 @@ use frame::{Batch, DropReason, Flags, Frame, GsoKind, Meta, Pool, prefetch};
 use overlay::coalesce::Coalescer;
 use overlay::responder::{self, Answer};
 use overlay::too_big::TooBig;
-use overlay::{
-    Emitted, Encapsulated, Neighbours, NextHopId, Outcomes, PortId, Processed, Tables, Tunnel, Verdict,
-};
-use throttle::{Admission, Cost, Lane, Shaper};
+use overlay::{Emitted, Encapsulated, Neighbours, Outcomes, PortId, Processed, Tables, Tunnel, Verdict};
+use throttle::{Admission, Cost, Dimension, Lane, Shaper};
 
 use crate::io::{Home, Io};
 use crate::mark;
@@ -147,23 +145,37 @@ impl Gateway {
     /// Acts on the verdicts of a batch.
     #[inline]
     fn judge(&mut self, pool: &mut Pool, io: &mut Io, tables: &Tables, mut batch: Batch, role: PortRole) {
+        // What counts and meters lies at random places of large tables: each pass asks for the lines that
+        // the next one reads.
         for (at, frame) in batch.iter_mut().enumerate() {
             let volume = pool.meta(frame).volume;
             let goes_on = matches!(self.outcomes.verdicts[at], Verdict::Forward | Verdict::Deliver);
             match self.owner(volume) {
                 Some(owner) if owner != self.worker && goes_on => io.announce(pool, owner, frame),
-                _ => {
+                Some(_) => {
                     if let Some(volume) = self.shaper.prefetch_hint(volume) {
                         prefetch(volume);
                     }
                 }
+                None => {}
+            }
+            if let Some(count) = self.rules.get(self.outcomes.rules[at] as usize) {
+                prefetch(count);
+            }
+        }
+        for (at, frame) in batch.iter().enumerate() {
+            let meta = pool.meta(frame);
+            for dimension in [Dimension::Bytes, Dimension::Packets] {
+                if let Some(balances) = self.shaper.prefetch_hint_of(meta.volume, dimension) {
+                    prefetch(balances);
+                }
+            }
+            if let Some(count) = self.rules.get_mut(self.outcomes.rules[at] as usize) {
+                count.frames += 1;
+                count.bytes += meta.len() as u64;
             }
         }
         for (at, frame) in batch.into_iter().enumerate() {
-            if let Some(count) = self.rules.get_mut(self.outcomes.rules[at] as usize) {
-                count.frames += 1;
-                count.bytes += pool.meta(&frame).len() as u64;
-            }
             match self.outcomes.verdicts[at] {
                 Verdict::Forward | Verdict::Deliver => self.admit(pool, io, tables, frame),
                 Verdict::Drop(reason) => io.discard(pool, frame, reason),
@@ -210,12 +222,7 @@ impl Gateway {
     fn finish(&mut self, pool: &mut Pool, io: &mut Io, tables: &Tables, mut frame: Frame) {
         let meta = pool.meta(&frame);
         let egress = meta.flags.has(Flags::EGRESS);
-        let port = if egress {
-            tables.next_hop(NextHopId(meta.next_hop)).map(|(port, _)| port)
-        } else {
-            Some(PortId(meta.egress_port))
-        };
-        match port.map_or(Home::Nowhere, |port| io.home(port)) {
+        match io.home(PortId(meta.egress_port)) {
             Home::Here(_) if egress => self.encapsulate(pool, io, tables, frame),
             Home::Here(slot) => self.deliver(pool, io, slot, frame),
             Home::There(worker) => {
@@ -396,13 +403,13 @@ fn packets(meta: &Meta) -> u32 {
 
 /// Sends each frame back where it came from, as testpmd's macswap does.
 #[inline]
-fn swap_macs(pool: &mut Pool, io: &mut Io, slot: usize, batch: Batch) {
-    for mut frame in batch {
-        if let Some((macs, _)) = pool.bytes_mut(&mut frame).split_first_chunk_mut::<12>() {
+fn swap_macs(pool: &mut Pool, io: &mut Io, slot: usize, mut batch: Batch) {
+    for frame in &mut batch {
+        if let Some((macs, _)) = pool.bytes_mut(frame).split_first_chunk_mut::<12>() {
             let [a, b, c, d, e, f, rest @ ..] = *macs;
             macs[..6].copy_from_slice(&rest);
             macs[6..].copy_from_slice(&[a, b, c, d, e, f]);
         }
-        io.send(pool, slot, frame);
     }
+    io.send_batch(pool, slot, batch);
 }

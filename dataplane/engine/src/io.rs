@@ -134,6 +134,17 @@ impl Io {
         }
     }
 
+    /// Sends a whole batch out of a port of this worker.
+    #[inline]
+    pub fn send_batch(&mut self, pool: &mut Pool, slot: usize, batch: Batch) {
+        let out = &mut self.ports[slot];
+        if out.tx.is_empty() {
+            out.tx = batch;
+        } else {
+            batch.into_iter().for_each(|frame| self.send(pool, slot, frame));
+        }
+    }
+
     /// Gives a port what waits for it. What it does not take stays for the next try.
     fn transmit(&mut self, pool: &mut Pool, slot: usize) {
         let out = &mut self.ports[slot];
