@@ -177,7 +177,9 @@ impl Neighbours {
         }
         let due = |(at, entry): (usize, &Entry)| Some((entry.deadline_ns?, at));
         self.deadlines = self.entries.iter().enumerate().filter_map(due).collect();
-        (0..self.entries.len()).for_each(|at| self.publish(at));
+        for hop in &mut self.hops {
+            hop.publish(&self.entries[hop.entry as usize]);
+        }
     }
 
     /// The MAC address of a next hop's neighbour.
@@ -391,14 +393,18 @@ impl Neighbours {
     /// Copies an entry's address to the next hops that use it.
     fn publish(&mut self, at: usize) {
         let entry = &self.entries[at];
-        let use_ = match entry.state {
+        self.hops.iter_mut().filter(|hop| hop.entry as usize == at).for_each(|hop| hop.publish(entry));
+    }
+}
+
+impl Hop {
+    fn publish(&mut self, entry: &Entry) {
+        self.mac = entry.mac;
+        self.use_ = match entry.state {
             State::Reachable | State::Probing(_) => Use::Free,
             State::Stale => Use::Probe,
             State::Idle | State::Asking(_) | State::Failed => Use::None,
         };
-        for hop in self.hops.iter_mut().filter(|hop| hop.entry as usize == at) {
-            (hop.mac, hop.use_) = (entry.mac, use_);
-        }
     }
 }
 

@@ -352,7 +352,7 @@ impl Tables {
 
     #[inline(always)]
     pub(crate) fn attachment_info(&self, id: u32) -> Option<&AttachmentInfo> {
-        self.attachments.get(id as usize)
+        self.attachments.get(id as usize).filter(|info| info.live)
     }
 
     pub(crate) fn view(&self, tenant: u16) -> TenantView<'_> {

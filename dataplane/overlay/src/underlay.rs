@@ -131,6 +131,8 @@ impl<'a> Pass<'a> {
         }
         let span = Span { start: outer.at + tunnel_bytes, end: outer.end };
         let Some(inner) = bytes.get_mut(span.start..span.end) else { return refuse(DropReason::Truncated) };
+        // What was verified was the outer checksum, which need not cover the inner packet.
+        meta.flags.clear(Flags::CSUM_VALID);
         shift_checksum(meta, -(span.start as i32));
         match wire::parse_plain(inner) {
             Some(parsed) => self.admit(meta, inner, &parsed, index, outer.ecn).map(|()| Arrived::Plain(span)),

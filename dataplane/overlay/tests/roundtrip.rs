@@ -214,3 +214,14 @@ fn two_ports_of_one_tenant_reach_each_other_without_a_tunnel() {
     assert_eq!((verdict, meta.egress_port), (Verdict::Deliver, 5));
     assert_eq!(bytes, tagged(&inner, &[50]));
 }
+
+#[test]
+fn a_verified_outer_checksum_says_nothing_about_the_inner_one() {
+    let (mut one, mut two) = pair(Link { checksum: true, ..Link::VXLAN });
+    let outer = one.send(1, &Packet::new(1, 1, 2, false).bytes(b"x"));
+    let mut frame = two.frame(&outer, UNDERLAY.0);
+    two.pool.meta_mut(&mut frame).flags.set(Flags::CSUM_VALID);
+    assert_eq!(two.judge_underlay(&mut frame), Verdict::Deliver);
+    assert!(!two.pool.meta(&frame).flags.has(Flags::CSUM_VALID));
+    two.pool.free(frame);
+}
