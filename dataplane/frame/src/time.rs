@@ -56,7 +56,8 @@ mod tests {
 
     #[test]
     fn memory_with_the_hint_is_ordinary_memory() {
-        for len in [0, 1, 4096, 3 << 20] {
+        let large = if cfg!(miri) { 8192 } else { 3 << 20 };
+        for len in [0, 1, 4096, large] {
             let mut memory = Vec::<u8>::with_capacity(len);
             prefer_huge_pages(memory.spare_capacity_mut());
             memory.resize(len, 0x5a);
