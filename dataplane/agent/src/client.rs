@@ -43,7 +43,10 @@ pub enum AskError {
 
 /// The socket to use when none is named: the only one there is.
 pub fn default_socket() -> Result<PathBuf, AskError> {
-    let folder = crate::server::SOCKETS;
+    only_socket(Path::new(crate::server::SOCKETS))
+}
+
+fn only_socket(folder: &Path) -> Result<PathBuf, AskError> {
     let mut found: Vec<PathBuf> = std::fs::read_dir(folder)
         .into_iter()
         .flatten()
@@ -51,13 +54,10 @@ pub fn default_socket() -> Result<PathBuf, AskError> {
         .filter(|path| path.extension().is_some_and(|end| end == "sock"))
         .collect();
     found.sort_unstable();
-    match found.pop() {
-        None => Err(AskError::None),
-        Some(only) if found.is_empty() => Ok(only),
-        Some(last) => {
-            found.push(last);
-            Err(AskError::Several(found.iter().map(|path| path.display().to_string()).collect()))
-        }
+    match found.as_slice() {
+        [] => Err(AskError::None),
+        [only] => Ok(only.clone()),
+        several => Err(AskError::Several(several.iter().map(|path| path.display().to_string()).collect())),
     }
 }
 
@@ -121,9 +121,37 @@ const ANSWER: Duration = Duration::from_secs(30);
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
     #[test]
     fn a_prefix_survives_the_query() {
-        assert_eq!(super::encoded("disk-1_a.b~"), "disk-1_a.b~");
-        assert_eq!(super::encoded("a b&c=é"), "a%20b%26c%3D%C3%A9");
+        assert_eq!(encoded("disk-1_a.b~"), "disk-1_a.b~");
+        assert_eq!(encoded("a b&c=é"), "a%20b%26c%3D%C3%A9");
+    }
+
+    #[test]
+    fn the_only_socket_is_found_and_several_are_told() {
+        let folder = std::env::temp_dir().join(format!("tidegate-client-{}", std::process::id()));
+        assert!(matches!(only_socket(&folder), Err(AskError::None)));
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("notes.txt"), "").unwrap();
+        assert!(matches!(only_socket(&folder), Err(AskError::None)));
+        std::fs::write(folder.join("b.sock"), "").unwrap();
+        assert_eq!(only_socket(&folder).unwrap(), folder.join("b.sock"));
+        std::fs::write(folder.join("a.sock"), "").unwrap();
+        let Err(AskError::Several(found)) = only_socket(&folder) else { panic!("there are two") };
+        assert!(found[0].ends_with("a.sock") && found[1].ends_with("b.sock"), "{found:?}");
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn nobody_and_somebody_else_are_told_apart() {
+        let path = std::env::temp_dir().join(format!("tidegate-broken-{}.sock", std::process::id()));
+        assert!(matches!(stats(&path, "", 1), Err(AskError::Connect { .. })));
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let hang_up = std::thread::spawn(move || drop(listener.accept()));
+        assert!(matches!(reload(&path), Err(AskError::Broken(_))));
+        hang_up.join().unwrap();
+        std::fs::remove_file(&path).unwrap();
     }
 }

@@ -1,5 +1,6 @@
 //! The report as Prometheus text (OpenMetrics 1.0). Counters end in `_total`; units come last.
 
+use engine::frame::DropReason;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -63,8 +64,10 @@ fn workers(registry: &mut Registry, report: &Report) {
                 }
             }
         }
-        for (reason, count) in &worker.drops {
-            drops.get_or_create(&label("reason", reason)).inc_by(*count);
+        // All of them: a rate needs the zero before the first.
+        for reason in DropReason::ALL {
+            let count = worker.drops.get(reason.name()).copied().unwrap_or(0);
+            drops.get_or_create(&label("reason", reason.name())).inc_by(count);
         }
         for (stage, count) in &worker.stages {
             stages.get_or_create(&label("stage", stage)).inc_by(*count);

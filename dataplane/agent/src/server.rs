@@ -73,12 +73,9 @@ async fn serve(config: &Path, ready: impl FnOnce(&str)) -> Result<(), RunError> 
     let _socket = Unlink(socket.clone());
     let metrics = match metrics_address {
         None => None,
-        Some(address) => Some(
-            tokio::net::TcpListener::bind(address)
-                .await
-                .map_err(|source| RunError::Metrics { address, source })?,
-        ),
+        Some(address) => Some(bind_metrics(address).await?),
     };
+    let metrics_address = metrics.as_ref().and_then(|listener| listener.local_addr().ok());
     let daemon = Arc::new(Daemon::start(config, file)?);
     let follower = follow_ports(&daemon);
     tokio::spawn(axum::serve(control, control_router(Arc::downgrade(&daemon))).into_future());
@@ -208,6 +205,10 @@ fn bind_socket(path: &Path) -> Result<tokio::net::UnixListener, RunError> {
     let listener = tokio::net::UnixListener::bind(path).map_err(failed)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
     Ok(listener)
+}
+
+async fn bind_metrics(address: SocketAddr) -> Result<tokio::net::TcpListener, RunError> {
+    tokio::net::TcpListener::bind(address).await.map_err(|source| RunError::Metrics { address, source })
 }
 
 /// Removes the socket when the daemon ends, however it ends short of kill -9.

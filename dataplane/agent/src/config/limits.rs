@@ -1,6 +1,6 @@
 //! Limits of volumes, groups and the node, from the file to the throttle.
 
-use engine::throttle::{Band, Burst, DimLimits, Limits, ParkLimits, Ratio, Work};
+use engine::throttle::{Band, Burst, DimLimits, Limits, ParkLimits, PoolLimits, PoolRate, Ratio, Work};
 use engine::{GROUPS_MAX, PoolSize, Pools, Throttle};
 
 use super::file::{BandKey, ByteLimits, File, PacketLimits, Pool, Preset, Volume};
@@ -12,11 +12,12 @@ use super::names::Names;
 const POOL_CAP_DIVISOR: u64 = 10;
 
 pub(super) fn throttle(file: &File, names: &mut Names) -> Result<Throttle, LowerError> {
-    let mut throttle = Throttle { node: pools(&file.throttle), ..Throttle::default() };
+    let mut throttle =
+        Throttle { node: pools("[throttle]".to_owned(), &file.throttle)?, ..Throttle::default() };
     for group in &file.group {
+        let place = format!("group \"{}\"", group.name);
         let number = names.groups.of(&group.name);
         if number >= GROUPS_MAX {
-            let place = format!("group \"{}\"", group.name);
             return Err(LowerError::Key { place, what: format!("there are more than {GROUPS_MAX} groups") });
         }
         let pool = Pool {
@@ -25,11 +26,11 @@ pub(super) fn throttle(file: &File, names: &mut Names) -> Result<Throttle, Lower
             packets: group.packets,
             packets_cap: group.packets_cap,
         };
-        let place = number as usize;
-        if throttle.groups.len() <= place {
-            throttle.groups.resize_with(place + 1, Pools::default);
+        let number = number as usize;
+        if throttle.groups.len() <= number {
+            throttle.groups.resize_with(number + 1, Pools::default);
         }
-        throttle.groups[place] = pools(&pool);
+        throttle.groups[number] = pools(place, &pool)?;
     }
     for volume in &file.volume {
         let limits = volume_limits(file, volume, names)?;
@@ -39,15 +40,19 @@ pub(super) fn throttle(file: &File, names: &mut Names) -> Result<Throttle, Lower
     Ok(throttle)
 }
 
-fn pools(pool: &Pool) -> Pools {
+fn pools(place: String, pool: &Pool) -> Result<Pools, LowerError> {
     let size = |rate: u64, cap: Option<u64>| PoolSize {
         rate,
         cap_units: cap.unwrap_or((rate / POOL_CAP_DIVISOR).max(1)),
     };
-    Pools {
+    let pools = Pools {
         bytes: pool.bytes.map(|rate| size(rate.0, pool.bytes_cap.map(|cap| cap.0))),
         packets: pool.packets.map(|rate| size(rate, pool.packets_cap)),
-    }
+    };
+    let own = |size: PoolSize| PoolRate::Own { rate: size.rate, cap_units: size.cap_units };
+    let limits = PoolLimits { bytes: pools.bytes.map(own), packets: pools.packets.map(own) };
+    limits.check().map_err(|source| LowerError::Pool { place, source })?;
+    Ok(pools)
 }
 
 fn volume_limits(file: &File, volume: &Volume, names: &Names) -> Result<Limits, LowerError> {

@@ -65,6 +65,14 @@ pub enum LowerError {
         /// The names of the numbers.
         legend: String,
     },
+    /// A group's pool, or the node's.
+    #[error("{place}: {source}")]
+    Pool {
+        /// Which entry.
+        place: String,
+        /// What is wrong.
+        source: engine::throttle::PoolError,
+    },
     /// A volume's limits.
     #[error("volume \"{name}\": {source}")]
     Limits {

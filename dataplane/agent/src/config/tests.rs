@@ -1,1 +1,302 @@
 //! The file as a person gets it wrong, and right.
+
+use std::path::Path;
+
+use super::*;
+use engine::port::PortSpec;
+
+const EXAMPLE: &str = include_str!("../../../../docs/dataplane.example.toml");
+
+/// A generator, a socket underlay and one tenant between them.
+const BASE: &str = r#"
+    [[port]]
+    name = "gen"
+    driver = "generator"
+    [[port]]
+    name = "uplink"
+    driver = "udp"
+    listen = "127.0.0.1:4789"
+    [[underlay]]
+    port = "uplink"
+    addresses = ["127.0.0.1/8"]
+    [[tenant]]
+    name = "blue"
+    vni = 100
+    attachments = [{ port = "gen", sources = [{ ip = "10.0.0.1", mac = "02:00:00:00:00:01" }] }]
+    remotes = [{ ip = "10.0.0.2", mac = "02:00:00:00:00:02", vtep = "127.0.0.2" }]
+"#;
+
+const VOLUME: &str = "[[volume]]\nname = \"disk\"\ntenant = \"blue\"\nserver = \"10.0.0.2:9\"\n";
+
+fn lowered(text: &str) -> Result<(engine::Plan, engine::Snapshot), LowerError> {
+    let file = parse(text).expect("the text is TOML with known keys");
+    lower::metrics_address(&file)?;
+    let plan = lower::plan(&file)?;
+    let snapshot = lower::snapshot(&file, 1, &[], &mut Names::default(), None)?;
+    Ok((plan, snapshot))
+}
+
+/// Lowers the base with `from` replaced by `to` and with `more` at its end; what is wrong with it.
+fn wrong(from: &str, to: &str, more: &str) -> LowerError {
+    assert!(BASE.contains(from), "{from}");
+    match lowered(&format!("{}\n{more}", BASE.replace(from, to))) {
+        Ok(_) => panic!("was taken: {from} -> {to}, {more}"),
+        Err(error) => error,
+    }
+}
+
+fn more(more: &str) -> String {
+    wrong("", "", more).to_string()
+}
+
+#[test]
+fn the_base_and_the_empty_file_are_right() {
+    let (plan, snapshot) = lowered(&format!("{BASE}{VOLUME}")).unwrap();
+    assert_eq!((plan.workers.len(), plan.ports.len()), (1, 2));
+    assert_eq!(snapshot.throttle.volumes.len(), 1);
+    lowered("").unwrap();
+}
+
+#[test]
+fn the_example_is_right_and_shows_every_key() {
+    let (plan, snapshot) = lowered(EXAMPLE).unwrap();
+    plan.check().unwrap();
+    assert_eq!(plan.ports.len(), 4);
+    assert!(plan.trap_port.is_some());
+    assert_eq!(snapshot.throttle.volumes.len(), 3);
+    assert_eq!(snapshot.idle, engine::idle::IdleParams::default(), "the example shows the defaults");
+    // The keys are the public fields of the file's structs.
+    let fields = include_str!("file.rs").lines().filter_map(|line| line.strip_prefix("    pub "));
+    for field in fields {
+        let key = field.split(':').next().unwrap();
+        let shown = EXAMPLE
+            .lines()
+            .any(|line| line.split(|c: char| !c.is_alphanumeric() && c != '_').any(|w| w == key));
+        assert!(shown, "{key} is not in docs/dataplane.example.toml");
+    }
+}
+
+#[test]
+fn an_unknown_key_is_refused_with_the_nearest_name() {
+    let error = parse("[frames]\njumbo_cuont = 3\n").unwrap_err();
+    assert!(error.contains("line 2") && error.contains("did you mean `jumbo_count`?"), "{error}");
+    let error = parse("[[port]]\nname = \"a\"\ndriver = \"af_paket\"\n").unwrap_err();
+    assert!(error.contains("did you mean `af_packet`?"), "{error}");
+    let error = parse("[qqqq]\n").unwrap_err();
+    assert!(error.contains("unknown field `qqqq`") && !error.contains("did you mean"), "{error}");
+}
+
+#[test]
+fn wrong_types_and_units_are_refused_where_they_stand() {
+    for (text, expected) in [
+        ("[frames]\ncount = \"many\"", "line 2"),
+        ("[idle]\nspin = \"10 parsecs\"", "\"10 parsecs\" is not a time such as"),
+        ("[idle]\nspin = -1", "-1 is negative"),
+        ("[throttle]\nbytes = \"fast\"", "\"fast\" is not a rate such as"),
+        ("[[port]]\nname = \"a\"", "missing field `driver`"),
+        ("= 3", "line 1"),
+    ] {
+        let error = parse(text).unwrap_err();
+        assert!(error.contains(expected), "{text}: {error}");
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_read_or_parsed_is_named() {
+    let missing = read(Path::new("/nonexistent/dataplane.toml")).unwrap_err();
+    assert!(matches!(missing, ReadError::Io { .. }));
+    assert!(missing.to_string().starts_with("cannot read /nonexistent/dataplane.toml: "), "{missing}");
+    let wrong = read(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src/lib.rs"))).unwrap_err();
+    assert!(matches!(wrong, ReadError::Parse { .. }));
+    assert!(wrong.to_string().contains("src/lib.rs: "), "{wrong}");
+}
+
+#[test]
+fn texts_that_are_not_what_their_key_wants() {
+    for (from, to, expected) in [
+        ("02:00:00:00:00:01", "02:00:00:00:00", "is not a MAC address"),
+        ("02:00:00:00:00:01", "02:00:00:00:00:01:02", "is not a MAC address"),
+        ("02:00:00:00:00:01", "02:0:00:00:00:001", "is not a MAC address"),
+        ("10.0.0.1", "10.0.0", "is not an address or prefix"),
+        ("10.0.0.1", "10.0.0.0/33", "is not an address or prefix"),
+        ("10.0.0.1", "10.0.0.0/x", "is not an address or prefix"),
+        ("vtep = \"127.0.0.2\"", "vtep = \"there\"", "is not a tunnel endpoint"),
+        ("127.0.0.1/8", "localhost", "is not an address or prefix"),
+    ] {
+        let error = wrong(from, to, "");
+        assert!(matches!(error, LowerError::Text { .. }), "{error}");
+        assert!(error.to_string().contains(expected), "{to}: {error}");
+    }
+    let error = more("[node]\nmetrics = \"yes\"");
+    assert_eq!(error, "[node] metrics: \"yes\" is not an address such as \"127.0.0.1:9464\", nor \"off\"");
+}
+
+#[test]
+fn names_that_nothing_has_come_with_the_nearest_that_something_has() {
+    let red = "[[tenant]]\nname = \"red\"\nvni = 7\nattachments = [{ port = \"gin\" }]";
+    let error = wrong("", "", red);
+    assert!(matches!(error, LowerError::Unknown { .. }), "{error}");
+    assert_eq!(error.to_string(), "tenant \"red\": there is no port \"gin\"; did you mean \"gen\"?");
+    assert!(more(&VOLUME.replace("blue", "bleu")).contains("no tenant \"bleu\"; did you mean \"blue\"?"));
+    let group = format!("{VOLUME}group = \"gld\"\n[[group]]\nname = \"gold\"");
+    assert!(more(&group).contains("no group \"gld\"; did you mean \"gold\"?"));
+    let rule = "[[rule]]\ntenant = \"blue\"\nto = \"10.0.9.9\"\naction = \"forward\"\n\
+                vtep = \"127.0.0.3\"\nvolume = \"disk\"";
+    assert_eq!(more(rule), "rule 1 (to \"10.0.9.9\"): there is no volume \"disk\"");
+    assert!(more("[trap]\nport = \"zzz\"").ends_with("[trap]: there is no port \"zzz\""));
+}
+
+#[test]
+fn names_are_unique() {
+    for (kind, text) in [
+        ("port \"gen\"", "[[port]]\nname = \"gen\"\ndriver = \"sink\"".to_owned()),
+        ("tenant \"blue\"", "[[tenant]]\nname = \"blue\"\nvni = 7".to_owned()),
+        ("volume \"disk\"", format!("{VOLUME}{VOLUME}")),
+        ("group \"g\"", "[[group]]\nname = \"g\"\n[[group]]\nname = \"g\"".to_owned()),
+    ] {
+        let error = wrong("", "", &text);
+        assert!(matches!(error, LowerError::Twice { .. }));
+        assert_eq!(error.to_string(), format!("{kind} appears twice; names are unique"));
+    }
+}
+
+#[test]
+fn keys_that_are_missing_superfluous_or_out_of_range() {
+    for (from, to, expected) in [
+        ("listen = \"127.0.0.1:4789\"", "", "port \"uplink\": this driver needs listen"),
+        ("driver = \"generator\"", "driver = \"af_packet\"", "port \"gen\": this driver needs interface"),
+        (
+            "driver = \"generator\"",
+            "driver = \"sink\"\nloops = 2",
+            "this driver has no use for loops; remove it",
+        ),
+        (
+            "driver = \"generator\"",
+            "driver = \"generator\"\nworker = 1",
+            "worker = 1, but there are 1 workers",
+        ),
+        ("driver = \"generator\"", "driver = \"generator\"\nframe_bytes = 9000", "frame_bytes is 64 to 3400"),
+        ("driver = \"generator\"", "driver = \"generator\"\nflows = 0", "flows is 1 to 65536"),
+        ("driver = \"generator\"", "driver = \"generator\"\nfaults = { loss = 2.0 }", "are 0 to 1"),
+        (
+            "[[underlay]]\n    port = \"uplink\"\n    addresses = [\"127.0.0.1/8\"]",
+            "",
+            "serves only as an underlay",
+        ),
+        ("vni = 100", "vni = 16777216", "vni = 16777216 has more than 24 bits"),
+        ("{ port = \"gen\",", "{ port = \"gen\", vlan = 4095,", "vlan = 4095; it is 1 to 4094"),
+        ("[\"127.0.0.1/8\"]", "[\"127.0.0.1/8\", \"127.0.0.3/8\"]", "more than one of a family"),
+        ("port = \"uplink\"", "port = \"uplink\"\ndscp = 64", "dscp is \"copy\" or 0 to 63"),
+        ("port = \"uplink\"", "port = \"uplink\"\ndscp = \"cpoy\"", "dscp is \"copy\" or 0 to 63"),
+        (", mac = \"02:00:00:00:00:01\"", "", "the generator's source needs a mac"),
+        (", mac = \"02:00:00:00:00:02\"", "", "the generator's remote needs a mac"),
+        ("ip = \"10.0.0.1\"", "ip = \"2001:db8::1\"", "the generator makes IPv4"),
+        ("attachments = [", "underlay = \"uplink\" # [", "a generator needs a tenant"),
+    ] {
+        let error = wrong(from, to, "");
+        assert!(matches!(error, LowerError::Key { .. }), "{to}: {error}");
+        assert!(error.to_string().contains(expected), "{to}: {error}");
+    }
+}
+
+#[test]
+fn rules_idle_and_metrics_out_of_range() {
+    let rule = |rest: &str| more(&format!("[[rule]]\ntenant = \"blue\"\nto = \"10.0.9.9\"\n{rest}"));
+    assert!(rule("action = \"forward\"").contains("action = \"forward\" needs a vtep"));
+    assert!(
+        rule("action = \"drop\"\nvtep = \"127.0.0.3\"").contains("only action = \"forward\" takes a vtep")
+    );
+    for text in ["max_sleep = \"2ms\"", "max_sleep = \"10ns\"", "stay_awake = \"1s\""] {
+        assert!(more(&format!("[idle]\n{text}")).contains("max_sleep is 1us to 1ms"), "{text}");
+    }
+    let public = "[node]\nmetrics = \"0.0.0.0:9464\"\n";
+    assert!(more(public).contains("is not on loopback; metrics_public = true allows it"));
+    lowered(&format!("{BASE}{public}metrics_public = true")).unwrap();
+    let off = parse("[node]\nmetrics = \"off\"").unwrap();
+    assert_eq!(lower::metrics_address(&off).unwrap(), None);
+}
+
+#[test]
+fn limits_that_cannot_be() {
+    for (keys, expected) in [
+        ("preset = \"gp2-like\"", "needs size"),
+        ("preset = \"gp3-like\"\nbytes = { rate = \"1MB/s\" }", "needs packets.rate and bytes.rate"),
+        (
+            "preset = \"gp3-like\"\nbytes = { rate = \"1MB/s\", peak = \"2MB/s\" }\npackets = { rate = 3 }",
+            "takes only the rates",
+        ),
+        ("bytes = { bands = [{ above = 0.5, charge = 0.5 }] }", "bands need a rate beside them"),
+        ("bytes = { rate = 1, bands = [{ above = 1.0, charge = 0.5 }] }", "above is 0 to 0.999"),
+        ("bytes = { rate = 1, debt = \"4GiB\" }", "debt is below 4GiB"),
+        ("bytes = { rate = 0 }", "volume \"disk\": "),
+        ("park = { frames = 0 }", "volume \"disk\": "),
+    ] {
+        let error = more(&format!("{VOLUME}{keys}"));
+        assert!(error.contains(expected), "{keys}: {error}");
+    }
+    let error = wrong("", "", &format!("{VOLUME}weight = 0"));
+    assert!(matches!(error, LowerError::Limits { .. }), "{error}");
+    for text in ["[[group]]\nname = \"g\"\nbytes = 0", "[throttle]\npackets = 10\npackets_cap = 0"] {
+        assert!(matches!(wrong("", "", text), LowerError::Pool { .. }), "{text}");
+    }
+    let five = "{ above = 0.1, charge = 0.5 }, ".repeat(5);
+    let error = more(&format!("{VOLUME}bytes = {{ rate = 1, bands = [{five}] }}"));
+    assert!(error.contains("at most 4 bands"), "{error}");
+    let groups: String = (0..=engine::GROUPS_MAX).map(|n| format!("[[group]]\nname = \"g{n}\"\n")).collect();
+    assert!(more(&groups).contains("there are more than 4096 groups"));
+}
+
+#[test]
+fn what_the_overlay_refuses_is_told_by_name() {
+    let error = wrong("", "", "[[tenant]]\nname = \"red\"\nvni = 100");
+    assert!(matches!(error, LowerError::Table { .. }));
+    assert!(error.to_string().ends_with("(tenant 0 is \"blue\", tenant 1 is \"red\")"), "{error}");
+    let rule = "[[rule]]\ntenant = \"blue\"\nto = \"10.0.9.9\"\naction = \"drop\"\n";
+    assert!(more(&rule.repeat(2)).contains("rule 0 goes to \"10.0.9.9\", rule 1 goes to"));
+    let again = format!("{VOLUME}{}", VOLUME.replace("disk", "again"));
+    assert!(more(&again).contains("volume 1 is \"again\""), "{}", more(&again));
+    let error = more("[[underlay]]\nport = \"uplink\"\naddresses = [\"127.0.0.3/8\"]");
+    assert!(error.ends_with("(port 1 is \"uplink\")"), "{error}");
+}
+
+#[test]
+fn numbers_stay_with_their_names_and_are_not_given_on_at_once() {
+    let mut numbers = Numbers::default();
+    let load = |numbers: &mut Numbers, names: &[&str]| -> Vec<u32> {
+        numbers.keep(names.iter().copied());
+        names.iter().map(|name| numbers.of(name)).collect()
+    };
+    assert_eq!(load(&mut numbers, &["a", "b", "c"]), [0, 1, 2]);
+    assert_eq!(load(&mut numbers, &["c", "a"]), [2, 0], "they stay");
+    assert_eq!(load(&mut numbers, &["a", "d", "c"]), [0, 1, 2], "b went a load ago");
+    assert_eq!(load(&mut numbers, &["a", "e", "c"]), [0, 3, 2], "d went just now");
+    assert_eq!(load(&mut numbers, &["f", "c", "a"]), [1, 2, 0]);
+    assert_eq!((numbers.get("f"), numbers.get("e"), numbers.name(2)), (Some(1), None, Some("c")));
+    assert_eq!(numbers.end(), 4);
+    assert_eq!(numbers.iter().collect::<Vec<_>>(), [("a", 0), ("c", 2), ("f", 1)]);
+}
+
+#[test]
+fn a_port_becomes_what_its_keys_say() {
+    let text = r#"
+        [[port]]
+        name = "x"
+        driver = "af_xdp"
+        interface = "eth0"
+        queue = 3
+        ring_frames = 512
+        busy_poll_frames = 8
+        faults = { seed = 7, loss = 0.5, delay = 0.1, delay_by = "2ms" }
+        record = { file = "/tmp/x.pcap", limit = "1MiB" }
+    "#;
+    let (plan, _) = lowered(text).unwrap();
+    let PortSpec::Record(record, inner) = &plan.ports[0].spec else { panic!("{:?}", plan.ports[0].spec) };
+    assert_eq!(record.bytes_max, 1 << 20);
+    let PortSpec::Faults(faults, inner) = inner.as_ref() else { panic!("{inner:?}") };
+    assert_eq!((faults.seed, faults.loss, faults.delay_ns), (7, 0.5, 2_000_000));
+    let PortSpec::Xdp(xdp) = inner.as_ref() else { panic!("{inner:?}") };
+    assert_eq!(
+        (xdp.interface.as_str(), xdp.queue, xdp.ring_frames, xdp.busy_poll_frames),
+        ("eth0", 3, 512, 8)
+    );
+}
