@@ -63,7 +63,7 @@ pub fn encapsulate(
     neighbours: &mut Neighbours,
     too_big: &mut TooBig,
     pool: &mut Pool,
-    frame: Frame,
+    mut frame: Frame,
     tunnel: &Tunnel,
     out: &mut impl FnMut(&mut Pool, Frame),
 ) -> Encapsulated {
@@ -78,6 +78,11 @@ pub fn encapsulate(
     }
     if meta.gso != GsoKind::None {
         return cut(hop, neighbours, pool, frame, tunnel, out);
+    }
+    // Nobody beyond the tunnel finishes an inner checksum: the underlay sees only the outer packet.
+    if meta.flags.has(Flags::CSUM_PARTIAL) && !segment::complete_checksum(pool, &mut frame) {
+        pool.free(frame);
+        return Encapsulated::Dropped(DropReason::Malformed);
     }
     match dispatch(hop, neighbours, pool, frame, tunnel, out) {
         Dispatched::Sent => Encapsulated::Sent,
@@ -208,10 +213,6 @@ struct Patch<'a> {
 #[inline(always)]
 fn wrap(patch: &Patch<'_>, pool: &Pool, frame: &mut Frame) -> bool {
     let hop = patch.hop;
-    if hop.outer_checksum && pool.meta(frame).flags.has(Flags::CSUM_PARTIAL) {
-        // The outer sum covers the inner one, so that must be final.
-        let _ = segment::complete_checksum(pool, frame);
-    }
     match (hop.outer, hop.geneve) {
         (Outer::V4, false) => patch.write::<{ OUTER_V4_BYTES + VXLAN_BYTES }, OUTER_V4_BYTES>(pool, frame),
         (Outer::V4, true) => patch.write::<{ OUTER_V4_BYTES + GENEVE_BYTES }, OUTER_V4_BYTES>(pool, frame),
@@ -248,9 +249,6 @@ impl Patch<'_> {
         self.patch_tunnel(head, TUNNEL, meta);
         meta.egress_port = self.hop.port;
         meta.flags.clear(Flags::PARSED);
-        if meta.flags.has(Flags::CSUM_PARTIAL) {
-            meta.csum_start += N as u16;
-        }
         if TUNNEL > 0 && self.hop.outer_checksum {
             self.write_checksum(bytes, TUNNEL - udp::HEADER_BYTES);
         }

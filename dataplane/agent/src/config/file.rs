@@ -228,9 +228,8 @@ pub struct Underlay {
     pub df: Option<bool>,
     /// Outer DSCP: "copy" or 0 to 63. Default "copy".
     pub dscp: Option<DscpKey>,
-    /// Fill the outer UDP checksum. Default false.
-    #[serde(default)]
-    pub outer_checksum: bool,
+    /// Fill the outer UDP checksum. Default: only with an IPv6 address (RFC 8200, clause 8.1).
+    pub outer_checksum: Option<bool>,
     /// UDP port of VXLAN. Default 4789.
     pub vxlan_port: Option<u16>,
     /// UDP port of Geneve. Default 6081.

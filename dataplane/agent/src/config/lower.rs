@@ -295,7 +295,7 @@ fn lower_underlay(
     lowered.geneve_port = keys.geneve_port.unwrap_or(lowered.geneve_port);
     lowered.ttl = keys.ttl.unwrap_or(lowered.ttl);
     lowered.df = keys.df.unwrap_or(lowered.df);
-    lowered.outer_checksum = keys.outer_checksum;
+    lowered.outer_checksum = keys.outer_checksum.unwrap_or(lowered.ipv6.is_some());
     lowered.dscp = match &keys.dscp {
         None => overlay::Dscp::Copy,
         Some(DscpKey::Word(word)) if word == "copy" => overlay::Dscp::Copy,
