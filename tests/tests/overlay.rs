@@ -41,7 +41,18 @@ impl Lab {
     }
 
     fn config(ours: &str, theirs: &str, bits: u8) -> String {
-        format!(
+        config("vxlan", (ours, theirs, bits), (HOST, HOST_MAC), (PEER, PEER_MAC))
+    }
+}
+
+/// One gateway: its side of the underlay, its tenant's host, and the host at the far end.
+fn config(
+    encapsulation: &str,
+    (ours, theirs, bits): (&str, &str, u8),
+    (local, local_mac): (&str, &str),
+    (remote, remote_mac): (&str, &str),
+) -> String {
+    format!(
             r#"
 [[port]]
 name = "tenant"
@@ -57,11 +68,11 @@ addresses = ["{ours}/{bits}"]
 [[tenant]]
 name = "blue"
 vni = 100
-attachments = [{{ port = "tenant", sources = [{{ ip = "{HOST}", mac = "{HOST_MAC}" }}] }}]
-remotes = [{{ ip = "{PEER}", mac = "{PEER_MAC}", vtep = "{theirs}" }}]
+encapsulation = "{encapsulation}"
+attachments = [{{ port = "tenant", sources = [{{ ip = "{local}", mac = "{local_mac}" }}] }}]
+remotes = [{{ ip = "{remote}", mac = "{remote_mac}", vtep = "{theirs}" }}]
 "#
-        )
-    }
+    )
 }
 
 /// `sha256sum` of what is written to it.
@@ -199,17 +210,6 @@ fn kernel_vxlan_device_is_a_peer_over_ipv6() {
     });
 }
 
-fn geneve_side(ours: &str, theirs: &str, local: (&str, &str), remote: (&str, &str)) -> String {
-    let ((ip, mac), (remote_ip, remote_mac)) = (local, remote);
-    Lab::config(ours, theirs, 24)
-        .replace("vni = 100", "vni = 100\nencapsulation = \"geneve\"")
-        .replace(&format!("ip = \"{HOST}\", mac = \"{HOST_MAC}\""), &format!("ip = \"{ip}\", mac = \"{mac}\""))
-        .replace(
-            &format!("ip = \"{PEER}\", mac = \"{PEER_MAC}\""),
-            &format!("ip = \"{remote_ip}\", mac = \"{remote_mac}\""),
-        )
-}
-
 #[test]
 fn geneve_between_two_gateways_carries_its_option() {
     isolated("geneve_between_two_gateways_carries_its_option", || {
@@ -225,8 +225,8 @@ fn geneve_between_two_gateways_carries_its_option() {
         a.ip("link set under0 mtu 1600");
         b.ip("link set under0 mtu 1600");
         let (near, far) = ((HOST, HOST_MAC), (PEER, PEER_MAC));
-        let one = Gateway::start(Some(&a), &place, "a", &geneve_side("192.0.2.1", "192.0.2.2", near, far));
-        let two = Gateway::start(Some(&b), &place, "b", &geneve_side("192.0.2.2", "192.0.2.1", far, near));
+        let one = Gateway::start(Some(&a), &place, "a", &config("geneve", ("192.0.2.1", "192.0.2.2", 24), near, far));
+        let two = Gateway::start(Some(&b), &place, "b", &config("geneve", ("192.0.2.2", "192.0.2.1", 24), far, near));
         one.ports_up();
         two.ports_up();
         let file = place.join("underlay.pcapng");
