@@ -153,6 +153,14 @@ fn capture(space: &Namespace, interface: &str, file: &Path) -> Held {
     held
 }
 
+/// Ends a capture so that its file is whole.
+fn end(mut capturing: Held) {
+    let pid = rustix::process::Pid::from_child(&capturing.0);
+    // It may have ended by itself, after its last packet.
+    let _ = rustix::process::kill_process(pid, rustix::process::Signal::INT);
+    until("the capture ends", || capturing.0.try_wait().expect("it is our child").is_some());
+}
+
 /// Packets of a capture that match a display filter, checksums verified.
 fn dissect(file: &Path, filter: &str, fields: &[&str]) -> Vec<String> {
     let mut command = Command::new("tshark");
@@ -183,7 +191,7 @@ fn kernel_vxlan(name: &str, ours: &str, theirs: &str, bits: u8) {
     let bytes: u64 = if full() { 1 << 30 } else { 64 << 20 };
     copy(&lab.host, &lab.peer, PEER, 5001, bytes);
     copy(&lab.peer, &lab.host, HOST, 5002, bytes);
-    drop(capturing);
+    end(capturing);
     let family = if ours.contains(':') { "ipv6" } else { "ip" };
     let from_us = format!("{family}.src == {ours} && vxlan.vni == 100");
     let carried = dissect(&file, &from_us, &["frame.len"]);
@@ -234,7 +242,7 @@ fn geneve_between_two_gateways_carries_its_option() {
         host.output(&["ping", "-c", "3", "-W", "10", "-i", "0.2", PEER]);
         copy(&host, &server, PEER, 5001, 16 << 20);
         copy(&server, &host, HOST, 5002, 16 << 20);
-        drop(capturing);
+        end(capturing);
         let options = dissect(&file, "geneve && ip.src == 192.0.2.1", &["geneve.option.class", "geneve.vni"]);
         assert!(options.len() > 100, "the capture holds our tunnel: {} packets", options.len());
         assert!(
