@@ -117,7 +117,7 @@ fn broken(error: impl std::fmt::Display) -> AskError {
 }
 
 /// A reload of a large configuration takes seconds; nothing takes longer than this.
-const ANSWER: Duration = Duration::from_secs(30);
+const ANSWER: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests {

@@ -18,7 +18,7 @@ use tracing::info;
 use crate::config::{self, File, LowerError, Names, ReadError};
 
 /// How long workers may take to confirm a snapshot.
-const CONFIRM: Duration = Duration::from_secs(10);
+const CONFIRM: Duration = Duration::from_secs(30);
 /// Version of the first snapshot.
 const FIRST: u64 = 1;
 

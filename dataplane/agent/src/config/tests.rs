@@ -276,6 +276,38 @@ fn numbers_stay_with_their_names_and_are_not_given_on_at_once() {
     assert_eq!(numbers.iter().collect::<Vec<_>>(), [("a", 0), ("c", 2), ("f", 1)]);
 }
 
+/// Anything that looks at all names for each name takes many minutes here.
+#[test]
+fn a_hundred_thousand_volumes_and_rules_are_read_and_exchanged() {
+    let text = |name: char| {
+        let mut text = BASE.replace("10.0.0.", "10.255.0.");
+        for number in 0..100_000_u32 {
+            let ip = std::net::Ipv4Addr::from(0x0a00_0000 + number);
+            text += &format!(
+                "[[volume]]\nname = \"{name}{number}\"\ntenant = \"blue\"\nserver = \"{ip}:9\"\n\
+                 bytes = {{ rate = \"1MB/s\" }}\n"
+            );
+            // The tenant's remote is a rule too, and its attachment's source.
+            if number < 99_990 {
+                text += &format!(
+                    "[[rule]]\ntenant = \"blue\"\nto = \"{ip}\"\naction = \"forward\"\n\
+                     vtep = \"127.0.0.2\"\nvolume = \"{name}{number}\"\n"
+                );
+            }
+        }
+        text
+    };
+    let file = parse(&text('v')).unwrap();
+    let mut names = Names::default();
+    let room = lower::plan(&file).unwrap().volumes_max;
+    let first = lower::snapshot(&file, 1, &[], &mut names, None).unwrap();
+    assert_eq!(first.throttle.volumes.len(), 100_000);
+    let file = parse(&text('w')).unwrap();
+    let second = lower::snapshot(&file, 2, &[], &mut names, Some(&first.tables)).unwrap();
+    assert_eq!(second.throttle.volumes.len(), 100_000);
+    assert!(names.volumes.end() <= room, "one reload may exchange all volumes");
+}
+
 #[test]
 fn a_port_becomes_what_its_keys_say() {
     let text = r#"
