@@ -51,10 +51,10 @@ const CLAIMS: &[Claim] = &[
     },
     Claim {
         number: 4,
-        says: "what is admitted follows the configured curve; goodput, sharing and neighbours hold",
+        says: "what is admitted follows the configured curve; volumes share a short node fairly",
         steps: &[
             Step::Test { package: "throttle", test: "curve", filter: "" },
-            Step::Test { package: "tests", test: "credits", filter: "" },
+            Step::Test { package: "throttle", test: "fairness", filter: "" },
         ],
     },
     Claim {

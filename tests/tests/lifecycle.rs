@@ -1,0 +1,98 @@
+//! Reloads under load, and sudden death.
+
+use tests::gateway::{Gateway, drops, folder, frames, full, until};
+
+fn side(generator: bool, ours: &str, theirs: &str, ports: (u16, u16), extra: &str) -> String {
+    let tenant = if generator {
+        "driver = \"generator\"\nframe_bytes = 600\nflows = 64\nrate_pps = 5000"
+    } else {
+        "driver = \"sink\""
+    };
+    let (local, remote) = if generator { (1, 2) } else { (2, 1) };
+    format!(
+        r#"
+[[port]]
+name = "tenant"
+{tenant}
+[[port]]
+name = "uplink"
+driver = "udp"
+listen = "{ours}:{port}"
+[[underlay]]
+port = "uplink"
+addresses = ["{ours}/8"]
+[[tenant]]
+name = "blue"
+vni = 100
+attachments = [{{ port = "tenant", sources = [{{ ip = "10.0.0.{local}", mac = "02:00:00:00:00:0{local}" }}] }}]
+remotes = [{{ ip = "10.0.0.{remote}", mac = "02:00:00:00:00:0{remote}", vtep = "{theirs}:{their_port}" }}]
+{extra}"#,
+        port = ports.0,
+        their_port = ports.1,
+    )
+}
+
+/// A further rule and a volume whose limit differs each time: tables and limits both change.
+fn extra(round: u32) -> String {
+    format!(
+        "[[rule]]\ntenant = \"blue\"\nto = \"10.0.9.{}/32\"\naction = \"drop\"\n\
+         [[volume]]\nname = \"v\"\ntenant = \"blue\"\nserver = \"10.0.0.2:9\"\nbytes = {{ rate = \"{}MB/s\" }}\n",
+        round % 250 + 1,
+        100 + round % 7,
+    )
+}
+
+#[test]
+fn reloads_under_load_lose_nothing() {
+    let place = folder("reload");
+    let ports = (34_789, 34_790);
+    let sink = side(false, "127.0.0.2", "127.0.0.1", (ports.1, ports.0), "");
+    let sink = Gateway::start(None, &place, "sink", &sink);
+    let source_config = |round| side(true, "127.0.0.1", "127.0.0.2", ports, &extra(round));
+    let source = Gateway::start(None, &place, "source", &source_config(0));
+    source.ports_up();
+    sink.ports_up();
+    until("traffic flows", || frames(&sink.stats(), "delivered") > 1000);
+    let reloads = if full() { 1000 } else { 50 };
+    for round in 1..=reloads {
+        source.rewrite("source", &source_config(round));
+        source.reload().expect("a right file is taken");
+        let report = source.stats();
+        assert!(report.workers.iter().all(|worker| worker.balanced), "round {round}: {report:?}");
+    }
+    source.rewrite("source", "[[tenant]]\nname = 3\n");
+    source.reload().expect_err("a wrong file is refused");
+    let before = frames(&source.stats(), "tx");
+    until("traffic still flows", || frames(&source.stats(), "tx") > before);
+    let sent = {
+        // Once the source has gone, what it sent is final.
+        let report = source.stats();
+        assert_eq!(frames(&report, "dropped"), 0, "nothing was dropped: {:?}", report.workers);
+        frames(&report, "tx")
+    };
+    source.stop();
+    until("everything arrived", || frames(&sink.stats(), "delivered") >= sent);
+    let report = sink.stats();
+    assert_eq!(frames(&report, "dropped"), 0, "nothing was misdirected: {:?}", report.workers);
+    assert_eq!(drops(&report, "unknown_vni"), 0);
+    assert_eq!(report.ports.iter().map(|port| port.counters["rx_kernel_drops"]).sum::<u64>(), 0);
+    sink.stop();
+    std::fs::remove_dir_all(place).expect("the folder can be removed");
+}
+
+#[test]
+fn a_killed_daemon_is_replaced_by_the_next() {
+    let place = folder("killed");
+    let config = side(true, "127.0.0.1", "127.0.0.3", (34_791, 34_792), "");
+    let mut first = Gateway::start(None, &place, "first", &config);
+    first.ports_up();
+    first.process.0.kill().expect("it can be killed");
+    first.process.0.wait().expect("it is our child");
+    assert!(first.socket.exists(), "kill -9 leaves the socket file");
+    std::fs::remove_file(&first.config).expect("it was written");
+    let second = Gateway::start(None, &place, "first", &config);
+    second.ports_up();
+    until("traffic flows again", || frames(&second.stats(), "tx") > 0);
+    second.stop();
+    std::fs::remove_dir_all(place).expect("the folder can be removed");
+}
