@@ -51,7 +51,7 @@ fn workers(out: &mut String, now: &Report, before: &Report, rate: Rate<'_>) {
         let share = |key: &str| {
             let ns = |worker: &Worker| worker.time.get(key).copied().unwrap_or(0);
             // 1e9 ns per second are 100 %.
-            rate(ns(worker), old.map_or(0, ns)) / 1e7
+            (rate(ns(worker), old.map_or(0, ns)) / 1e7).min(100.0)
         };
         let mut drops: Vec<(&String, &u64)> = worker.drops.iter().collect();
         drops.sort_by_key(|(_, count)| Reverse(**count));

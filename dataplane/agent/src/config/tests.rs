@@ -276,6 +276,50 @@ fn numbers_stay_with_their_names_and_are_not_given_on_at_once() {
     assert_eq!(numbers.iter().collect::<Vec<_>>(), [("a", 0), ("c", 2), ("f", 1)]);
 }
 
+/// Takes a text as far as it goes.
+fn try_all(text: &str) {
+    if let Ok(file) = parse(text) {
+        let _ = lower::metrics_address(&file);
+        let _ = lower::plan(&file).map(|plan| plan.check());
+        let _ = lower::snapshot(&file, 1, &[], &mut Names::default(), None);
+    }
+}
+
+#[test]
+fn no_damage_to_the_example_panics() {
+    let lines: Vec<&str> = EXAMPLE.lines().collect();
+    for (place, line) in lines.iter().enumerate() {
+        let with = |changed: &str| {
+            let mut lines = lines.clone();
+            lines[place] = changed;
+            try_all(&lines.join("\n"));
+        };
+        with("");
+        with(&format!("{line}\n{line}"));
+        let Some((key, value)) = line.split_once(" = ") else { continue };
+        if value.starts_with(|c: char| c.is_ascii_digit()) {
+            for number in [0, 1, 63, 64, 65_535, 65_536, i64::from(u32::MAX), i64::MAX, -1] {
+                with(&format!("{key} = {number}"));
+            }
+        }
+        for text in ["\"\"", "\"0\"", "\"/\"", "\"::/0\"", "\"0.0.0.0/0\"", "\"9999999999GiB\"", "[]", "true"]
+        {
+            with(&format!("{key} = {text}"));
+        }
+    }
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_character_anywhere_panics(place in 0..EXAMPLE.len(), character: char) {
+        let mut text = EXAMPLE.to_owned();
+        if text.is_char_boundary(place) {
+            text.insert(place, character);
+            try_all(&text);
+        }
+    }
+}
+
 /// Anything that looks at all names for each name takes many minutes here.
 #[test]
 fn a_hundred_thousand_volumes_and_rules_are_read_and_exchanged() {

@@ -140,4 +140,18 @@ mod tests {
             assert_eq!(Nanos::parse(text), None, "{text}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_read_or_refused(text in "[0-9._ ]{0,24}[a-zA-Z/]{0,5}") {
+            let _ = (Bytes::parse(&text), ByteRate::parse(&text), Nanos::parse(&text));
+        }
+
+        #[test]
+        fn whole_numbers_are_multiplied_exactly(number in 0..1_u64 << 20, unit in 0..SIZES.len()) {
+            let (name, factor) = SIZES[unit];
+            assert_eq!(Bytes::parse(&format!("{number}{name}")), Some(Bytes(number * factor)));
+            assert_eq!(ByteRate::parse(&format!("{number} {name}/s")), Some(ByteRate(number * factor)));
+        }
+    }
 }
