@@ -247,7 +247,7 @@ pub enum OpenError {
     },
 }
 
-/// Which port to open. Memory ports are not in this list: they come in pairs, from [`memory::pair`].
+/// Which port to open.
 #[derive(Clone, Debug, PartialEq)]
 pub enum PortSpec {
     /// AF_XDP on one queue of an interface.
@@ -258,6 +258,8 @@ pub enum PortSpec {
     Udp(udp::UdpSpec),
     /// Generator and sink.
     Null(null::NullSpec),
+    /// One end of a pair that [`memory::pair`] made.
+    Memory(memory::MemoryEnd),
     /// The built-in tenant.
     Generator(generator::GeneratorSpec),
     /// Replay from one capture file, record to another.
@@ -275,6 +277,7 @@ pub fn open(spec: &PortSpec, slab: &Arc<Slab>) -> Result<Box<dyn Port>, OpenErro
         PortSpec::Packet(spec) => packet::open(spec, slab)?,
         PortSpec::Udp(spec) => udp::open(spec, slab)?,
         PortSpec::Generator(spec) => generator::open(spec)?,
+        PortSpec::Memory(end) => Box::new(end.take()?),
         PortSpec::Null(spec) => Box::new(null::NullPort::open(spec)?),
         PortSpec::Pcap(spec) => Box::new(pcap::PcapPort::open(spec)?),
         PortSpec::Faults(spec, inner) => Box::new(faults::Faults::new(open(inner, slab)?, spec)?),

@@ -85,6 +85,35 @@ pub fn pair(spec: MemorySpec) -> Result<(MemoryPort, MemoryPort), OpenError> {
     Ok((port(tx0, rx0, 0), port(tx1, rx1, 1)))
 }
 
+/// One end before it is opened, for a list of ports to open. Only the first who opens it gets it.
+#[derive(Clone, Debug)]
+pub struct MemoryEnd(Arc<Mutex<Option<MemoryPort>>>);
+
+impl MemoryEnd {
+    /// What [`crate::open`] calls.
+    pub(crate) fn take(&self) -> Result<MemoryPort, OpenError> {
+        let end = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        end.ok_or_else(|| OpenError::Busy {
+            name: "memory port".to_owned(),
+            what: "this end",
+            hint: "each end is opened once; make another pair",
+        })
+    }
+}
+
+impl From<MemoryPort> for MemoryEnd {
+    fn from(port: MemoryPort) -> MemoryEnd {
+        MemoryEnd(Arc::new(Mutex::new(Some(port))))
+    }
+}
+
+/// The same end, not one like it.
+impl PartialEq for MemoryEnd {
+    fn eq(&self, other: &MemoryEnd) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
 impl End {
     /// Makes `wake` readable, if this end sleeps. What it is to see was published before.
     #[inline]

@@ -127,6 +127,17 @@ impl Template {
         } else if let Some((head, rest)) = frame.split_first_chunk_mut::<HEAD_BYTES>() {
             *head = self.head;
             rest[..self.rest.len()].copy_from_slice(&self.rest);
+        } else if self.copy_bytes <= HEAD_BYTES
+            && let Some(line) = frame.first_chunk_mut::<LINE_BYTES>()
+        {
+            // Two whole lines that overlap cost less than the exact count, too.
+            line.copy_from_slice(&self.head[..LINE_BYTES]);
+            let last = self.copy_bytes - LINE_BYTES;
+            if let (Some(line), Some(bytes)) =
+                (frame[last..].first_chunk_mut::<LINE_BYTES>(), self.head[last..].first_chunk())
+            {
+                *line = *bytes;
+            }
         } else {
             frame[..self.copy_bytes].copy_from_slice(&self.head[..self.copy_bytes]);
         }

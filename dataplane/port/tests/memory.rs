@@ -235,3 +235,15 @@ fn frames_on_their_way_come_home_whichever_end_closes_first_while_the_other_send
         assert_eq!(Pool::new(&slab).available(), 1024, "round {round}");
     }
 }
+
+#[test]
+fn an_end_is_opened_once() {
+    let (near, far) = pair(SPEC).expect("eventfds");
+    let (slab, spec) = (slab(), port::PortSpec::Memory(near.into()));
+    let mut pool = Pool::new(&slab);
+    let opened = port::open(&spec, &slab).expect("the first");
+    assert!(matches!(port::open(&spec, &slab), Err(port::OpenError::Busy { .. })));
+    assert_eq!(spec, spec.clone());
+    assert_ne!(spec, port::PortSpec::Memory(far.into()));
+    opened.close(&mut pool);
+}
