@@ -32,6 +32,9 @@ const DELIVER: usize = 5;
 /// Parked frames released in one turn, at most.
 const RELEASE_BUDGET: usize = 256;
 
+/// Rules or volumes up to which their counts and balances stay in the processor's cache by themselves.
+const CACHED_MAX: usize = 256;
+
 /// The frames that one super-segment becomes.
 type Pieces = arrayvec::ArrayVec<Frame, { overlay::segment::PIECES_MAX }>;
 
@@ -136,52 +139,77 @@ impl Gateway {
         let flags = &mut pool.meta_mut(&mut frame).flags;
         if flags.has(Flags::ADMITTED) {
             flags.clear(Flags::ADMITTED);
-            self.finish(pool, io, tables, frame);
+            self.finish(pool, io, tables, &mut Batch::from_iter([frame]));
         } else {
-            self.admit(pool, io, tables, frame);
+            let mut metered = 0;
+            let mut paid: Batch = self.admit(pool, io, frame, &mut metered).into_iter().collect();
+            io.counters.stage(ADMIT, metered, false);
+            self.finish(pool, io, tables, &mut paid);
         }
     }
 
     /// Acts on the verdicts of a batch.
     #[inline]
     fn judge(&mut self, pool: &mut Pool, io: &mut Io, tables: &Tables, mut batch: Batch, role: PortRole) {
-        // What counts and meters lies at random places of large tables: each pass asks for the lines that
-        // the next one reads.
-        for (at, frame) in batch.iter_mut().enumerate() {
-            let volume = pool.meta(frame).volume;
-            let goes_on = matches!(self.outcomes.verdicts[at], Verdict::Forward | Verdict::Deliver);
-            match self.owner(volume) {
-                Some(owner) if owner != self.worker && goes_on => io.announce(pool, owner, frame),
-                Some(_) => {
-                    if let Some(volume) = self.shaper.prefetch_hint(volume) {
-                        prefetch(volume);
+        if self.owners.len() > 1 {
+            self.announce(pool, io, &mut batch);
+        }
+        if self.rules.len() > CACHED_MAX || self.volumes_max as usize > CACHED_MAX {
+            self.prefetch(pool, &batch);
+        }
+        let (mut paid, mut metered) = (Batch::new(), 0);
+        for (at, frame) in batch.into_iter().enumerate() {
+            if let Some(count) = self.rules.get_mut(self.outcomes.rules[at] as usize) {
+                count.frames += 1;
+                count.bytes += pool.meta(&frame).len() as u64;
+            }
+            match self.outcomes.verdicts[at] {
+                Verdict::Forward | Verdict::Deliver => {
+                    if let Some(frame) = self.admit(pool, io, frame, &mut metered) {
+                        paid.push(frame);
                     }
                 }
-                None => {}
+                Verdict::Drop(reason) => io.discard(pool, frame, reason),
+                Verdict::Trap => io.trap(pool, frame),
+                Verdict::Local if role == PortRole::Underlay => self.neighbour(pool, io, tables, frame),
+                Verdict::Local => answer_tenant(pool, io, tables, frame),
+            }
+        }
+        io.counters.stage(ADMIT, metered, true);
+        self.finish(pool, io, tables, &mut paid);
+    }
+
+    /// Numbers the frames that other workers will meter.
+    #[inline(never)]
+    fn announce(&self, pool: &mut Pool, io: &mut Io, batch: &mut Batch) {
+        for (at, frame) in batch.iter_mut().enumerate() {
+            if let Some(owner) = self.owner(pool.meta(frame).volume)
+                && owner != self.worker
+                && matches!(self.outcomes.verdicts[at], Verdict::Forward | Verdict::Deliver)
+            {
+                io.announce(pool, owner, frame);
+            }
+        }
+    }
+
+    /// What counts and meters lies at random places of large tables: asks for the lines that
+    /// [`Gateway::judge`] will read, the second ones of a volume when the first has come.
+    #[inline(always)]
+    fn prefetch(&self, pool: &Pool, batch: &Batch) {
+        for (at, frame) in batch.iter().enumerate() {
+            if let Some(volume) = self.shaper.prefetch_hint(pool.meta(frame).volume) {
+                prefetch(volume);
             }
             if let Some(count) = self.rules.get(self.outcomes.rules[at] as usize) {
                 prefetch(count);
             }
         }
-        for (at, frame) in batch.iter().enumerate() {
-            let meta = pool.meta(frame);
+        for frame in batch {
+            let volume = pool.meta(frame).volume;
             for dimension in [Dimension::Bytes, Dimension::Packets] {
-                if let Some(balances) = self.shaper.prefetch_hint_of(meta.volume, dimension) {
+                if let Some(balances) = self.shaper.prefetch_hint_of(volume, dimension) {
                     prefetch(balances);
                 }
-            }
-            if let Some(count) = self.rules.get_mut(self.outcomes.rules[at] as usize) {
-                count.frames += 1;
-                count.bytes += meta.len() as u64;
-            }
-        }
-        for (at, frame) in batch.into_iter().enumerate() {
-            match self.outcomes.verdicts[at] {
-                Verdict::Forward | Verdict::Deliver => self.admit(pool, io, tables, frame),
-                Verdict::Drop(reason) => io.discard(pool, frame, reason),
-                Verdict::Trap => io.trap(pool, frame),
-                Verdict::Local if role == PortRole::Underlay => self.neighbour(pool, io, tables, frame),
-                Verdict::Local => answer_tenant(pool, io, tables, frame),
             }
         }
     }
@@ -196,78 +224,71 @@ impl Gateway {
         }
     }
 
-    /// Lets a frame's volume pay, here or at the worker that owns it.
-    #[inline]
-    fn admit(&mut self, pool: &mut Pool, io: &mut Io, tables: &Tables, frame: Frame) {
+    /// Lets a frame's volume pay, here or at the worker that owns it. Returns the frame if it may go on now;
+    /// adds to `metered` if it was asked to pay here.
+    #[inline(always)]
+    fn admit(&mut self, pool: &mut Pool, io: &mut Io, frame: Frame, metered: &mut usize) -> Option<Frame> {
         let meta = pool.meta(&frame);
         let volume = meta.volume;
-        let Some(owner) = self.owner(volume) else {
-            return self.finish(pool, io, tables, frame);
-        };
+        let Some(owner) = self.owner(volume) else { return Some(frame) };
         if owner != self.worker {
-            return io.hand(pool, owner, frame);
+            io.hand(pool, owner, frame);
+            return None;
         }
-        io.counters.stage(ADMIT, 1, false);
+        *metered += 1;
         let lane = if meta.flags.has(Flags::EGRESS) { Lane::Forward } else { Lane::Reverse };
         let cost = Cost { bytes: meta.cost_bytes, packets: packets(meta), offset: None };
         match self.shaper.admit(self.now_ns, volume, lane, cost, frame) {
-            Admission::Pass(frame) => self.finish(pool, io, tables, frame),
+            Admission::Pass(frame) => return Some(frame),
             Admission::Parked { .. } => {}
             Admission::Full(frame) => io.discard(pool, frame, DropReason::ParkedFull),
         }
+        None
     }
 
-    /// Sends what has paid: into the tunnel, or to the tenant.
-    #[inline]
-    fn finish(&mut self, pool: &mut Pool, io: &mut Io, tables: &Tables, mut frame: Frame) {
-        let meta = pool.meta(&frame);
-        let egress = meta.flags.has(Flags::EGRESS);
-        match io.home(PortId(meta.egress_port)) {
-            Home::Here(_) if egress => self.encapsulate(pool, io, tables, frame),
-            Home::Here(slot) => self.deliver(pool, io, slot, frame),
-            Home::There(worker) => {
-                pool.meta_mut(&mut frame).flags.set(Flags::ADMITTED);
-                io.hand(pool, worker, frame);
-            }
-            Home::Nowhere => io.discard(pool, frame, DropReason::PortDown),
-        }
-    }
-
-    fn encapsulate(&mut self, pool: &mut Pool, io: &mut Io, tables: &Tables, frame: Frame) {
-        io.counters.stage(ENCAPSULATE, 1, false);
-        let tunnel = Tunnel { trace: 0, now_ns: self.now_ns };
-        let mut send = |pool: &mut Pool, frame: Frame| io.dispatch(pool, frame);
-        match overlay::encapsulate(
-            tables,
-            &mut self.neighbours,
-            &mut self.too_big,
-            pool,
-            frame,
-            &tunnel,
-            &mut send,
-        ) {
-            Encapsulated::Sent | Encapsulated::Held => {}
-            Encapsulated::Segmented(pieces) => {
-                let made = pieces.sent + pieces.held + pieces.unresolved + pieces.no_frame;
-                io.counters.turn.split += u64::from(made.saturating_sub(1));
-                io.counters.dropped(DropReason::Unresolved, pieces.unresolved.into());
-                io.counters.dropped(DropReason::NoFrame, pieces.no_frame.into());
-            }
-            Encapsulated::TooBig(notice) => {
-                io.counters.dropped(DropReason::TooBig, 1);
-                if let Some(notice) = notice {
-                    io.counters.turn.generated += 1;
-                    io.dispatch(pool, notice);
+    /// Sends what has paid: into the tunnel, or to the tenant. Leaves the batch empty.
+    #[inline(never)]
+    fn finish(&mut self, pool: &mut Pool, io: &mut Io, tables: &Tables, paid: &mut Batch) {
+        let (mut wrapped, mut delivered) = (0, 0);
+        for mut frame in paid.drain(..) {
+            let meta = pool.meta(&frame);
+            let egress = meta.flags.has(Flags::EGRESS);
+            match io.home(PortId(meta.egress_port)) {
+                Home::Here(slot) if egress => {
+                    wrapped += 1;
+                    self.encapsulate(pool, io, tables, slot, frame);
                 }
+                Home::Here(slot) => {
+                    delivered += 1;
+                    self.deliver(pool, io, slot, frame);
+                }
+                Home::There(worker) => {
+                    pool.meta_mut(&mut frame).flags.set(Flags::ADMITTED);
+                    io.hand(pool, worker, frame);
+                }
+                Home::Nowhere => io.discard(pool, frame, DropReason::PortDown),
             }
-            Encapsulated::Dropped(reason) => io.counters.dropped(reason, 1),
+        }
+        io.counters.stage(ENCAPSULATE, wrapped, true);
+        io.counters.stage(DELIVER, delivered, true);
+    }
+
+    #[inline(always)]
+    fn encapsulate(&mut self, pool: &mut Pool, io: &mut Io, tables: &Tables, slot: usize, frame: Frame) {
+        let tunnel = Tunnel { trace: 0, now_ns: self.now_ns };
+        // A next hop keeps its port as long as it keeps its number, so `slot` is where its frames leave.
+        let mut send = |pool: &mut Pool, frame: Frame| io.send(pool, slot, frame);
+        let (neighbours, too_big) = (&mut self.neighbours, &mut self.too_big);
+        match overlay::encapsulate(tables, neighbours, too_big, pool, frame, &tunnel, &mut send) {
+            Encapsulated::Sent | Encapsulated::Held => {}
+            other => count_encapsulated(pool, io, other),
         }
     }
 
     /// Sends a frame to a tenant's port of this worker: merged with its neighbours where the port takes
     /// super-segments, cut where it does not.
+    #[inline(always)]
     fn deliver(&mut self, pool: &mut Pool, io: &mut Io, slot: usize, frame: Frame) {
-        io.counters.stage(DELIVER, 1, false);
         let takes_super = io.ports[slot].tx_gso();
         let is_super = pool.meta(&frame).gso != GsoKind::None;
         match (takes_super, is_super) {
@@ -277,19 +298,7 @@ impl Gateway {
                 self.coalescers[slot].process(pool, frame, &mut sent);
             }
             (false, false) => io.send(pool, slot, frame),
-            (false, true) => {
-                let mut pieces = Pieces::new();
-                match overlay::segment::segment(pool, &frame, &mut |_, piece| pieces.push(piece)) {
-                    Ok(count) => {
-                        io.counters.turn.split += count.saturating_sub(1) as u64;
-                        pool.free(frame);
-                        for piece in pieces {
-                            io.send(pool, slot, piece);
-                        }
-                    }
-                    Err(error) => io.discard(pool, frame, error.reason()),
-                }
-            }
+            (false, true) => deliver_cut(pool, io, slot, frame),
         }
     }
 
@@ -350,9 +359,7 @@ impl Gateway {
             }
             moved += count;
             io.counters.stage(RELEASE, count, moved == count);
-            for frame in ready.drain(..) {
-                self.finish(pool, io, tables, frame);
-            }
+            self.finish(pool, io, tables, &mut ready);
         }
         moved
     }
@@ -376,6 +383,44 @@ impl Gateway {
     /// Frames that wait here for something other than credits.
     pub fn held(&self) -> usize {
         self.neighbours.held()
+    }
+}
+
+/// Cuts a super-segment for a tenant's port that does not take it.
+#[cold]
+fn deliver_cut(pool: &mut Pool, io: &mut Io, slot: usize, frame: Frame) {
+    let mut pieces = Pieces::new();
+    match overlay::segment::segment(pool, &frame, &mut |_, piece| pieces.push(piece)) {
+        Ok(count) => {
+            io.counters.turn.split += count.saturating_sub(1) as u64;
+            pool.free(frame);
+            for piece in pieces {
+                io.send(pool, slot, piece);
+            }
+        }
+        Err(error) => io.discard(pool, frame, error.reason()),
+    }
+}
+
+/// Counts what encapsulation made of a frame other than one frame.
+#[cold]
+fn count_encapsulated(pool: &mut Pool, io: &mut Io, encapsulated: Encapsulated) {
+    match encapsulated {
+        Encapsulated::Sent | Encapsulated::Held => {}
+        Encapsulated::Segmented(pieces) => {
+            let made = pieces.sent + pieces.held + pieces.unresolved + pieces.no_frame;
+            io.counters.turn.split += u64::from(made.saturating_sub(1));
+            io.counters.dropped(DropReason::Unresolved, pieces.unresolved.into());
+            io.counters.dropped(DropReason::NoFrame, pieces.no_frame.into());
+        }
+        Encapsulated::TooBig(notice) => {
+            io.counters.dropped(DropReason::TooBig, 1);
+            if let Some(notice) = notice {
+                io.counters.turn.generated += 1;
+                io.dispatch(pool, notice);
+            }
+        }
+        Encapsulated::Dropped(reason) => io.counters.dropped(reason, 1),
     }
 }
 

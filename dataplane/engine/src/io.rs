@@ -119,18 +119,18 @@ impl Io {
     }
 
     /// Sends a frame out of a port of this worker: into its batch, and on when that is full.
-    #[inline]
+    #[inline(always)]
     pub fn send(&mut self, pool: &mut Pool, slot: usize, frame: Frame) {
-        let out = &mut self.ports[slot];
-        if out.tx.is_full() {
-            self.transmit(pool, slot);
-            let out = &mut self.ports[slot];
-            if out.tx.is_full() {
-                return self.discard(pool, frame, DropReason::TxFull);
-            }
-            out.tx.push(frame);
-        } else {
-            out.tx.push(frame);
+        if let Err(full) = self.ports[slot].tx.try_push(frame) {
+            self.send_after_transmit(pool, slot, full.element());
+        }
+    }
+
+    #[inline(never)]
+    fn send_after_transmit(&mut self, pool: &mut Pool, slot: usize, frame: Frame) {
+        self.transmit(pool, slot);
+        if let Err(full) = self.ports[slot].tx.try_push(frame) {
+            self.discard(pool, full.element(), DropReason::TxFull);
         }
     }
 
@@ -211,7 +211,7 @@ impl Io {
     }
 
     /// Passes a frame to another worker, numbered by its source if it is not yet.
-    #[inline]
+    #[inline(never)]
     pub fn hand(&mut self, pool: &mut Pool, worker: usize, mut frame: Frame) {
         let Some(peer) = self.peers.get_mut(worker).and_then(Option::as_mut) else {
             return self.discard(pool, frame, DropReason::PortDown);
@@ -241,7 +241,7 @@ impl Io {
     }
 
     /// Sends a finished frame to the port in its metadata, wherever that is polled.
-    #[inline]
+    #[inline(always)]
     pub fn dispatch(&mut self, pool: &mut Pool, mut frame: Frame) {
         match self.home(PortId(pool.meta(&frame).egress_port)) {
             Home::Here(slot) => self.send(pool, slot, frame),
