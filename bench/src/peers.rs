@@ -63,7 +63,8 @@ impl Sample {
         self.cpu.as_nanos() as f64 / self.frames.max(1) as f64
     }
 
-    fn elapsed_ns(&self) -> f64 {
+    /// Elapsed time per packet.
+    pub fn elapsed_ns(&self) -> f64 {
         self.elapsed.as_nanos() as f64 / self.frames.max(1) as f64
     }
 }

@@ -5,12 +5,15 @@ use std::time::Duration;
 
 use engine::PortRole;
 use engine::port::PortSpec;
+use engine::port::memory::MemorySpec;
 use engine::port::null::NullSpec;
 use engine::throttle::Limits;
 
 use crate::Outcome;
-use crate::cell::{Cell, Running, sink, source, underlay};
+use crate::cell::{Cell, Running, once, sink, source, underlay};
+use crate::peers::veth::{self, Kind};
 use crate::report::{self, Bar, Row, median, spread};
+use crate::space::Space;
 use crate::traffic::{self, SERVERS, Side, TENANT, UNDERLAY};
 
 /// What `bench rate` takes.
@@ -107,6 +110,9 @@ fn never_reached() -> Limits {
     limits
 }
 
+/// Flows that are sent over a veth pair.
+const FLOWS: u32 = 64;
+
 /// Flows of a trace over `rules` rules: each at least once.
 pub fn flows_for(rules: u32) -> u32 {
     rules.max(64)
@@ -115,8 +121,9 @@ pub fn flows_for(rules: u32) -> u32 {
 /// Runs the cells, prints the table, writes what was asked for.
 pub fn run(args: &Args) -> Outcome {
     let folder = tempfolder("rate")?;
-    let rows = cells(args, &folder.0)?;
-    print(&rows);
+    let cells = cells(args, &folder.0)?;
+    print(&cells);
+    let rows: Vec<Row> = cells.into_iter().map(|(row, _)| row).collect();
     let bars: Vec<Bar> = rows.iter().map(bar).collect();
     let plot = report::plot_bars("rate", "Time per packet, one core", "ns per packet", &bars)?;
     println!("\nplot: {}", plot.display());
@@ -126,7 +133,10 @@ pub fn run(args: &Args) -> Outcome {
     }
 }
 
-fn cells(args: &Args, folder: &Path) -> Outcome<Vec<Row>> {
+/// A row, and the time per packet when nothing disturbs.
+type Cells = Vec<(Row, f64)>;
+
+fn cells(args: &Args, folder: &Path) -> Outcome<Cells> {
     let (sizes, counts, runs, interval): (&[usize], &[u32], _, _) = if args.quick {
         (&[64], &[1, 10_000], 3, Duration::from_millis(120))
     } else {
@@ -158,26 +168,108 @@ fn cells(args: &Args, folder: &Path) -> Outcome<Vec<Row>> {
             }
         }
     }
+    if args.only.as_ref().is_none_or(|only| "memory".contains(only.as_str())) {
+        for &frame_bytes in sizes {
+            eprintln!("memory {frame_bytes} B");
+            let (pipeline, port) = (Pipeline::MacSwap.name().to_owned(), "memory".to_owned());
+            let row = Row { bench: "rate", pipeline, port, frame_bytes, flows: 64, ..Row::default() };
+            rows.push(measure(memory_cell(frame_bytes, folder)?.start()?, row, runs, interval)?);
+        }
+    }
+    if args.ports {
+        let space = Space::enter()?;
+        for kind in Kind::ALL {
+            for pipeline in [Pipeline::MacSwap, Pipeline::Encap].into_iter().filter(wanted) {
+                for &frame_bytes in sizes {
+                    eprintln!("{} {frame_bytes} B on {}", pipeline.name(), kind.name());
+                    space.veth("bench0", "bench1")?;
+                    let row = over_veth(pipeline, kind, frame_bytes, runs, interval, folder);
+                    space.remove("bench0")?;
+                    rows.push(row?);
+                }
+            }
+        }
+    }
     Ok(rows)
 }
 
-fn measure(running: Running, row: Row, runs: usize, interval: Duration) -> Outcome<Row> {
+/// A pipeline that is fed by the kernel: elapsed time per packet, since the kernel's part is on both
+/// processors.
+fn over_veth(
+    pipeline: Pipeline,
+    kind: Kind,
+    frame_bytes: usize,
+    runs: usize,
+    interval: Duration,
+    folder: &Path,
+) -> Outcome<(Row, f64)> {
+    let rules = if pipeline == Pipeline::MacSwap { 0 } else { FLOWS };
     let mut times = Vec::with_capacity(runs);
+    for _ in 0..runs {
+        let mut cell = pipeline.cell(FLOWS, rules, frame_bytes, folder)?;
+        if let Some((_, _, spec)) = cell.ports.first_mut() {
+            *spec = kind.spec("bench1");
+        }
+        let (sample, _) = veth::measure(cell, frame_bytes, interval)?;
+        times.push(sample.elapsed_ns());
+    }
+    let ns_per_packet = median(&times);
+    let row = Row {
+        bench: "rate",
+        pipeline: pipeline.name().to_owned(),
+        port: format!("{} over veth", kind.name()),
+        frame_bytes,
+        rules,
+        flows: FLOWS,
+        ns_per_packet,
+        mpps: 1e3 / ns_per_packet,
+        runs,
+        spread: spread(&times),
+        ..Row::default()
+    };
+    Ok((row, times.iter().copied().fold(f64::MAX, f64::min)))
+}
+
+/// Swaps addresses on both ends of a memory port: a batch of frames goes back and forth on one worker for
+/// ever. Each frame received is one hop through a ring.
+fn memory_cell(frame_bytes: usize, folder: &Path) -> Outcome<Cell> {
+    const OTHER_END: u16 = 4;
+    let spec = MemorySpec { capacity_frames: 256, mtu_bytes: 1500, offloads: true };
+    let (near, far) = engine::port::memory::pair(spec).map_err(|error| error.to_string())?;
+    let seeds = traffic::write_pcap(&folder.join("seeds.pcap"), &traffic::trace(64, 1, frame_bytes)?)?;
+    Ok(Cell {
+        ports: vec![
+            (SERVERS.0, PortRole::MacSwap, PortSpec::Memory(near.into())),
+            (OTHER_END, PortRole::MacSwap, PortSpec::Memory(far.into())),
+            // Opened last: what it hands out finds the others open.
+            (TENANT.0, PortRole::Tenant, once(seeds)),
+        ],
+        config: traffic::config(Side::Both, 1, false),
+        ..Cell::default()
+    })
+}
+
+fn measure(running: Running, row: Row, runs: usize, interval: Duration) -> Outcome<(Row, f64)> {
+    let mut times = Vec::with_capacity(runs);
+    let mut undisturbed_ns = f64::MAX;
     for _ in 0..runs {
         let measured = running.measure(interval)?;
         if measured.frames == 0 {
             return Err(format!("{}: no frames came through", row.pipeline));
         }
         times.push(measured.ns_per_packet());
+        undisturbed_ns = undisturbed_ns.min(measured.undisturbed_ns);
     }
     running.stop(&[])?;
     let ns_per_packet = median(&times);
-    Ok(Row { ns_per_packet, mpps: 1e3 / ns_per_packet, runs, spread: spread(&times), ..row })
+    let row = Row { ns_per_packet, mpps: 1e3 / ns_per_packet, runs, spread: spread(&times), ..row };
+    Ok((row, undisturbed_ns))
 }
 
-fn print(rows: &[Row]) {
-    let head = ["pipeline", "port", "frame B", "rules", "flows", "ns/packet", "Mpps", "spread"];
-    let rows = rows.iter().map(|row| {
+fn print(cells: &[(Row, f64)]) {
+    let head =
+        ["pipeline", "port", "frame B", "rules", "flows", "ns/packet", "Mpps", "spread", "undisturbed"];
+    let rows = cells.iter().map(|(row, undisturbed_ns)| {
         vec![
             row.pipeline.clone(),
             row.port.clone(),
@@ -187,6 +279,7 @@ fn print(rows: &[Row]) {
             format!("{:.1}", row.ns_per_packet),
             format!("{:.2}", row.mpps),
             format!("{:.0} %", row.spread * 100.0),
+            format!("{undisturbed_ns:.1}"),
         ]
     });
     println!("{}", report::markdown(&head, &rows.collect::<Vec<_>>()));

@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use engine::PortRole;
-use engine::frame::{BATCH, Batch, Pool, Slab, SlabConfig};
+use engine::frame::{BATCH, Batch, DropReason, Pool, Slab, SlabConfig};
 use engine::port::packet::PacketSpec;
 use engine::port::xdp::XdpSpec;
 use engine::port::{Port, PortSpec};
@@ -81,17 +81,13 @@ fn pairs(pace: Pace, kind: Kind) -> Outcome<(Vec<(f64, f64)>, String)> {
     let mut shares = (Vec::new(), Vec::new());
     let ours = |interval: Duration| {
         let ports = vec![(1, PortRole::MacSwap, kind.spec("bench1"))];
-        let running = Cell { ports, ..Cell::default() }.start()?;
-        let generator = Generator::start("bench0")?;
-        let (measured, softirq) = with_softirq(|| running.measure(interval))?;
-        generator.stop()?;
-        running.stop(&[engine::frame::DropReason::TxFull])?;
+        let (sample, softirq) = measure(Cell { ports, ..Cell::default() }, 64, interval)?;
         shares.0.push(softirq);
-        Ok(Sample { frames: measured.frames, cpu: measured.cpu, elapsed: measured.elapsed }.elapsed_ns())
+        Ok(sample.elapsed_ns())
     };
     let theirs = |interval: Duration| {
         let mut peer = Testpmd::start(&[kind.device("bench1")], "chained", "macswap")?;
-        let generator = Generator::start("bench0")?;
+        let generator = Generator::start("bench0", 64)?;
         let (sample, softirq) = with_softirq(|| peer.measure(interval))?;
         generator.stop()?;
         shares.1.push(softirq);
@@ -100,6 +96,17 @@ fn pairs(pace: Pace, kind: Kind) -> Outcome<(Vec<(f64, f64)>, String)> {
     let pairs = pace.interleave(ours, theirs)?;
     let percent = |shares: &[f64]| format!("{:.0} %", 100.0 * crate::report::median(shares));
     Ok((pairs, format!("{} with ours, {} with testpmd", percent(&shares.0), percent(&shares.1))))
+}
+
+/// Measures a cell that polls `bench1` while a generator floods `bench0`; returns also the share of soft
+/// interrupts.
+pub(crate) fn measure(cell: Cell, frame_bytes: usize, interval: Duration) -> Outcome<(Sample, f64)> {
+    let running = cell.start()?;
+    let generator = Generator::start("bench0", frame_bytes)?;
+    let (measured, softirq) = with_softirq(|| running.measure(interval))?;
+    generator.stop()?;
+    running.stop(&[DropReason::TxFull])?;
+    Ok((Sample { frames: measured.frames, cpu: measured.cpu, elapsed: measured.elapsed }, softirq))
 }
 
 fn with_softirq<T>(measure: impl FnOnce() -> Outcome<T>) -> Outcome<(T, f64)> {
@@ -117,10 +124,10 @@ struct Generator {
 }
 
 impl Generator {
-    fn start(interface: &str) -> Outcome<Generator> {
+    fn start(interface: &str, frame_bytes: usize) -> Outcome<Generator> {
         let stop = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&stop);
-        let (spec, frames) = (Kind::Packet.spec(interface), traffic::trace(64, 64, 64)?);
+        let (spec, frames) = (Kind::Packet.spec(interface), traffic::trace(64, 64, frame_bytes)?);
         let slab = Slab::new(SlabConfig { frames: 2048, jumbo_frames: 0, hugepages: false })
             .map_err(|error| error.to_string())?;
         let port = engine::port::open(&spec, &slab).map_err(|error| error.to_string())?;
