@@ -86,7 +86,7 @@ fn random(c: &mut Criterion) {
                 now_ns += TURN_NS;
                 let mut next = || {
                     seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                    ((seed >> 32) * u64::from(volumes) >> 32) as u32
+                    (((seed >> 32) * u64::from(volumes)) >> 32) as u32
                 };
                 let drawn: [u32; TURN] = std::array::from_fn(|_| next());
                 for volume in drawn {

@@ -53,7 +53,7 @@ fn config(
     (remote, remote_mac): (&str, &str),
 ) -> String {
     format!(
-            r#"
+        r#"
 [[port]]
 name = "tenant"
 driver = "af_packet"
@@ -176,8 +176,7 @@ fn dissect(file: &Path, filter: &str, fields: &[&str]) -> Vec<String> {
     String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()
 }
 
-const WRONG: &str =
-    "_ws.malformed || ip.checksum.status == \"Bad\" || tcp.checksum.status == \"Bad\" || udp.checksum.status == \"Bad\"";
+const WRONG: &str = "_ws.malformed || ip.checksum.status == \"Bad\" || tcp.checksum.status == \"Bad\" || udp.checksum.status == \"Bad\"";
 
 fn kernel_vxlan(name: &str, ours: &str, theirs: &str, bits: u8) {
     let place = folder(name);
@@ -233,8 +232,18 @@ fn geneve_between_two_gateways_carries_its_option() {
         a.ip("link set under0 mtu 1600");
         b.ip("link set under0 mtu 1600");
         let (near, far) = ((HOST, HOST_MAC), (PEER, PEER_MAC));
-        let one = Gateway::start(Some(&a), &place, "a", &config("geneve", ("192.0.2.1", "192.0.2.2", 24), near, far));
-        let two = Gateway::start(Some(&b), &place, "b", &config("geneve", ("192.0.2.2", "192.0.2.1", 24), far, near));
+        let one = Gateway::start(
+            Some(&a),
+            &place,
+            "a",
+            &config("geneve", ("192.0.2.1", "192.0.2.2", 24), near, far),
+        );
+        let two = Gateway::start(
+            Some(&b),
+            &place,
+            "b",
+            &config("geneve", ("192.0.2.2", "192.0.2.1", 24), far, near),
+        );
         one.ports_up();
         two.ports_up();
         let file = place.join("underlay.pcapng");

@@ -101,7 +101,10 @@ fn arrows_between_crates_are_those_of_the_architecture() {
             let may_use = allowed
                 .get(name)
                 .unwrap_or_else(|| panic!("crate {name} has no row in ARROWS; add one and say why"));
-            assert!(may_use.contains(&dependency), "{name} -> {dependency} is not an arrow of the architecture");
+            assert!(
+                may_use.contains(&dependency),
+                "{name} -> {dependency} is not an arrow of the architecture"
+            );
         }
     }
 }
@@ -130,7 +133,8 @@ fn unsafe_stands_only_where_allowed() {
 fn every_module_says_what_it_is() {
     for file in sources(&root()) {
         let text = fs::read_to_string(&file).expect("readable");
-        let first = text.lines().find(|line| !line.starts_with("#!") && !line.trim().is_empty()).unwrap_or("");
+        let first =
+            text.lines().find(|line| !line.starts_with("#!") && !line.trim().is_empty()).unwrap_or("");
         assert!(first.starts_with("//!"), "{} does not open with a //! module comment", file.display());
     }
 }

@@ -18,5 +18,9 @@ pub fn run(args: &Args) -> Outcome {
             return Err(format!("{} cannot be compared with: not installed", missing.join(", ")));
         }
     }
-    show(cargo().args(["run", "--release", "--quiet", "--package", "bench", "--bin", "bench", "--"]).args(&args.words))
+    show(
+        cargo()
+            .args(["run", "--release", "--quiet", "--package", "bench", "--bin", "bench", "--"])
+            .args(&args.words),
+    )
 }

@@ -165,7 +165,9 @@ fn with_namespaces(args: &Args, folder: &Path, daemon: &Path) -> Outcome {
         space.ip(&format!("addr add {}/24 dev eth0", side.local))?;
         if args.driver == "af_xdp" {
             // AF_XDP carries neither super-segments nor unfinished checksums.
-            tools::quiet(space.command("ethtool").args(["-K", "eth0", "tx", "off", "tso", "off", "gso", "off"]))?;
+            tools::quiet(
+                space.command("ethtool").args(["-K", "eth0", "tx", "off", "tso", "off", "gso", "off"]),
+            )?;
         }
     }
     let mut daemons = Vec::new();

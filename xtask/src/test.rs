@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use crate::tools::{self, Outcome, cargo, show};
 use crate::fuzz;
+use crate::tools::{self, Outcome, cargo, show};
 
 /// Options of `cargo xtask test`.
 #[derive(clap::Args)]

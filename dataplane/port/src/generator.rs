@@ -153,8 +153,7 @@ mod tests {
             assert_eq!(frame.len(), frame_bytes);
             let ip = ipv4::View::parse(&frame[14..]).expect("valid IPv4");
             assert!(ip.checksum_ok());
-            let pseudo =
-                checksum::pseudo_v4(ip.src(), ip.dst(), ip.protocol(), ip.payload().len() as u32);
+            let pseudo = checksum::pseudo_v4(ip.src(), ip.dst(), ip.protocol(), ip.payload().len() as u32);
             assert_eq!(pseudo.bytes(ip.payload()).folded(), 0xffff);
         }
     }
