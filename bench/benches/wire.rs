@@ -16,10 +16,13 @@ const ETHERNET: ethernet::Header = ethernet::Header {
     ethertype: EtherType::IPV4,
 };
 
+/// A name and what makes its frames.
+type Shape = (&'static str, fn(u16) -> Vec<u8>);
+
 fn parsing(c: &mut Criterion) {
     let mut group = c.benchmark_group("parse");
     group.throughput(Throughput::Elements(BURST as u64));
-    let frames: [(&str, fn(u16) -> Vec<u8>); 5] = [
+    let frames: [Shape; 5] = [
         ("ipv4_tcp_64", |port| tcp_v4(64, port)),
         ("ipv4_tcp_1400", |port| tcp_v4(1400, port)),
         ("ipv4_udp_64", |port| udp_v4(64, port)),
