@@ -153,6 +153,13 @@ impl Daemon {
         let file = config::read(&self.path)?;
         let alone = self.publishing.lock().unwrap_or_else(PoisonError::into_inner);
         check_fixed(&self.running.load().file, &file)?;
+        let plan = config::lower::plan(&file)
+            .map_err(|source| ReloadError::Lower { path: self.path.clone(), source })?;
+        // The keys are the same, but generated frames are made of a tenant's addresses.
+        let mut ports = plan.ports.iter().zip(&self.node.plan().ports);
+        if ports.any(|(new, old)| new.spec != old.spec) {
+            return Err(ReloadError::Restart { what: "what a generator sends" });
+        }
         let version = self.publish(&alone, Arc::new(file))?;
         info!(version, "configuration reloaded");
         Ok(version)

@@ -206,6 +206,7 @@ fn what_needs_a_restart_is_refused_by_name() {
         ("[frames]", "[[worker]]\ncpu = 0\n[frames]", "[[worker]]"),
         ("rate_pps = 5000", "rate_pps = 6000", "[[port]]"),
         ("[frames]", "[trap]\nport = \"inner\"\n[frames]", "[trap]"),
+        ("remotes = [{ ip = \"10.0.0.2\"", "remotes = [{ ip = \"10.0.0.9\"", "what a generator sends"),
     ] {
         match from.reload(change, to) {
             Err(ReloadError::Restart { what }) => assert_eq!(what, part),
