@@ -224,6 +224,6 @@ mod tests {
         let ip = ipv4::View::parse(&outer[0][14..]).expect("IPv4");
         assert!(ip.checksum_ok());
         let tunnel = vxlan::View::parse(&outer[0][42..]).expect("VXLAN");
-        assert_eq!((tunnel.vni().get(), tunnel.payload()), (VNI, &inner[0][..]));
+        assert_eq!((tunnel.vni().value(), tunnel.payload()), (VNI, &inner[0][..]));
     }
 }
