@@ -130,8 +130,9 @@ pub fn run(args: &Args) -> Outcome {
     }
     print(&rows);
     notes.iter().filter(|note| !note.is_empty()).for_each(|note| println!("- {note}"));
-    let bars: Vec<Bar> = rows.iter().enumerate().flat_map(|(at, row)| bars(at, row)).collect();
-    let plot = report::plot_bars("peers", "Ours beside others", "ns per packet", &bars)?;
+    let bars: Vec<Bar> = rows.iter().map(bar).collect();
+    let title = "Our time per packet by that of others, in one run";
+    let plot = report::plot_bars("peers", title, "ours / peer; below 1 we are faster", &bars)?;
     println!("\nplot: {}", plot.display());
     match &args.json {
         Some(path) => report::write_json(path, &rows),
@@ -219,14 +220,11 @@ fn print(rows: &[Row]) {
     println!("{}", report::markdown(&head, &rows.collect::<Vec<_>>()));
 }
 
-fn bars(at: usize, row: &Row) -> [Bar; 2] {
-    let label = format!("{}, {}, {} flows", row.pipeline, row.port, row.flows);
-    let peer = row.peer.clone().unwrap_or_default();
-    let _ = at;
-    [
-        Bar { label: format!("ours: {label}"), group: 0, value: row.ns_per_packet },
-        Bar { label: peer, group: 1, value: row.peer_ns_per_packet.unwrap_or_default() },
-    ]
+/// Ratios, because times with and without a kernel in between are far apart.
+fn bar(row: &Row) -> Bar {
+    let peer = row.peer.as_deref().unwrap_or_default();
+    let label = format!("{} flows, {}: {peer}", row.flows, row.port);
+    Bar { label, group: 0, value: row.ratio.unwrap_or_default() }
 }
 
 /// The kernel's pool of 2 MiB pages, set back when this is dropped.
