@@ -96,12 +96,16 @@ mod tests {
 
     #[test]
     fn a_thread_that_works_uses_time() {
-        let name = std::thread::Builder::new().name("cpu-test".into()).spawn(|| {
+        let (started, starts) = std::sync::mpsc::channel();
+        let name = std::thread::Builder::new().name("cpu-test".into()).spawn(move || {
+            started.send(()).expect("the test waits");
             let until = Instant::now() + Duration::from_millis(300);
             while Instant::now() < until {
                 std::hint::spin_loop();
             }
         });
+        // A thread has its name before it begins.
+        starts.recv().expect("it starts");
         let thread = Thread::find(std::process::id(), "cpu-test").expect("it runs");
         let first = thread.cpu().expect("readable");
         let until = Instant::now() + Duration::from_secs(10);

@@ -1,3 +1,5 @@
+//! The clock against counters that drift, stop, jump and run backwards.
+
 use super::*;
 
 /// A counter of `hz` beside a perfect clock.

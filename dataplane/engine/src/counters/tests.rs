@@ -1,3 +1,5 @@
+//! Records: balance, sums, wrapping, and readers beside a worker that counts.
+
 use super::*;
 use std::sync::atomic::{AtomicBool, Ordering};
 

@@ -1,3 +1,5 @@
+//! The ladder in virtual time: rungs, gaps, deadlines, limits, and where the time goes.
+
 use super::*;
 
 const US: u64 = 1_000;

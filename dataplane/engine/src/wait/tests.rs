@@ -1,3 +1,5 @@
+//! The wait point: time-outs, readiness, wake-ups between threads.
+
 use super::*;
 use crate::clock::monotonic_ns;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
