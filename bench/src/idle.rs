@@ -16,7 +16,7 @@ use engine::port::Port;
 use hdrhistogram::Histogram;
 
 use crate::Outcome;
-use crate::cell::Cell;
+use crate::cell::{Cell, Running};
 use crate::peers::veth::Kind;
 use crate::report::{self, Bar, Idle, Row};
 use crate::space::Space;
@@ -127,7 +127,21 @@ impl Seen {
 fn measure(load: Load, params: IdleParams, length: Duration, ticks_per_us: f64) -> Outcome<Seen> {
     let ports = vec![(1, PortRole::MacSwap, Kind::Packet.spec("idle1"))];
     let running = Cell { ports, idle: Some(params), ..Cell::default() }.start()?;
-    core_affinity::set_for_current(core_affinity::CoreId { id: 0 });
+    // A thread of its own: pinning this one would leave the next worker no other processor.
+    let client = || {
+        core_affinity::set_for_current(core_affinity::CoreId { id: 0 });
+        offer(&running, load, length, ticks_per_us)
+    };
+    let seen = std::thread::scope(|scope| scope.spawn(client).join());
+    let seen = seen.map_err(|_| "the client panicked".to_owned())??;
+    running.stop(&[DropReason::TxFull])?;
+    if load.bursts_per_s > 0 && seen.heads.is_empty() {
+        return Err(format!("none of {} packets came back", seen.sent));
+    }
+    Ok(seen)
+}
+
+fn offer(running: &Running, load: Load, length: Duration, ticks_per_us: f64) -> Outcome<Seen> {
     let slab = Slab::new(SlabConfig { frames: 1024, jumbo_frames: 0, hugepages: false })
         .map_err(|error| error.to_string())?;
     let port = engine::port::open(&Kind::Packet.spec("idle0"), &slab).map_err(|error| error.to_string())?;
@@ -135,17 +149,11 @@ fn measure(load: Load, params: IdleParams, length: Duration, ticks_per_us: f64) 
     // A tenth to warm up.
     client.offer(load, length / 10)?;
     client.forget();
-    let cpu = running.cpu()?;
-    let began = Instant::now();
+    let (cpu, began) = (running.cpu()?, Instant::now());
     client.offer(load, length)?;
     let (cpu, elapsed) = (running.cpu()? - cpu, began.elapsed());
     let (heads, others, sent) = client.close();
-    running.stop(&[DropReason::TxFull])?;
-    let seen = Seen { cpu_share: cpu.as_secs_f64() / elapsed.as_secs_f64(), sent, heads, others };
-    if load.bursts_per_s > 0 && seen.heads.is_empty() {
-        return Err(format!("none of {} packets came back", seen.sent));
-    }
-    Ok(seen)
+    Ok(Seen { cpu_share: cpu.as_secs_f64() / elapsed.as_secs_f64(), sent, heads, others })
 }
 
 /// Sends at a pace, receives all the time.
