@@ -11,6 +11,8 @@ use std::sync::LazyLock;
 
 use wire::{IpKind, Parsed};
 
+pub mod pipeline;
+
 #[path = "../../dataplane/wire/tests/common/mod.rs"]
 mod common;
 
