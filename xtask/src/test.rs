@@ -33,7 +33,12 @@ pub fn run(args: &Args) -> Outcome {
     // The end-to-end tests start the daemon as a user would, so it is built first.
     show(cargo().args(["build", "--quiet", "--package", "tidegate-dataplane"]))?;
     eprintln!("tiers before the tests took {} s", started.elapsed().as_secs());
-    show(cargo().args(["test", "--workspace", "--no-fail-fast"]).args(&args.filter))
+    // There are no documentation tests; leaving them out lets the runner end on tests that ran.
+    show(
+        cargo()
+            .args(["test", "--workspace", "--lib", "--bins", "--tests", "--no-fail-fast"])
+            .args(&args.filter),
+    )
 }
 
 /// Licences, advisories and duplicate sources, with cargo-deny where it is installed.
