@@ -305,11 +305,7 @@ impl Gateway {
     /// ARP and neighbour discovery on the underlay.
     fn neighbour(&mut self, pool: &mut Pool, io: &mut Io, tables: &Tables, frame: Frame) {
         match self.neighbours.process(tables, pool, frame, self.now_ns) {
-            Processed::Reply(frame) => {
-                io.counters.dropped(DropReason::Answered, 1);
-                io.counters.turn.generated += 1;
-                io.dispatch(pool, frame);
-            }
+            Processed::Reply(frame) => io.answer(pool, frame),
             Processed::Dropped(reason) => io.counters.dropped(reason, 1),
         }
     }
@@ -325,10 +321,7 @@ impl Gateway {
             let mut emit = |pool: &mut Pool, emitted: Emitted| {
                 moved += 1;
                 match emitted {
-                    Emitted::Generated(frame) => {
-                        io.counters.turn.generated += 1;
-                        io.dispatch(pool, frame);
-                    }
+                    Emitted::Generated(frame) => io.generate(pool, frame),
                     Emitted::Released(frame) => io.dispatch(pool, frame),
                     Emitted::Dropped(frame, reason) => io.discard(pool, frame, reason),
                 }
@@ -416,8 +409,7 @@ fn count_encapsulated(pool: &mut Pool, io: &mut Io, encapsulated: Encapsulated) 
         Encapsulated::TooBig(notice) => {
             io.counters.dropped(DropReason::TooBig, 1);
             if let Some(notice) = notice {
-                io.counters.turn.generated += 1;
-                io.dispatch(pool, notice);
+                io.generate(pool, notice);
             }
         }
         Encapsulated::Dropped(reason) => io.counters.dropped(reason, 1),
@@ -427,11 +419,7 @@ fn count_encapsulated(pool: &mut Pool, io: &mut Io, encapsulated: Encapsulated) 
 /// ARP and neighbour discovery of a tenant.
 fn answer_tenant(pool: &mut Pool, io: &mut Io, tables: &Tables, frame: Frame) {
     match responder::process(tables, pool, frame) {
-        Answer::Reply(frame) => {
-            io.counters.dropped(DropReason::Answered, 1);
-            io.counters.turn.generated += 1;
-            io.dispatch(pool, frame);
-        }
+        Answer::Reply(frame) => io.answer(pool, frame),
         Answer::Dropped(reason) => io.counters.dropped(reason, 1),
         Answer::Trap(frame) => io.trap(pool, frame),
     }

@@ -253,6 +253,18 @@ impl Io {
         }
     }
 
+    /// Sends a frame that was made here.
+    pub fn generate(&mut self, pool: &mut Pool, frame: Frame) {
+        self.counters.turn.generated += 1;
+        self.dispatch(pool, frame);
+    }
+
+    /// Sends the answer that a request has become: the request ends here, the answer begins.
+    pub fn answer(&mut self, pool: &mut Pool, frame: Frame) {
+        self.counters.dropped(DropReason::Answered, 1);
+        self.generate(pool, frame);
+    }
+
     /// Hands a frame to the trap port, if there is one.
     pub fn trap(&mut self, pool: &mut Pool, mut frame: Frame) {
         match self.trap_port {
