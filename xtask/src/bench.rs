@@ -10,6 +10,13 @@ pub struct Args {
     words: Vec<String>,
 }
 
+impl Args {
+    /// As if these words had been typed.
+    pub fn of(words: &[&str]) -> Args {
+        Args { words: words.iter().map(|word| (*word).to_owned()).collect() }
+    }
+}
+
 /// Runs a bench.
 pub fn run(args: &Args) -> Outcome {
     if args.words.first().is_some_and(|what| what == "peers") {

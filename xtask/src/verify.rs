@@ -1,8 +1,8 @@
 //! One numbered claim of the product at a time, shown on this machine by the tests and benches that hold
 //! it. What CI runs in a short form runs here in full.
 
-use crate::fuzz;
 use crate::tools::{self, Outcome, cargo, show};
+use crate::{bench, fuzz};
 
 /// Options of `cargo xtask verify`.
 #[derive(clap::Args)]
@@ -111,11 +111,7 @@ fn step(step: &Step) -> Outcome {
             command.env("TIDEGATE_FULL", "1").env("CARGO_PROFILE_RELEASE_PANIC", "unwind");
             show(command.args(["--", "--nocapture", filter]))
         }
-        Step::Bench(words) => show(
-            cargo()
-                .args(["run", "--release", "--quiet", "--package", "bench", "--bin", "bench", "--"])
-                .args(*words),
-        ),
+        Step::Bench(words) => bench::run(&bench::Args::of(words)),
         Step::Loom => fuzz::loom(),
         Step::Fuzz => fuzz::run(&fuzz::Args::full()),
     }
