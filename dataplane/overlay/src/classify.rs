@@ -9,6 +9,9 @@ use crate::tables::key::{self, Tuple};
 use crate::tables::{AttachmentInfo, Key, Route, RouteKind, Tables, TenantView};
 use crate::{Outcomes, Verdict};
 
+/// The verdict on a frame whose source may not send it.
+pub(crate) const SPOOFED: Verdict = Verdict::Drop(DropReason::Spoofed);
+
 /// The reason under which a frame that does not parse is counted.
 pub(crate) fn reason(error: ParseError) -> DropReason {
     match error {

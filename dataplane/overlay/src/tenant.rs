@@ -17,7 +17,7 @@ use wire::icmp6::Neighbour;
 use wire::{EtherType, IpKind, Mac, Parsed, VlanId, arp, ipv6, protocol};
 
 use crate::classify::{Flow, Pending, Side, Source, deliver, describe, forget_rules, forward, is_link_local};
-use crate::classify::{judge, link_local_of, note, reason, strip_vlan};
+use crate::classify::{SPOOFED, judge, link_local_of, note, reason, strip_vlan};
 use crate::tables::{Endpoint, Place, Route, RouteKind, Tables, TenantView};
 use crate::{Outcomes, Verdict};
 
@@ -56,8 +56,6 @@ pub fn process_tenant(tables: &Tables, pool: &Pool, batch: &mut [Frame], outcome
         judge(outcomes, index, verdict);
     }
 }
-
-const SPOOFED: Verdict = Verdict::Drop(DropReason::Spoofed);
 
 /// An attachment and its tenant, looked up once for a run of frames that came in there.
 struct Lane<'a> {

@@ -19,7 +19,7 @@ use wire::icmp6::Neighbour;
 use wire::{EtherType, IpKind, Mac, Parsed, arp, ethernet, ipv4, ipv6, protocol, udp, vxlan};
 
 use crate::classify::{Flow, Pending, Side, Source, deliver, describe, forget_rules, is_link_local, judge};
-use crate::classify::{link_local_of, note, reason, shift_checksum};
+use crate::classify::{SPOOFED, link_local_of, note, reason, shift_checksum};
 use crate::ecn;
 use crate::tables::key::{Kind, peer_key};
 use crate::tables::{Endpoint, Key, Local, Peer, Place, Route, RouteKind, Tables, TenantView};
@@ -66,8 +66,6 @@ pub fn process_underlay(tables: &Tables, pool: &Pool, batch: &mut [Frame], outco
         judge(outcomes, index, verdict);
     }
 }
-
-const SPOOFED: Verdict = Verdict::Drop(DropReason::Spoofed);
 
 /// The verdict on a frame that stops in the first pass.
 fn refuse<T>(why: DropReason) -> Result<T, Verdict> {
