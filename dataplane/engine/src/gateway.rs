@@ -57,6 +57,8 @@ pub(crate) struct Gateway {
     pub worker: usize,
     pub now_ns: u64,
     volumes_max: u32,
+    /// Volumes that have limits now.
+    pub volumes_limited: usize,
     too_big: TooBig,
     outcomes: Outcomes,
     /// One per port of this worker that takes super-segments.
@@ -81,6 +83,7 @@ impl Gateway {
             worker,
             now_ns: 0,
             volumes_max,
+            volumes_limited: 0,
             too_big: TooBig::new(),
             outcomes: Outcomes::default(),
             coalescers: (0..ports).map(|_| Coalescer::new()).collect(),
@@ -154,7 +157,7 @@ impl Gateway {
         if self.owners.len() > 1 {
             self.announce(pool, io, &mut batch);
         }
-        if self.rules.len() > CACHED_MAX || self.volumes_max as usize > CACHED_MAX {
+        if self.rules.len() > CACHED_MAX || self.volumes_limited > CACHED_MAX {
             self.prefetch(pool, &batch);
         }
         let (mut paid, mut metered) = (Batch::new(), 0);

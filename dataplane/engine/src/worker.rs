@@ -279,6 +279,7 @@ impl Worker {
             });
         }
         let old = std::mem::replace(&mut self.snapshot, Arc::clone(&update.snapshot));
+        self.gateway.volumes_limited = self.snapshot.throttle.volumes.len();
         if !Arc::ptr_eq(&old.tables, &self.snapshot.tables) {
             self.gateway.rebase(&self.snapshot.tables);
             for slot in 0..self.io.ports.len() {
