@@ -118,9 +118,8 @@ pub fn segment(
 /// without that flag are left alone.
 ///
 /// As virtio 1.2, clause 5.1.6.2 has it: the sum runs from `csum_start` to the end of the frame, over the
-/// pseudo-header sum that the sender left in the field. A zero is written as all ones, its equal in one's
-/// complement, since in UDP zero means that there is none (RFC 768). False, and no change, when the place
-/// lies outside the frame: drop it as [`DropReason::Malformed`].
+/// pseudo-header sum that the sender left in the field ([`checksum::offloaded`]). False, and no change, when
+/// the place lies outside the frame: drop it as [`DropReason::Malformed`].
 #[inline]
 #[must_use]
 pub fn complete_checksum(pool: &Pool, frame: &mut Frame) -> bool {
@@ -133,7 +132,7 @@ pub fn complete_checksum(pool: &Pool, frame: &mut Frame) -> bool {
     let at = usize::from(meta.csum_offset);
     let sum = Checksum::new().bytes(covered);
     let Some(field) = covered.get_mut(at..at + 2) else { return false };
-    field.copy_from_slice(&checksum::udp(sum).to_be_bytes());
+    field.copy_from_slice(&checksum::offloaded(sum, at).to_be_bytes());
     meta.flags.clear(Flags::CSUM_PARTIAL);
     meta.flags.set(Flags::CSUM_VALID);
     (meta.csum_start, meta.csum_offset) = (0, 0);

@@ -7,8 +7,7 @@
 use frame::{Flags, GsoKind, Meta};
 
 /// Finishes the checksum of `bytes` if `meta` asks for it, and clears the request. The sum runs from
-/// `csum_start` to the end of the frame (virtio 1.2, clause 5.1.6.2) and a result of 0 is stored as
-/// 0xffff, which UDP requires (RFC 768) and TCP takes as equal.
+/// `csum_start` to the end of the frame (virtio 1.2, clause 5.1.6.2).
 ///
 /// False when the request points outside the frame, or when the frame is a super-segment, whose segments
 /// do not exist yet: such a frame must not be sent.
@@ -26,9 +25,9 @@ fn finish(bytes: &mut [u8], meta: &mut Meta) -> bool {
     if meta.gso != GsoKind::None || field + 2 > bytes.len() {
         return false;
     }
-    let checksum = !wire::checksum::sum(&bytes[start..]);
-    let stored = if checksum == 0 { 0xffff } else { checksum };
-    bytes[field..field + 2].copy_from_slice(&stored.to_be_bytes());
+    let sum = wire::checksum::Checksum::new().bytes(&bytes[start..]);
+    let checksum = wire::checksum::offloaded(sum, usize::from(meta.csum_offset));
+    bytes[field..field + 2].copy_from_slice(&checksum.to_be_bytes());
     meta.flags.clear(Flags::CSUM_PARTIAL);
     true
 }
@@ -56,10 +55,13 @@ mod tests {
     }
 
     #[test]
-    fn a_sum_of_zero_is_stored_as_ones() {
+    fn a_sum_of_zero_is_stored_as_ones_in_udp_alone() {
+        let mut bytes = [0xff, 0xff, 0, 0, 0, 0, 0, 0];
+        assert!(complete_partial_checksum(&mut bytes, &mut partial(0, 6)));
+        assert_eq!(bytes, [0xff, 0xff, 0, 0, 0, 0, 0xff, 0xff]);
         let mut bytes = [0xff, 0xff, 0, 0];
         assert!(complete_partial_checksum(&mut bytes, &mut partial(0, 2)));
-        assert_eq!(bytes, [0xff, 0xff, 0xff, 0xff]);
+        assert_eq!(bytes, [0xff, 0xff, 0, 0]);
     }
 
     #[test]

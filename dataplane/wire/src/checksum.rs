@@ -124,6 +124,16 @@ pub const fn udp(sum: Checksum) -> u16 {
     }
 }
 
+/// The field for a sum that a sender left to its device, `offset` bytes into the transport header.
+///
+/// Only UDP knows a value that means "none" (RFC 768); its field lies at offset 6 and no other protocol's
+/// does. TCP (RFC 9293, clause 3.1) and ICMPv6 send a computed zero as it is.
+#[inline(always)]
+pub const fn offloaded(sum: Checksum, offset: usize) -> u16 {
+    const UDP_OFFSET: usize = 6;
+    if offset == UDP_OFFSET { udp(sum) } else { sum.finish() }
+}
+
 /// The checksum after one word of the covered bytes went from `old` to `new`.
 ///
 /// RFC 1624 clause 3, equation 3: "HC' = ~(~HC + ~m + m')".
