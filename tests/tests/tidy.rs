@@ -10,6 +10,9 @@ use std::process::Command;
 const ARROWS: &[(&str, &[&str])] = &[
     ("wire", &[]),
     ("frame", &[]),
+    ("block", &[]),
+    ("media", &["frame", "wire", "block"]),
+    ("volume", &["frame", "wire", "block"]),
     ("throttle", &[]),
     ("port", &["frame", "wire"]),
     ("overlay", &["frame", "wire"]),
@@ -22,7 +25,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 const OUTSIDE: &[&str] = &["bench", "tests", "xtask"];
 
 /// The only crates with `unsafe`; every other forbids it.
-const UNSAFE: &[&str] = &["frame", "port"];
+const UNSAFE: &[&str] = &["frame", "port", "media"];
 
 /// The only crates that may depend on tokio.
 const TOKIO: &[&str] = &["agent", "bench", "tests"];

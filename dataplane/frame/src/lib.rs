@@ -8,6 +8,8 @@
 //! is the one still in the cache); pools trade whole stacks of handles through the slab's depot.
 //! Frames move in a [`Batch`] of at most 32, and between workers through [`ring`]s.
 //!
+//! Payload of block I/O lives apart, in page-aligned [`IoBuffer`]s of an [`IoSlab`].
+//!
 //! This crate also owns the hints and the clock that the data plane needs and safe Rust lacks: [`prefetch`],
 //! [`prefer_huge_pages`] and [`tsc`].
 //!
@@ -15,6 +17,7 @@
 //! a frame always lie inside its own chunk.
 
 mod drop_reason;
+mod io;
 mod meta;
 mod pool;
 mod ring;
@@ -22,6 +25,9 @@ mod slab;
 mod time;
 
 pub use drop_reason::DropReason;
+pub use io::{
+    IO_CLASS_BYTES, IO_PAGE_BYTES, IO_REGION_BYTES, IO_REGIONS_MAX, IoBuffer, IoPool, IoSlab, IoSlabConfig,
+};
 pub use meta::{Flags, GsoKind, Meta};
 pub use pool::Pool;
 pub use ring::{Consumer, Producer, ring};
@@ -46,7 +52,7 @@ pub type Batch = arrayvec::ArrayVec<Frame, BATCH>;
 
 static LEAKED: AtomicU64 = AtomicU64::new(0);
 
-/// Frames dropped instead of freed since the process began. Anything but 0 is a bug; it is exported as a
+/// Frames and payload buffers dropped instead of freed since the process began. Anything but 0 is a bug; it is exported as a
 /// counter so that the balance of decision D18 shows it.
 pub fn leaked() -> u64 {
     LEAKED.load(Ordering::Relaxed)

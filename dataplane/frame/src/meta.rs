@@ -26,6 +26,8 @@ impl Flags {
     pub const ADMITTED: Flags = Flags(1 << 7);
     /// `source` and `id` are set: the worker that gets this frame next knows that it is coming.
     pub const ANNOUNCED: Flags = Flags(1 << 8);
+    /// A copy of what another worker heard of a neighbour: to be learnt from, not answered.
+    pub const HEARD: Flags = Flags(1 << 9);
 
     /// The ECN field (RFC 3168) of an outer header that the port stripped: a socket underlay.
     #[inline(always)]
@@ -187,6 +189,8 @@ mod tests {
             Flags::CE_MARKED,
             Flags::EGRESS,
             Flags::ADMITTED,
+            Flags::ANNOUNCED,
+            Flags::HEARD,
         ];
         for (at, &flag) in all.iter().enumerate() {
             let mut flags = Flags::default();

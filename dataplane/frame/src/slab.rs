@@ -53,8 +53,14 @@ pub enum SlabError {
         /// Jumbo chunks asked for.
         jumbo_frames: u32,
     },
+    /// No regions to map, or more than 16 bits of index.
+    #[error("{regions} regions of payload memory: must be between 1 and {}", crate::IO_REGIONS_MAX)]
+    Regions {
+        /// Regions of 1 MiB asked for.
+        regions: u32,
+    },
     /// The kernel gave no memory.
-    #[error("cannot map {bytes} bytes for frames: {source}; configure fewer frames or free memory")]
+    #[error("cannot map {bytes} bytes: {source}; configure fewer frames or regions, or free memory")]
     Map {
         /// Size of the mapping.
         bytes: usize,
@@ -226,8 +232,7 @@ impl Drop for Slab {
         let home = self.free_count() + self.jumbo_depot.len();
         // A frame that is still out there keeps the tag, so that it can never reach another slab.
         if home == self.frames as usize + self.jumbo_frames as usize {
-            TAGS.lock().unwrap_or_else(PoisonError::into_inner)[(self.first_handle >> TAG_SHIFT) as usize] =
-                false;
+            free_tag((self.first_handle >> TAG_SHIFT) as u8);
         }
     }
 }
@@ -235,27 +240,32 @@ impl Drop for Slab {
 /// Which of the 256 tags are in use. Locked when a slab is made or dropped, never per frame.
 static TAGS: Mutex<[bool; 256]> = Mutex::new([false; 256]);
 
-fn take_tag() -> Option<u8> {
+pub(crate) fn take_tag() -> Option<u8> {
     let mut tags = TAGS.lock().unwrap_or_else(PoisonError::into_inner);
     let free = tags.iter().position(|used| !used)?;
     tags[free] = true;
     Some(free as u8)
 }
 
+/// To be called when every handle with this tag has come home.
+pub(crate) fn free_tag(tag: u8) {
+    TAGS.lock().unwrap_or_else(PoisonError::into_inner)[tag as usize] = false;
+}
+
 const HUGE_BYTES: usize = 2 << 20;
 
 /// Zeroed memory, aligned to pages; unmapped on drop.
 #[derive(Debug)]
-struct Mapping {
-    base: NonNull<u8>,
+pub(crate) struct Mapping {
+    pub(crate) base: NonNull<u8>,
     bytes: usize,
-    backing: Backing,
+    pub(crate) backing: Backing,
 }
 
 #[cfg(not(miri))]
 impl Mapping {
     /// Maps at least `bytes`, which must not be 0.
-    fn new(bytes: usize, hugepages: bool) -> std::io::Result<Mapping> {
+    pub(crate) fn new(bytes: usize, hugepages: bool) -> std::io::Result<Mapping> {
         let bytes = bytes.next_multiple_of(HUGE_BYTES);
         let why = if hugepages {
             match map_anonymous(bytes, libc::MAP_HUGETLB | libc::MAP_POPULATE) {
@@ -300,7 +310,7 @@ impl Drop for Mapping {
 /// Under Miri, which knows no hugepages: the same from the allocator.
 #[cfg(miri)]
 impl Mapping {
-    fn new(bytes: usize, _hugepages: bool) -> std::io::Result<Mapping> {
+    pub(crate) fn new(bytes: usize, _hugepages: bool) -> std::io::Result<Mapping> {
         let backing = Backing::Normal { why: "running under Miri".to_owned() };
         // SAFETY: the layout is not empty.
         let base = unsafe { std::alloc::alloc_zeroed(Mapping::layout(bytes)) };
