@@ -26,12 +26,15 @@ pub enum Op {
     },
     /// Compare the range with the buffer's bytes.
     Compare,
+    /// Fill the buffer with the [`Extent`]s of the range, from its first block on: as many as fit, fewer if
+    /// finding more would take long, at least one. A record of no blocks ends them where the buffer does not.
+    Extents,
 }
 
 impl Op {
-    /// True when the request carries a buffer as long as its range.
+    /// True when the request carries a buffer: as long as its range, but for [`Op::Extents`].
     pub fn has_buffer(self) -> bool {
-        matches!(self, Op::Read | Op::Write { .. } | Op::Compare)
+        matches!(self, Op::Read | Op::Write { .. } | Op::Compare | Op::Extents)
     }
 
     /// True when the request changes the volume.
@@ -49,13 +52,13 @@ pub struct Io<B> {
     pub op: Op,
     /// First block; ignored by [`Op::Flush`].
     pub lba: Lba,
-    /// How many blocks. Without a buffer as many as the volume has; with one at most [`IO_BYTES_MAX`] bytes.
+    /// How many blocks. With a payload at most [`IO_BYTES_MAX`] bytes, otherwise as many as the volume has.
     pub blocks: u32,
     /// Comes back in [`Done`].
     pub tag: Tag,
     /// Follows the request.
     pub trace: TraceId,
-    /// Payload, or room for it: exactly as long as the range when [`Op::has_buffer`].
+    /// Payload, or room for it: exactly as long as the range, or whole records for [`Op::Extents`].
     pub buffer: Option<B>,
 }
 
@@ -67,7 +70,13 @@ impl<B> Io<B> {
             return if self.buffer.is_none() { Ok(()) } else { Err(Status::Invalid) };
         }
         let bytes = u64::from(self.blocks) << size.shift();
-        let wanted = if self.op.has_buffer() { bytes } else { 0 };
+        let records =
+            buffer_bytes.min(IO_BYTES_MAX).next_multiple_of(Extent::BYTES).max(Extent::BYTES) as u64;
+        let wanted = match self.op {
+            Op::Extents => records,
+            op if op.has_buffer() => bytes,
+            _ => 0,
+        };
         if self.blocks == 0
             || wanted > IO_BYTES_MAX as u64
             || wanted != buffer_bytes as u64
@@ -83,7 +92,7 @@ impl<B> Io<B> {
 
     /// The completion of this request.
     pub fn done(self, status: Status) -> Done<B> {
-        Done { volume: self.volume, tag: self.tag, status, buffer: self.buffer }
+        Done { volume: self.volume, tag: self.tag, status, zeroes: false, buffer: self.buffer }
     }
 }
 
@@ -97,8 +106,37 @@ pub struct Done<B> {
     pub tag: Tag,
     /// How it ended.
     pub status: Status,
-    /// The request's buffer; filled when it was a successful read.
+    /// The whole range of a successful read reads as zeroes, which the buffer holds as well: a session may tell
+    /// its host so instead of sending them. False says nothing.
+    pub zeroes: bool,
+    /// The request's buffer; filled when it was a successful read or [`Op::Extents`].
     pub buffer: Option<B>,
+}
+
+/// A run of blocks that are all written, or all not: one record in the answer to [`Op::Extents`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// How many, from the end of the record before. 0 ends the records.
+    pub blocks: u32,
+    /// They have their place on the medium, so that overwriting them needs no room. Otherwise they read as
+    /// zeroes.
+    pub allocated: bool,
+}
+
+impl Extent {
+    /// Length of a record in bytes.
+    pub const BYTES: usize = 8;
+
+    /// Reads a record: two little-endian words, blocks and 1 for allocated.
+    pub fn from_octets(octets: [u8; Self::BYTES]) -> Extent {
+        let word = u64::from_le_bytes(octets);
+        Extent { blocks: word as u32, allocated: word >> 32 & 1 != 0 }
+    }
+
+    /// Writes a record.
+    pub fn octets(self) -> [u8; Self::BYTES] {
+        (u64::from(self.blocks) | u64::from(self.allocated) << 32).to_le_bytes()
+    }
 }
 
 #[cfg(test)]
@@ -137,6 +175,25 @@ mod tests {
         assert_eq!(io(Op::Compare, 0, 0, true).admit(size, 8, 0), Err(Status::Invalid));
         let long = io(Op::Read, 0, 257, true);
         assert_eq!(long.admit(size, 1 << 20, 257 * 4096), Err(Status::Invalid));
+    }
+
+    #[test]
+    fn extents_need_room_for_whole_records_and_no_more_than_a_payload() {
+        let size = BlockSize::B4096;
+        assert_eq!(io(Op::Extents, 0, 8, true).admit(size, 8, 4096), Ok(()));
+        for bytes in [0, 7, 12, (1 << 20) + 8] {
+            assert_eq!(io(Op::Extents, 0, 8, true).admit(size, 8, bytes), Err(Status::Invalid), "{bytes}");
+        }
+        assert_eq!(io(Op::Extents, 1, 8, true).admit(size, 8, 4096), Err(Status::OutOfRange));
+        assert_eq!(io(Op::Extents, 0, 8, false).admit(size, 8, 0), Err(Status::Invalid));
+    }
+
+    #[test]
+    fn records_read_as_they_were_written() {
+        for extent in [Extent { blocks: u32::MAX, allocated: false }, Extent { blocks: 7, allocated: true }] {
+            assert_eq!(Extent::from_octets(extent.octets()), extent);
+        }
+        assert_eq!(Extent { blocks: 2, allocated: true }.octets(), [2, 0, 0, 0, 1, 0, 0, 0]);
     }
 
     #[test]

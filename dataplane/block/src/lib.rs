@@ -12,7 +12,7 @@
 mod io;
 mod status;
 
-pub use io::{Done, Io, Op};
+pub use io::{Done, Extent, Io, Op};
 pub use status::Status;
 
 use std::fmt;
