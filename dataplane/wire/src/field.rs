@@ -18,6 +18,11 @@ pub(crate) fn be32<const N: usize>(header: &[u8; N], at: usize) -> u32 {
 }
 
 #[inline(always)]
+pub(crate) fn be64<const N: usize>(header: &[u8; N], at: usize) -> u64 {
+    u64::from_be_bytes(array(header, at))
+}
+
+#[inline(always)]
 pub(crate) fn be128<const N: usize>(header: &[u8; N], at: usize) -> u128 {
     u128::from_be_bytes(array(header, at))
 }
@@ -34,5 +39,10 @@ pub(crate) fn put16<const N: usize>(header: &mut [u8; N], at: usize, value: u16)
 
 #[inline(always)]
 pub(crate) fn put32<const N: usize>(header: &mut [u8; N], at: usize, value: u32) {
+    put(header, at, value.to_be_bytes());
+}
+
+#[inline(always)]
+pub(crate) fn put64<const N: usize>(header: &mut [u8; N], at: usize, value: u64) {
     put(header, at, value.to_be_bytes());
 }
