@@ -65,6 +65,8 @@ pub struct Port {
 pub struct Volume {
     /// Its name.
     pub name: String,
+    /// When its worker looked, ns of the monotonic clock: the figures below are of that instant.
+    pub at_ns: u64,
     /// Bytes admitted.
     pub admitted_bytes: u64,
     /// Packets admitted.
@@ -183,6 +185,7 @@ fn volume(name: String, figures: &VolumeFigures) -> Volume {
     };
     Volume {
         name,
+        at_ns: figures.at_ns,
         admitted_bytes: counters.admitted_bytes,
         admitted_packets: counters.admitted_packets,
         parked_frames: counters.parked.items,

@@ -49,6 +49,8 @@ pub(crate) enum Command {
 pub struct VolumeFigures {
     /// Its number.
     pub volume: u32,
+    /// That instant, ns of the monotonic clock: the beginning of a turn of its worker.
+    pub at_ns: u64,
     /// Counters since it was set up.
     pub counters: throttle::VolumeCounters,
     /// Balances now.
@@ -229,7 +231,7 @@ impl Worker {
     fn figures(&self, now_ns: u64, volume: u32) -> Option<VolumeFigures> {
         let counters = self.gateway.shaper.counters(volume)?;
         let balance = self.gateway.shaper.balances(now_ns, volume)?;
-        Some(VolumeFigures { volume, counters, balance })
+        Some(VolumeFigures { volume, at_ns: now_ns, counters, balance })
     }
 
     /// Pools and idle parameters at once, volumes in slices, tables last: a volume has its limits before
