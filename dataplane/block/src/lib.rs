@@ -4,14 +4,18 @@
 //! carries the same [`Tag`] and gives the payload buffer back. The buffer type is a parameter, so that this
 //! crate depends on nothing and sessions, volumes and tests agree on one set of words.
 //!
+//! Below a volume lies a medium: it is asked with [`Request`] and answers with [`Finished`].
+//!
 //! Invariants: a payload is at most [`IO_BYTES_MAX`]; [`Io::admit`] is the one place where the shape of a
 //! request is checked, so that a volume never sees a range outside itself or a buffer of the wrong length.
 
 #![forbid(unsafe_code)]
 
+mod file;
 mod io;
 mod status;
 
+pub use file::{Act, Fault, FileId, FileName, Finished, NotOurs, Piece, Request};
 pub use io::{Done, Extent, Io, Op};
 pub use status::Status;
 

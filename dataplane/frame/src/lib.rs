@@ -18,6 +18,7 @@
 
 mod drop_reason;
 mod io;
+mod memory;
 mod meta;
 mod pool;
 mod ring;
@@ -28,6 +29,7 @@ pub use drop_reason::DropReason;
 pub use io::{
     IO_CLASS_BYTES, IO_PAGE_BYTES, IO_REGION_BYTES, IO_REGIONS_MAX, IoBuffer, IoPool, IoSlab, IoSlabConfig,
 };
+pub use memory::HugeBytes;
 pub use meta::{Flags, GsoKind, Meta};
 pub use pool::Pool;
 pub use ring::{Consumer, Producer, ring};

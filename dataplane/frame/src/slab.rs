@@ -262,6 +262,21 @@ pub(crate) struct Mapping {
     pub(crate) backing: Backing,
 }
 
+impl Mapping {
+    /// All mapped bytes.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        // SAFETY: base and length are those of the mapping, which is zeroed; `&self` excludes `bytes_mut`. A slab
+        // never calls this.
+        unsafe { std::slice::from_raw_parts(self.base.as_ptr(), self.bytes) }
+    }
+
+    /// All mapped bytes, to change.
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `bytes`; `&mut self` is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr(), self.bytes) }
+    }
+}
+
 #[cfg(not(miri))]
 impl Mapping {
     /// Maps at least `bytes`, which must not be 0.

@@ -1,0 +1,280 @@
+//! Files through io_uring: direct I/O where the file system has it, payload memory registered once, one
+//! `io_uring_enter` per turn for everything that was submitted.
+//!
+//! A request becomes one entry per piece; it is answered when all have completed. Opening a file and probing for
+//! a name are done at once, with a system call of about a microsecond: the probe is part of the fence
+//! (decision D10) and must see what the file system says at that moment. Creating and removing files are
+//! rare and slow, so the ring does them, followed by a sync of the directory.
+//!
+//! Invariants: an entry refers to memory that the slot owns until the entry has completed, also when the medium is
+//! dropped; the kernel never has more entries than the completion queue holds.
+//!
+//! With one thread per worker the ring's own threads (for fdatasync and fallocate) are the kernel's to place.
+
+mod acts;
+mod open;
+
+use std::collections::{HashMap, VecDeque};
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use block::{Act, Fault, FileId, Finished, Request, VolumeId};
+use frame::{IoBuffer, IoPool, IoSlab};
+use io_uring::IoUring;
+use rustix::event::{EventfdFlags, eventfd};
+
+use crate::Media;
+
+pub use open::Notice;
+
+/// Largest part of the slab that is registered as one buffer; the kernel takes at most 1 GiB.
+const REGISTERED_BYTES: usize = 1 << 30;
+
+/// Limits of a file medium.
+#[derive(Clone, Copy, Debug)]
+pub struct FileConfig {
+    /// Entries under way at once, a power of two between 8 and 16384. More requests are handed back.
+    pub in_flight_max: u32,
+    /// Open files past the page cache where the file system can. Off only to compare.
+    pub direct: bool,
+}
+
+impl Default for FileConfig {
+    fn default() -> FileConfig {
+        FileConfig { in_flight_max: 1024, direct: true }
+    }
+}
+
+/// Why a file medium cannot be made or cannot take a volume.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// Outside what the kernel takes.
+    #[error("in_flight_max is {0}; it must be a power of two between 8 and 16384")]
+    InFlight(u32),
+    /// The kernel gives no ring.
+    #[error(
+        "cannot set up io_uring: {0}; check the sysctl kernel.io_uring_disabled and the locked-memory limit"
+    )]
+    Ring(std::io::Error),
+    /// The directory cannot be opened.
+    #[error("cannot open the volume's directory {path}: {source}")]
+    Directory {
+        /// The directory.
+        path: String,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+}
+
+/// One open file of a volume.
+#[derive(Debug)]
+struct Open {
+    fd: OwnedFd,
+}
+
+/// One attached volume.
+#[derive(Debug)]
+struct Attached {
+    directory: OwnedFd,
+    /// By [`FileId`].
+    files: Vec<Option<Open>>,
+}
+
+/// A request under way.
+#[derive(Debug)]
+struct Slot {
+    request: Request<IoBuffer>,
+    /// Entries that the kernel has, or that wait in `backlog`.
+    pending: u32,
+    result: Result<(), Fault>,
+    /// A path that an entry refers to.
+    path: Option<CString>,
+    /// A file just created, until its directory is synced.
+    created: Option<OwnedFd>,
+}
+
+/// Files through io_uring.
+pub struct FileMedia {
+    ring: IoUring,
+    event: OwnedFd,
+    slab: Arc<IoSlab>,
+    registered: bool,
+    config: FileConfig,
+    volumes: HashMap<VolumeId, Attached>,
+    slots: Vec<Option<Slot>>,
+    free: Vec<u32>,
+    /// Entries that the kernel has.
+    entries: u32,
+    /// Parts of requests that wait for room in the ring: slot and piece.
+    backlog: VecDeque<(u32, u32)>,
+    ready: Vec<Finished<IoBuffer>>,
+    notices: Vec<Notice>,
+}
+
+impl FileMedia {
+    /// Sets up a ring whose reads and writes go to the buffers of `slab`.
+    pub fn new(slab: &Arc<IoSlab>, config: FileConfig) -> Result<FileMedia, FileError> {
+        let count = config.in_flight_max;
+        if !count.is_power_of_two() || !(8..=16384).contains(&count) {
+            return Err(FileError::InFlight(count));
+        }
+        let ring = IoUring::builder().build(count).map_err(FileError::Ring)?;
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|errno| FileError::Ring(errno.into()))?;
+        ring.submitter().register_eventfd(event.as_raw_fd()).map_err(FileError::Ring)?;
+        let mut media = FileMedia {
+            ring,
+            event,
+            slab: Arc::clone(slab),
+            registered: false,
+            config,
+            volumes: HashMap::new(),
+            slots: (0..count).map(|_| None).collect(),
+            free: (0..count).rev().collect(),
+            entries: 0,
+            backlog: VecDeque::new(),
+            ready: Vec::with_capacity(count as usize),
+            notices: Vec::new(),
+        };
+        media.register();
+        Ok(media)
+    }
+
+    /// Registers the slab's memory, or says why not: reads and writes then map their pages each time.
+    fn register(&mut self) {
+        let (base, bytes) = self.slab.memory();
+        let parts: Vec<libc::iovec> = (0..bytes)
+            .step_by(REGISTERED_BYTES)
+            .map(|start| libc::iovec {
+                iov_base: base.as_ptr().wrapping_add(start).cast(),
+                iov_len: REGISTERED_BYTES.min(bytes - start),
+            })
+            .collect();
+        // SAFETY: the memory is the slab's mapping, which lives as long as `self.slab`; the ring goes first.
+        match unsafe { self.ring.submitter().register_buffers(&parts) } {
+            Ok(()) => self.registered = true,
+            Err(error) => self.notices.push(Notice::NotRegistered(error.to_string())),
+        }
+    }
+
+    /// Takes the files of a directory in for a volume; no file is open yet.
+    pub fn attach(&mut self, volume: VolumeId, path: &Path) -> Result<(), FileError> {
+        let directory = open::directory(path)
+            .map_err(|source| FileError::Directory { path: path.display().to_string(), source })?;
+        self.volumes.insert(volume, Attached { directory, files: Vec::new() });
+        Ok(())
+    }
+
+    /// Closes the files of a volume that has nothing under way. False, and no change, when it has.
+    pub fn detach(&mut self, volume: VolumeId) -> bool {
+        let busy = self.slots.iter().flatten().any(|slot| slot.request.volume == volume);
+        if !busy {
+            self.volumes.remove(&volume);
+        }
+        !busy
+    }
+
+    /// What an operator should know and has not been told yet.
+    pub fn notices(&mut self) -> Vec<Notice> {
+        std::mem::take(&mut self.notices)
+    }
+
+    fn fd(&self, volume: VolumeId, file: FileId) -> Option<BorrowedFd<'_>> {
+        Some(self.volumes.get(&volume)?.files.get(file.0 as usize)?.as_ref()?.fd.as_fd())
+    }
+
+    /// Ends an entry of a slot; the last one answers the request.
+    fn end_entry(&mut self, index: u32) {
+        let Some(slot) = self.slots[index as usize].as_mut() else { return };
+        slot.pending -= 1;
+        if slot.pending > 0 {
+            return;
+        }
+        if let Some(slot) = self.slots[index as usize].take() {
+            self.free.push(index);
+            self.ready.push(slot.request.finished(slot.result));
+        }
+    }
+
+    /// Waits for everything under way and hands the answers out: to be called before dropping the medium.
+    pub fn drain(&mut self, out: &mut Vec<Finished<IoBuffer>>) {
+        while self.in_flight() > self.ready.len() {
+            self.push_backlog();
+            match self.ring.submit_and_wait(1) {
+                Ok(_) => {}
+                Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
+                // INVARIANT: entries are under way, and the ring is the only one to say when they end.
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+                Err(_) => std::thread::yield_now(),
+            }
+            self.reap();
+        }
+        out.append(&mut self.ready);
+    }
+}
+
+impl Media for FileMedia {
+    fn submit(&mut self, request: Request<IoBuffer>, _pool: &IoPool) -> Result<(), Request<IoBuffer>> {
+        match request.act {
+            _ if self.room() == 0 => Err(request),
+            Act::Open { file, name } => {
+                let result = self.open(request.volume, file, name);
+                self.ready.push(request.finished(result));
+                Ok(())
+            }
+            Act::Probe(name) => {
+                let result = self.probe(request.volume, name);
+                self.ready.push(request.finished(result));
+                Ok(())
+            }
+            _ => {
+                self.begin(request);
+                Ok(())
+            }
+        }
+    }
+
+    fn room(&self) -> usize {
+        self.free.len().saturating_sub(self.ready.len())
+    }
+
+    fn in_flight(&self) -> usize {
+        self.slots.len() - self.free.len() + self.ready.len()
+    }
+
+    fn poll(&mut self, out: &mut Vec<Finished<IoBuffer>>) {
+        if self.entries > 0 || !self.backlog.is_empty() {
+            self.reap();
+            self.push_backlog();
+            if !self.ring.submission().is_empty() {
+                // A failure here (EBUSY, EAGAIN, EINTR) leaves the entries in the ring for the next turn.
+                let _again = self.ring.submit();
+                self.reap();
+            }
+        }
+        out.append(&mut self.ready);
+    }
+
+    fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.event.as_fd())
+    }
+
+    fn clear_wait(&mut self) {
+        // Empty is what it should be.
+        let _empty = rustix::io::read(&self.event, &mut [0; 8]);
+    }
+}
+
+impl Drop for FileMedia {
+    fn drop(&mut self) {
+        // The kernel may still write into buffers of the slab. What comes back has no pool to go to: dropping a
+        // busy medium is the bug that the leak counter shows.
+        let mut late = Vec::new();
+        self.drain(&mut late);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,213 @@
+//! Requests to ring entries, and completions back.
+//!
+//! The user data of an entry is the slot and, above it, the piece or the stage.
+
+use std::ffi::CString;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+use block::{Act, Fault, FileId, Request};
+use frame::IoBuffer;
+use io_uring::types::{Fd, FsyncFlags};
+use io_uring::{opcode, squeue};
+
+use super::open::fault_of;
+use super::{FileMedia, REGISTERED_BYTES, Slot};
+
+/// The stage of an entry that syncs the directory, where pieces have their number.
+const SYNC_DIRECTORY: u32 = 1;
+
+impl FileMedia {
+    /// Takes a request into a slot; `room` was checked.
+    pub(super) fn begin(&mut self, request: Request<IoBuffer>) {
+        let Some(index) = self.free.pop() else {
+            return self.ready.push(request.finished(Err(Fault::NoSpace)));
+        };
+        let result = self.check(&request);
+        let pending = match request.act {
+            Act::Read | Act::Write => request.pieces.len() as u32,
+            _ => 1,
+        };
+        let path = match request.act {
+            // INVARIANT: a file name is letters, digits and dots.
+            Act::Create { name, .. } | Act::Remove { name, .. } => CString::new(name.to_string()).ok(),
+            _ => None,
+        };
+        let refused = result.is_err() || pending == 0;
+        self.slots[index as usize] =
+            Some(Slot { request, pending: if refused { 1 } else { pending }, result, path, created: None });
+        if refused {
+            return self.end_entry(index);
+        }
+        self.backlog.extend((0..pending).map(|piece| (index, piece)));
+        self.push_backlog();
+    }
+
+    /// That every piece lies in the buffer and in a file that is open.
+    fn check(&self, request: &Request<IoBuffer>) -> Result<(), Fault> {
+        let open = |file: FileId| self.fd(request.volume, file).map(|_| ()).ok_or(Fault::Missing);
+        match request.act {
+            Act::Read | Act::Write => {
+                let bytes = request.buffer.as_ref().map_or(0, IoBuffer::capacity) as u64;
+                for piece in &request.pieces {
+                    open(piece.file)?;
+                    if u64::from(piece.at) + u64::from(piece.bytes) > bytes {
+                        return Err(Fault::Io(libc::EINVAL));
+                    }
+                }
+                Ok(())
+            }
+            Act::Sync(file) | Act::Allocate { file, .. } | Act::Punch { file, .. } => open(file),
+            _ => self.volumes.get(&request.volume).map(|_| ()).ok_or(Fault::Missing),
+        }
+    }
+
+    /// Moves waiting parts into the ring, as many as fit.
+    pub(super) fn push_backlog(&mut self) {
+        while self.entries < self.config.in_flight_max {
+            let Some(&(index, part)) = self.backlog.front() else { return };
+            let Some(entry) = self.entry(index, part) else {
+                self.backlog.pop_front();
+                self.fail(index, Fault::Missing);
+                continue;
+            };
+            // SAFETY: buffer and path that the entry names are owned by the slot until the entry completes, and
+            // the file descriptor stays open: a volume with a slot is not detached.
+            if unsafe { self.ring.submission().push(&entry) }.is_err() {
+                return;
+            }
+            self.backlog.pop_front();
+            self.entries += 1;
+        }
+    }
+
+    fn fail(&mut self, index: u32, fault: Fault) {
+        if let Some(slot) = self.slots[index as usize].as_mut() {
+            slot.result = slot.result.and(Err(fault));
+        }
+        self.end_entry(index);
+    }
+
+    fn entry(&self, index: u32, part: u32) -> Option<squeue::Entry> {
+        let slot = self.slots[index as usize].as_ref()?;
+        let volume = slot.request.volume;
+        let fd = |file: FileId| self.fd(volume, file).map(|fd| Fd(fd.as_raw_fd()));
+        let directory = || self.volumes.get(&volume).map(|attached| Fd(attached.directory.as_raw_fd()));
+        let entry = match slot.request.act {
+            Act::Read | Act::Write => self.transfer(slot, part)?,
+            Act::Sync(file) => opcode::Fsync::new(fd(file)?).flags(FsyncFlags::DATASYNC).build(),
+            Act::Allocate { file, offset, bytes } => {
+                opcode::Fallocate::new(fd(file)?, bytes).offset(offset).mode(0).build()
+            }
+            Act::Punch { file, offset, bytes } => opcode::Fallocate::new(fd(file)?, bytes)
+                .offset(offset)
+                .mode(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE)
+                .build(),
+            Act::Create { .. } | Act::Remove { .. } if part == SYNC_DIRECTORY => {
+                opcode::Fsync::new(directory()?).build()
+            }
+            Act::Create { .. } => opcode::OpenAt::new(directory()?, slot.path.as_ref()?.as_ptr())
+                .flags(libc::O_RDWR | libc::O_CREAT | libc::O_EXCL | libc::O_CLOEXEC)
+                .mode(0o600)
+                .build(),
+            Act::Remove { .. } => opcode::UnlinkAt::new(directory()?, slot.path.as_ref()?.as_ptr()).build(),
+            Act::Open { .. } | Act::Probe(_) => return None,
+        };
+        Some(entry.user_data(u64::from(part) << 32 | u64::from(index)))
+    }
+
+    /// The entry of one piece of a read or write.
+    fn transfer(&self, slot: &Slot, part: u32) -> Option<squeue::Entry> {
+        let piece = slot.request.pieces.get(part as usize)?;
+        let fd = Fd(self.fd(slot.request.volume, piece.file)?.as_raw_fd());
+        let start = slot.request.buffer.as_ref()?.offset() + piece.at as usize;
+        // A buffer never crosses from one registered part to the next: regions divide them.
+        let part = (start / REGISTERED_BYTES) as u16;
+        let address = self.slab.memory().0.as_ptr().wrapping_add(start);
+        let write = slot.request.act == Act::Write;
+        Some(match (write, self.registered) {
+            (true, true) => {
+                opcode::WriteFixed::new(fd, address, piece.bytes, part).offset(piece.offset).build()
+            }
+            (true, false) => opcode::Write::new(fd, address, piece.bytes).offset(piece.offset).build(),
+            (false, true) => {
+                opcode::ReadFixed::new(fd, address, piece.bytes, part).offset(piece.offset).build()
+            }
+            (false, false) => opcode::Read::new(fd, address, piece.bytes).offset(piece.offset).build(),
+        })
+    }
+
+    /// Takes completions out of the ring.
+    pub(super) fn reap(&mut self) {
+        loop {
+            let Some(entry) = self.ring.completion().next() else { return };
+            self.entries -= 1;
+            let (index, part) = (entry.user_data() as u32, (entry.user_data() >> 32) as u32);
+            self.process_completion(index, part, entry.result());
+        }
+    }
+
+    fn process_completion(&mut self, index: u32, part: u32, result: i32) {
+        let Some(act) = self.slots[index as usize].as_ref().map(|slot| slot.request.act) else { return };
+        if result == -libc::EINTR || result == -libc::EAGAIN {
+            return self.backlog.push_back((index, part));
+        }
+        match act {
+            Act::Read | Act::Write if result >= 0 => self.advance(index, part, result as u32),
+            Act::Create { .. } if part != SYNC_DIRECTORY && result >= 0 => self.created(index, result),
+            Act::Create { .. } if result >= 0 => self.name_created(index),
+            Act::Remove { file, .. } if part != SYNC_DIRECTORY && result >= 0 => {
+                self.close(index, file);
+                self.backlog.push_back((index, SYNC_DIRECTORY));
+            }
+            _ if result < 0 => self.fail(index, fault_of(-result)),
+            _ => self.end_entry(index),
+        }
+    }
+
+    /// Accounts for bytes moved; the rest of a short transfer is asked for again.
+    fn advance(&mut self, index: u32, part: u32, moved: u32) {
+        let Some(slot) = self.slots[index as usize].as_mut() else { return };
+        let Some(piece) = slot.request.pieces.get_mut(part as usize) else { return };
+        if moved >= piece.bytes {
+            return self.end_entry(index);
+        }
+        if moved == 0 {
+            return self.fail(index, Fault::Short);
+        }
+        piece.offset += u64::from(moved);
+        piece.at += moved;
+        piece.bytes -= moved;
+        self.backlog.push_back((index, part));
+    }
+
+    fn created(&mut self, index: u32, fd: RawFd) {
+        // SAFETY: the kernel just opened it for this entry, and nobody else has the number.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        if let Some(slot) = self.slots[index as usize].as_mut() {
+            slot.created = Some(fd);
+        }
+        self.backlog.push_back((index, SYNC_DIRECTORY));
+    }
+
+    /// The name of a new file is durable: it is opened again, past the page cache.
+    fn name_created(&mut self, index: u32) {
+        let Some(slot) = self.slots[index as usize].as_mut() else { return };
+        slot.created = None;
+        let volume = slot.request.volume;
+        let Act::Create { file, name } = slot.request.act else { return self.end_entry(index) };
+        match self.open(volume, file, name) {
+            Ok(()) => self.end_entry(index),
+            Err(fault) => self.fail(index, fault),
+        }
+    }
+
+    fn close(&mut self, index: u32, file: FileId) {
+        let Some(volume) = self.slots[index as usize].as_ref().map(|slot| slot.request.volume) else {
+            return;
+        };
+        let files = self.volumes.get_mut(&volume).map(|attached| &mut attached.files);
+        if let Some(open) = files.and_then(|files| files.get_mut(file.0 as usize)) {
+            *open = None;
+        }
+    }
+}
