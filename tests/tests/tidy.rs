@@ -13,6 +13,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("block", &[]),
     ("media", &["frame", "wire", "block"]),
     ("volume", &["frame", "wire", "block"]),
+    ("session", &["frame", "wire", "block"]),
     ("throttle", &[]),
     ("port", &["frame", "wire"]),
     ("overlay", &["frame", "wire"]),
