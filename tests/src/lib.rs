@@ -5,4 +5,6 @@
 #![forbid(unsafe_code)]
 
 pub mod gateway;
+pub mod lab;
 pub mod netns;
+pub mod traffic;
