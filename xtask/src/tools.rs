@@ -68,6 +68,7 @@ pub const TEST_TOOLS: &[Tool] = &[
     ("ethtool", "ethtool"),
     ("ping", "iputils-ping"),
     ("tshark", "tshark"),
+    ("strace", "strace"),
     ("fio", "fio"),
     ("nbdkit", "nbdkit"),
     ("nbdinfo", "libnbd-bin"),

@@ -31,8 +31,8 @@ pub enum AskError {
     #[error("several data planes: {}; choose one with --socket", .0.join(", "))]
     Several(Vec<String>),
     /// It took too long.
-    #[error("the data plane has not answered for {} s; its log may say why", ANSWER.as_secs())]
-    Silent,
+    #[error("the data plane has not answered for {} s; its log may say why", .0.as_secs())]
+    Silent(Duration),
     /// The conversation broke off.
     #[error("the data plane broke off: {0}")]
     Broken(String),
@@ -63,13 +63,14 @@ fn only_socket(folder: &Path) -> Result<PathBuf, AskError> {
 
 /// Asks for a report.
 pub fn stats(socket: &Path, prefix: &str, limit: usize) -> Result<Report, AskError> {
-    let body = ask(socket, Method::GET, &format!("/stats?volumes={}&limit={limit}", encoded(prefix)))?;
+    let path = format!("/stats?volumes={}&limit={limit}", encoded(prefix));
+    let body = ask(socket, Method::GET, &path, ANSWER)?;
     serde_json::from_slice(&body).map_err(|error| AskError::Broken(error.to_string()))
 }
 
 /// Has the configuration reloaded; returns what the data plane says.
 pub fn reload(socket: &Path) -> Result<String, AskError> {
-    Ok(String::from_utf8_lossy(&ask(socket, Method::POST, "/reload")?).trim_end().to_owned())
+    Ok(String::from_utf8_lossy(&ask(socket, Method::POST, "/reload", ANSWER)?).trim_end().to_owned())
 }
 
 /// A text as part of a query (RFC 3986, clause 2.1).
@@ -81,10 +82,11 @@ fn encoded(text: &str) -> String {
     text.bytes().map(byte).collect()
 }
 
-fn ask(socket: &Path, method: Method, path: &str) -> Result<Bytes, AskError> {
+fn ask(socket: &Path, method: Method, path: &str, patience: Duration) -> Result<Bytes, AskError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(broken)?;
     let answer = runtime.block_on(async {
-        tokio::time::timeout(ANSWER, exchange(socket, method, path)).await.map_err(|_| AskError::Silent)
+        let silent = |_| AskError::Silent(patience);
+        tokio::time::timeout(patience, exchange(socket, method, path)).await.map_err(silent)
     });
     answer?
 }
@@ -152,6 +154,17 @@ mod tests {
         let hang_up = std::thread::spawn(move || drop(listener.accept()));
         assert!(matches!(reload(&path), Err(AskError::Broken(_))));
         hang_up.join().unwrap();
+        std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn one_that_never_answers_is_given_up() {
+        let path = std::env::temp_dir().join(format!("tidegate-silent-{}.sock", std::process::id()));
+        // The kernel takes the connection; nobody ever accepts it.
+        let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let patience = Duration::from_millis(20);
+        let silent = ask(&path, Method::GET, "/stats", patience).unwrap_err();
+        assert!(matches!(silent, AskError::Silent(waited) if waited == patience), "{silent}");
         std::fs::remove_file(&path).unwrap();
     }
 }

@@ -30,6 +30,8 @@ pub struct Daemon {
     running: ArcSwap<Running>,
     /// Held while publishing.
     publishing: Mutex<()>,
+    /// How long workers may take to confirm a snapshot.
+    confirm: Duration,
 }
 
 /// What a data plane runs, as a person named it.
@@ -86,10 +88,16 @@ pub enum ReloadError {
     #[error(transparent)]
     Publish(#[from] PublishError),
     /// Workers are stuck.
-    #[error("version {version} was published, but not every worker runs it after {} s", CONFIRM.as_secs())]
+    #[error(
+        "version {version} was published, but not every worker runs it after {} s: one of them hangs, perhaps in \
+         a port's kernel; `stats` shows the version that all run, a restart ends it",
+        waited.as_secs()
+    )]
     Unconfirmed {
         /// The version.
         version: u64,
+        /// How long was waited.
+        waited: Duration,
     },
 }
 
@@ -135,7 +143,7 @@ impl Daemon {
         let (plan, snapshot, names) = lower(path, &file)?;
         let node = Node::start(plan, snapshot)?;
         let running = ArcSwap::from_pointee(Running { file: Arc::new(file), names, version: FIRST });
-        Ok(Daemon { path: path.to_owned(), node, running, publishing: Mutex::new(()) })
+        Ok(Daemon { path: path.to_owned(), node, running, publishing: Mutex::new(()), confirm: CONFIRM })
     }
 
     /// The node.
@@ -185,19 +193,34 @@ impl Daemon {
         }
         self.node.publish(snapshot)?;
         self.running.store(Arc::new(Running { file, names, version }));
-        if self.node.wait_running(version, CONFIRM) {
+        if self.node.wait_running(version, self.confirm) {
             Ok(version)
+        } else if let Some(worker) = self.node.dead() {
+            Err(PublishError::WorkerGone(worker).into())
         } else {
-            Err(ReloadError::Unconfirmed { version })
+            Err(ReloadError::Unconfirmed { version, waited: self.confirm })
         }
     }
 
     fn caps(&self) -> Vec<Option<PortCaps>> {
-        let caps = |state| match state {
-            PortState::Up { caps } => Some(caps),
-            PortState::Down { .. } => None,
+        let caps = |states: Vec<PortState>| {
+            states.into_iter().find_map(|state| match state {
+                PortState::Up { caps } => Some(caps),
+                PortState::Down { .. } => None,
+            })
         };
-        self.node.port_states().into_iter().map(caps).collect()
+        self.port_states().into_iter().map(caps).collect()
+    }
+
+    /// The states of each port of the file, one for each worker that polls it.
+    pub fn port_states(&self) -> Vec<Vec<PortState>> {
+        let mut states = vec![Vec::new(); self.running.load().file.port.len()];
+        for (port, state) in self.node.plan().ports.iter().zip(self.node.port_states()) {
+            if let Some(states) = states.get_mut(usize::from(port.id.0)) {
+                states.push(state);
+            }
+        }
+        states
     }
 
     /// Stops the node; ports are closed and everything that waits is dropped and counted.
@@ -236,4 +259,55 @@ fn check_fixed(old: &File, new: &File) -> Result<(), ReloadError> {
 
 fn underlays(file: &File) -> BTreeSet<&str> {
     file.underlay.iter().map(|underlay| underlay.port.as_str()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    //! A worker that hangs in the middle of a turn.
+
+    use super::*;
+    use std::process::Command;
+
+    /// The port is recorded to a pipe that nobody reads: when it is full, the worker hangs in the kernel.
+    #[test]
+    fn a_reload_that_a_worker_does_not_confirm_is_told() {
+        let folder = std::env::temp_dir().join(format!("tidegate-hang-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let (pipe, path) = (folder.join("pipe"), folder.join("hang.toml"));
+        assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        // Open both ways so that nobody waits for the other end.
+        let holder = std::fs::OpenOptions::new().read(true).write(true).open(&pipe).unwrap();
+        let text = format!(
+            "[frames]\ncount = 1024\njumbo_count = 8\nhugepages = false\n\
+             [[port]]\nname = \"load\"\ndriver = \"generator\"\nframe_bytes = 1400\n\
+             record = {{ file = \"{}\" }}\n\
+             [[port]]\nname = \"uplink\"\ndriver = \"sink\"\n\
+             [[underlay]]\nport = \"uplink\"\naddresses = [\"192.0.2.1/24\"]\nmac = \"02:00:00:00:09:01\"\n\
+             [[tenant]]\nname = \"blue\"\nvni = 1\n\
+             attachments = [{{ port = \"load\", sources = [{{ ip = \"10.0.0.1\", mac = \"02:00:00:00:00:01\" }}] }}]\n\
+             remotes = [{{ ip = \"10.0.0.2\", mac = \"02:00:00:00:00:02\", vtep = \"192.0.2.2\" }}]\n",
+            pipe.display()
+        );
+        std::fs::write(&path, &text).unwrap();
+        let mut daemon = Daemon::start(&path, config::read(&path).unwrap()).unwrap();
+        daemon.confirm = Duration::from_millis(50);
+        // Until the pipe is full, reloads are confirmed; the first one that is not must come.
+        let end_of_patience = std::time::Instant::now() + Duration::from_secs(60);
+        let refused = loop {
+            match daemon.reload() {
+                Ok(_) => assert!(std::time::Instant::now() < end_of_patience, "the worker never hung"),
+                Err(refused) => break refused,
+            }
+        };
+        assert!(matches!(refused, ReloadError::Unconfirmed { .. }), "{refused}");
+        // Somebody reads until the daemon closes its end: the worker goes on, and confirms late.
+        let mut reader = std::fs::File::open(&pipe).unwrap();
+        drop(holder);
+        let drain = std::thread::spawn(move || std::io::copy(&mut reader, &mut std::io::sink()));
+        let version = daemon.running().version;
+        assert!(daemon.node().wait_running(version, Duration::from_secs(60)), "it goes on");
+        daemon.stop();
+        assert!(drain.join().unwrap().unwrap() > 1 << 16);
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
 }

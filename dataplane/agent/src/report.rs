@@ -113,14 +113,14 @@ pub fn report(daemon: &Daemon, prefix: &str, limit: usize) -> Report {
         sum.add(&more);
         sum
     });
-    let states = node.port_states();
+    let states = daemon.port_states();
     let ports = running
         .file
         .port
         .iter()
         .zip(states)
         .enumerate()
-        .map(|(number, (keys, state))| port(keys.name.clone(), state, sum.as_ref(), number))
+        .map(|(number, (keys, states))| port(keys.name.clone(), &states, sum.as_ref(), number))
         .collect();
     let numbers: Vec<u32> = chosen.iter().map(|(_, number)| *number).collect();
     let figures: HashMap<u32, VolumeFigures> =
@@ -159,13 +159,19 @@ fn worker(record: &CountersSnapshot, cpu: Option<usize>) -> Worker {
     }
 }
 
-fn port(name: String, state: PortState, sum: Option<&CountersSnapshot>, number: usize) -> Port {
+/// One port; `states` are those of its shares, one for each worker that polls it. It is up when all are.
+fn port(name: String, states: &[PortState], sum: Option<&CountersSnapshot>, number: usize) -> Port {
     use engine::counters::PortRecord;
     let record = sum.and_then(|sum| sum.ports.get(number)).copied().unwrap_or_default();
-    let (state, why, mtu_bytes) = match state {
-        PortState::Up { caps } => ("up", None, Some(caps.mtu_bytes)),
-        PortState::Down { why } => ("down", Some(why), None),
-    };
+    let down = states.iter().find_map(|state| match state {
+        PortState::Down { why } => Some(why.clone()),
+        PortState::Up { .. } => None,
+    });
+    let mtu_bytes = states.iter().find_map(|state| match state {
+        PortState::Up { caps } => Some(caps.mtu_bytes),
+        PortState::Down { .. } => None,
+    });
+    let (state, why) = if down.is_some() { ("down", down) } else { ("up", None) };
     Port {
         name,
         state: state.to_owned(),

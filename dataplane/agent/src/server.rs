@@ -13,6 +13,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use engine::WorkerDied;
 use serde::Deserialize;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
@@ -50,12 +51,15 @@ pub enum RunError {
         /// The kernel's answer.
         source: std::io::Error,
     },
+    /// A worker died; the others were stopped.
+    #[error("worker {} has died: {}; the others were stopped, start the data plane again", .0.worker, .0.why)]
+    WorkerDied(WorkerDied),
     /// The runtime could not be made.
     #[error("cannot start the agent: {0}")]
     Runtime(std::io::Error),
 }
 
-/// Runs a data plane until SIGINT or SIGTERM. `ready` is told the one line that says so.
+/// Runs a data plane until SIGINT or SIGTERM, or until a worker dies. `ready` is told the one line that says so.
 pub fn run(config: &Path, ready: impl FnOnce(&str)) -> Result<(), RunError> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::Runtime)?;
@@ -78,22 +82,38 @@ async fn serve(config: &Path, ready: impl FnOnce(&str)) -> Result<(), RunError> 
     let metrics_address = metrics.as_ref().and_then(|listener| listener.local_addr().ok());
     let daemon = Arc::new(Daemon::start(config, file)?);
     let follower = follow_ports(&daemon);
+    let mut death = watch_workers(&daemon);
     tokio::spawn(axum::serve(control, control_router(Arc::downgrade(&daemon))).into_future());
     if let Some(listener) = metrics {
         tokio::spawn(axum::serve(listener, readable().with_state(Arc::downgrade(&daemon))).into_future());
     }
     ready(&line(&daemon, &socket, metrics_address));
-    loop {
+    let died = loop {
         tokio::select! {
             // Apart, so that a long reload delays no answer and no end.
             _ = signals.hangup.recv() => drop(tokio::spawn(reload(Arc::downgrade(&daemon)))),
-            _ = signals.interrupt.recv() => break,
-            _ = signals.terminate.recv() => break,
+            _ = signals.interrupt.recv() => break None,
+            _ = signals.terminate.recv() => break None,
+            Ok(died) = &mut death => break Some(died),
         }
-    }
+    };
     info!("stopping");
     stop(daemon, follower).await;
-    Ok(())
+    died.map_or(Ok(()), |died| Err(RunError::WorkerDied(died)))
+}
+
+/// Tells at once, in the log, when a worker dies, and ends with it what waits for that.
+fn watch_workers(daemon: &Arc<Daemon>) -> tokio::sync::oneshot::Receiver<WorkerDied> {
+    let deaths = daemon.node().deaths().clone();
+    let (tell, told) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        // Nobody left who could die: the node was stopped.
+        let Ok(died) = deaths.recv() else { return };
+        error!(worker = died.worker, "a worker has died: {}", died.why);
+        // Whoever waited has ended for another reason.
+        let _ = tell.send(died);
+    });
+    told
 }
 
 struct Signals {

@@ -140,7 +140,10 @@ impl Gateway {
     pub fn process_handed(&mut self, pool: &mut Pool, io: &mut Io, tables: &Tables, mut frame: Frame) {
         io.counters.turn.rx += 1;
         let flags = &mut pool.meta_mut(&mut frame).flags;
-        if flags.has(Flags::ADMITTED) {
+        if flags.has(Flags::HEARD) {
+            let reason = self.neighbours.overhear(tables, pool, frame, self.now_ns);
+            io.counters.dropped(reason, 1);
+        } else if flags.has(Flags::ADMITTED) {
             flags.clear(Flags::ADMITTED);
             self.finish(pool, io, tables, &mut Batch::from_iter([frame]));
         } else {
@@ -307,6 +310,9 @@ impl Gateway {
 
     /// ARP and neighbour discovery on the underlay.
     fn neighbour(&mut self, pool: &mut Pool, io: &mut Io, tables: &Tables, frame: Frame) {
+        if !io.sharers(&frame, pool).is_empty() && self.neighbours.concerns(tables, pool, &frame) {
+            io.pass_on(pool, &frame);
+        }
         match self.neighbours.process(tables, pool, frame, self.now_ns) {
             Processed::Reply(frame) => io.answer(pool, frame),
             Processed::Dropped(reason) => io.counters.dropped(reason, 1),

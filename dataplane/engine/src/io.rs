@@ -61,6 +61,8 @@ pub(crate) struct Io {
     pub ports: Vec<PortSlot>,
     /// By port number.
     pub homes: Vec<Home>,
+    /// By port number: the other workers that poll the same underlay.
+    pub sharers: Vec<Vec<usize>>,
     /// By worker; `None` at this worker's own place.
     pub peers: Vec<Option<Peer>>,
     pub counters: Counters,
@@ -263,6 +265,29 @@ impl Io {
     pub fn answer(&mut self, pool: &mut Pool, frame: Frame) {
         self.counters.dropped(DropReason::Answered, 1);
         self.generate(pool, frame);
+    }
+
+    /// The other workers that poll the underlay which a frame came from.
+    pub fn sharers(&self, frame: &Frame, pool: &Pool) -> &[usize] {
+        self.sharers.get(usize::from(pool.meta(frame).ingress_port)).map_or(&[], Vec::as_slice)
+    }
+
+    /// Gives every sharer of the underlay that a frame came from a copy of it to learn from. Without a free
+    /// frame they go without: whoever asked asks again.
+    #[cold]
+    pub fn pass_on(&mut self, pool: &mut Pool, frame: &Frame) {
+        let port = pool.meta(frame).ingress_port;
+        for at in 0..self.sharers(frame, pool).len() {
+            let Some(mut copy) = pool.alloc() else { return };
+            if !pool.fill(&mut copy, pool.bytes(frame)) {
+                return pool.free(copy);
+            }
+            let meta = pool.meta_mut(&mut copy);
+            meta.ingress_port = port;
+            meta.flags.set(Flags::HEARD);
+            self.counters.turn.generated += 1;
+            self.hand(pool, self.sharers[usize::from(port)][at], copy);
+        }
     }
 
     /// Hands a frame to the trap port, if there is one.

@@ -21,6 +21,7 @@ pub mod idle;
 mod io;
 mod keeper;
 mod mark;
+mod meeting;
 mod node;
 mod plan;
 pub mod seqlock;
@@ -34,7 +35,7 @@ pub use keeper::PortState;
 pub use node::{GROUPS_MAX, Node, PARKED_FRAMES_MAX, PublishError};
 pub use plan::{Plan, PlanError, PortPlan, PortRole, RING_FRAMES, WORKERS_MAX, WorkerPlan};
 pub use snapshot::{PoolSize, Pools, Snapshot, Throttle};
-pub use worker::VolumeFigures;
+pub use worker::{VolumeFigures, WorkerDied};
 
 /// What a configuration is built of, for crates that may use the engine but not what lies below it.
 pub use {frame, overlay, port, throttle, wire};

@@ -4,8 +4,10 @@
 //! Nothing here is on the path of a packet. The handle publishes snapshots, reads counters, asks for the
 //! figures of volumes, and stops everything.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Barrier, Mutex, PoisonError};
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -22,10 +24,11 @@ use crate::gateway::{Gateway, RuleCount, STAGES};
 use crate::idle::Ladder;
 use crate::io::{Home, Io, Peer, PortSlot, Upstream};
 use crate::keeper::{self, Kept, PortFailed, PortState, PortStates};
-use crate::plan::{Plan, PlanError, RING_FRAMES};
+use crate::meeting::{Seat, meeting};
+use crate::plan::{Plan, PlanError, PortRole, RING_FRAMES};
 use crate::snapshot::{SharedPools, Snapshot, Throttle, Update};
 use crate::wait::{WaitPoint, Waker};
-use crate::worker::{Command, FIGURES_PER_TURN, Retired, VolumeFigures, Worker};
+use crate::worker::{Command, FIGURES_PER_TURN, Retired, VolumeFigures, Worker, WorkerDied};
 
 /// Groups that a configuration may have.
 pub const GROUPS_MAX: u32 = 4096;
@@ -45,6 +48,8 @@ pub struct Node {
     reaper: Option<JoinHandle<()>>,
     states: PortStates,
     changes: Receiver<()>,
+    deaths: Receiver<WorkerDied>,
+    first_dead: Arc<AtomicUsize>,
     published: Mutex<Published>,
 }
 
@@ -61,7 +66,7 @@ struct Published {
     pools: SharedPools,
 }
 
-/// Why a snapshot was not published. Nothing has changed then.
+/// Why a snapshot was not published. Nothing has changed then, unless a worker has just died.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
     /// A pool of the node or of a group.
@@ -93,6 +98,9 @@ impl Node {
         let slab = Slab::new(plan.slab)?;
         match slab.backing() {
             Backing::Huge2M => info!(frames = slab.frames(), "frames live in hugepages"),
+            Backing::Normal { .. } if !plan.slab.hugepages => {
+                info!(frames = slab.frames(), "frames live in ordinary pages, as configured");
+            }
             Backing::Normal { why } => warn!("frames live in ordinary pages: {why}"),
         }
         let count = plan.workers.len();
@@ -114,18 +122,32 @@ impl Node {
         }
         let wakers: Vec<Waker> = waits.iter().map(WaitPoint::waker).collect();
         let mut links = mesh(count, snapshot.idle.awake());
-        let meeting = Arc::new(Barrier::new(count));
-        let mut builder = Builder { plan: &plan, slab: &slab, snapshot: &bare, cpus, failures, retired };
+        let (tell, told) = unbounded();
+        let deaths = Deaths { tell, first: Arc::new(AtomicUsize::new(NOBODY)) };
+        let first_dead = Arc::clone(&deaths.first);
+        let mut builder =
+            Builder { plan: &plan, slab: &slab, snapshot: &bare, cpus, failures, retired, deaths };
         let mut workers = Vec::with_capacity(count);
-        for (index, wait) in waits.into_iter().enumerate() {
-            workers.push(builder.spawn(index, wait, &mut links, &wakers, &meeting)?);
+        for (index, (wait, seat)) in waits.into_iter().zip(meeting(count)).enumerate() {
+            workers.push(builder.spawn(index, wait, &mut links, &wakers, seat)?);
         }
         drop(builder);
         let reaper = thread("tidegate-reaper", move || reap(&retiring))?;
         let (states, changes, keeper) = keep_ports(&plan, &slab, &workers, failed)?;
         let published = Mutex::new(Published { snapshot: bare, pools: SharedPools::default() });
         let keeper = Some(keeper);
-        let node = Node { plan, slab, workers, keeper, reaper: Some(reaper), states, changes, published };
+        let node = Node {
+            plan,
+            slab,
+            workers,
+            keeper,
+            reaper: Some(reaper),
+            states,
+            changes,
+            deaths: told,
+            first_dead,
+            published,
+        };
         let first = Snapshot::clone(&snapshot);
         if let Err(error) = node.publish_as(first, true) {
             warn!("the first snapshot: {error}");
@@ -144,6 +166,9 @@ impl Node {
         let running = published.snapshot.version;
         if snapshot.version <= running && !first {
             return Err(PublishError::Stale { offered: snapshot.version, running });
+        }
+        if let Some(worker) = self.dead() {
+            return Err(PublishError::WorkerGone(worker));
         }
         let old = Arc::clone(&published.snapshot);
         let owners = self.plan.volume_owners();
@@ -176,16 +201,22 @@ impl Node {
         self.workers.iter().map(|worker| worker.running.load(Ordering::Acquire)).min().unwrap_or(0)
     }
 
-    /// Waits until every worker runs `version`. False when that took longer than `limit`.
+    /// Waits until every worker runs `version`. False when that took longer than `limit`, or when a worker
+    /// has died.
     pub fn wait_running(&self, version: u64, limit: Duration) -> bool {
         let until = Instant::now() + limit;
         while self.running() < version {
-            if Instant::now() > until {
+            if Instant::now() > until || self.dead().is_some() {
                 return false;
             }
             std::thread::sleep(Duration::from_micros(200));
         }
         true
+    }
+
+    /// A worker that has died, if one has; [`Node::deaths`] says of what.
+    pub fn dead(&self) -> Option<usize> {
+        Some(self.first_dead.load(Ordering::Acquire)).filter(|worker| *worker != NOBODY)
     }
 
     /// What it was started with.
@@ -211,6 +242,11 @@ impl Node {
     /// Receives something whenever a port came up or went.
     pub fn port_changes(&self) -> &Receiver<()> {
         &self.changes
+    }
+
+    /// Receives the end of every worker that nobody asked to end. Stop the node then, and start another one.
+    pub fn deaths(&self) -> &Receiver<WorkerDied> {
+        &self.deaths
     }
 
     /// Figures of volumes, from the workers that own them. Volumes of a worker that does not answer within
@@ -265,10 +301,9 @@ impl Node {
             let _ = worker.send(Command::Stop);
         }
         for worker in &mut self.workers {
-            if let Some(thread) = worker.thread.take()
-                && thread.join().is_err()
-            {
-                warn!("a worker panicked");
+            if let Some(thread) = worker.thread.take() {
+                // What it panicked of was told by its death.
+                let _ = thread.join();
             }
         }
         for helper in [self.keeper.take(), self.reaper.take()].into_iter().flatten() {
@@ -320,6 +355,36 @@ struct Builder<'a> {
     cpus: usize,
     failures: Sender<PortFailed>,
     retired: Sender<Retired>,
+    deaths: Deaths,
+}
+
+/// How a worker that dies says so.
+#[derive(Clone)]
+struct Deaths {
+    tell: Sender<WorkerDied>,
+    /// Number of one that died, [`NOBODY`] while all live.
+    first: Arc<AtomicUsize>,
+}
+
+const NOBODY: usize = usize::MAX;
+
+/// The life of a worker: until it is told to stop, or dies of something that nobody expected. Then the others
+/// go on until the node's owner, who is told, stops the node; what this one still holds goes with them.
+fn live(index: usize, mut worker: Worker, deaths: &Deaths) {
+    // Nothing of a worker is shared but what is made for it, so a panic leaves no half-done state to others.
+    let why = match catch_unwind(AssertUnwindSafe(|| worker.run())) {
+        Ok(Ok(())) => None,
+        Ok(Err(failure)) => Some(failure.to_string()),
+        Err(panic) => Some(words(&*panic)),
+    };
+    if let Some(why) = why {
+        deaths.first.store(index, Ordering::Release);
+        // Without a receiver the node is stopping.
+        let _ = deaths.tell.send(WorkerDied { worker: index, why });
+    }
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| worker.stop())) {
+        warn!(worker = index, "stopping was cut short: {}", words(&*panic));
+    }
 }
 
 impl Builder<'_> {
@@ -329,7 +394,7 @@ impl Builder<'_> {
         wait: WaitPoint,
         links: &mut [Vec<Link>],
         wakers: &[Waker],
-        meeting: &Arc<Barrier>,
+        seat: Seat,
     ) -> Result<Handle, PlanError> {
         let (commands, taking) = bounded(COMMANDS);
         let running = Arc::new(AtomicU64::new(0));
@@ -360,12 +425,12 @@ impl Builder<'_> {
             cpus: self.cpus,
             pending: None,
             turns_to_command: 0,
-            meeting: Arc::clone(meeting),
+            meeting: seat,
         };
-        let cpu = self.plan.workers[index].cpu;
+        let (cpu, deaths) = (self.plan.workers[index].cpu, self.deaths.clone());
         let thread = thread(&format!("tidegate-w{index}"), move || {
             prepare(index, cpu);
-            worker.run();
+            live(index, worker, &deaths);
         })?;
         Ok(Handle { commands, waker, running, counters, thread: Some(thread) })
     }
@@ -390,6 +455,12 @@ impl Builder<'_> {
                 };
             }
         }
+        let mut sharers = vec![Vec::new(); numbers];
+        for port in self.plan.ports.iter().filter(|port| port.role == PortRole::Underlay) {
+            if port.worker != index && matches!(homes[usize::from(port.id.0)], Home::Here(_)) {
+                sharers[usize::from(port.id.0)].push(port.worker);
+            }
+        }
         let peers = links[index]
             .iter_mut()
             .zip(wakers)
@@ -400,6 +471,7 @@ impl Builder<'_> {
         Io {
             ports,
             homes,
+            sharers,
             peers,
             counters: Counters::new(STAGES, numbers),
             trap_port: self.plan.trap_port,
@@ -438,6 +510,13 @@ fn prepare(index: usize, cpu: Option<usize>) {
     if !WaitPoint::prepare_thread() {
         warn!(worker = index, "the kernel keeps its timer slack: timed waits may end 50 us late");
     }
+}
+
+/// What a panic said.
+fn words(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+    format!("it panicked: {}", text.unwrap_or_else(|| "without words".to_owned()))
 }
 
 fn thread(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, PlanError> {
@@ -487,3 +566,6 @@ fn keep_ports(
     let keeper = thread("tidegate-ports", move || keeper::run(&kept, &slab, &failed, &shared, &changed))?;
     Ok((states, changes, keeper))
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,14 +4,14 @@
 //! brings; flush; count; decide whether to go on at once, pause or sleep. Everything in a turn happens at
 //! the same instant.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Barrier};
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, never};
 use frame::{BATCH, DropReason, Pool};
 use overlay::PortId;
 use port::Port;
-use tracing::{error, warn};
+use tracing::warn;
 
 use crate::awake::AwakeHint;
 use crate::clock::Clock;
@@ -19,9 +19,10 @@ use crate::gateway::{Gateway, RuleCount};
 use crate::idle::{Ladder, Rung, TurnOutcome};
 use crate::io::{Io, Upstream};
 use crate::keeper::PortFailed;
+use crate::meeting::Seat;
 use crate::plan::PortRole;
 use crate::snapshot::{Snapshot, Update};
-use crate::wait::{WaitEnd, WaitPoint};
+use crate::wait::{WaitEnd, WaitError, WaitPoint};
 
 /// Volumes whose limits change in one turn, at most: a large update must not delay packets.
 const CHANGES_PER_TURN: usize = 64;
@@ -57,6 +58,16 @@ pub struct VolumeFigures {
     pub balance: throttle::VolumeBalance,
 }
 
+/// A worker has ended although nobody asked it to. The node does not go on without it: its ports are not
+/// polled and what its volumes wait for never comes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkerDied {
+    /// Which.
+    pub worker: usize,
+    /// What it died of.
+    pub why: String,
+}
+
 /// What workers send away to be freed elsewhere.
 pub(crate) type Retired = (Arc<Snapshot>, Option<Box<Update>>);
 
@@ -86,7 +97,7 @@ pub(crate) struct Worker {
     pub pending: Option<Pending>,
     pub turns_to_command: u32,
     /// Where all workers meet before the rings between them are emptied for good.
-    pub meeting: Arc<Barrier>,
+    pub meeting: Seat,
 }
 
 /// Whether the loop goes on.
@@ -97,8 +108,8 @@ enum Flow {
 }
 
 impl Worker {
-    /// Runs until [`Command::Stop`] or until every sender of commands is gone.
-    pub fn run(mut self) {
+    /// Runs until [`Command::Stop`] or until every sender of commands is gone. [`Worker::stop`] must follow.
+    pub fn run(&mut self) -> Result<(), WaitError> {
         if !WaitPoint::prepare_thread() {
             warn!("the kernel keeps its timer slack: sleeps may end 50 us late");
         }
@@ -109,14 +120,14 @@ impl Worker {
             if self.turns_to_command == 0 || self.pending.is_some() {
                 match self.take_commands(now_ns, &mut work) {
                     Flow::On => {}
-                    Flow::Stop => return self.stop(),
+                    Flow::Stop => return Ok(()),
                 }
             }
             work += self.turn();
             self.turns_to_command =
                 if work == 0 { 0 } else { self.turns_to_command.checked_sub(1).unwrap_or(COMMAND_TURNS) };
             self.count(now_ns, work);
-            self.idle(now_ns, work);
+            self.idle(now_ns, work)?;
         }
     }
 
@@ -156,7 +167,7 @@ impl Worker {
 
     /// Spins, pauses or sleeps, as the ladder says.
     #[inline]
-    fn idle(&mut self, now_ns: u64, work: usize) {
+    fn idle(&mut self, now_ns: u64, work: usize) -> Result<(), WaitError> {
         let outcome = TurnOutcome {
             work,
             deadline_ns: self.gateway.next_deadline_ns(),
@@ -167,12 +178,13 @@ impl Worker {
         match rung {
             Rung::Spin => {}
             Rung::Pause => crate::idle::pause(),
-            Rung::Sleep { timeout_ns } => self.sleep(now_ns, timeout_ns),
+            Rung::Sleep { timeout_ns } => self.sleep(now_ns, timeout_ns)?,
         }
+        Ok(())
     }
 
     #[cold]
-    fn sleep(&mut self, now_ns: u64, timeout_ns: u64) {
+    fn sleep(&mut self, now_ns: u64, timeout_ns: u64) -> Result<(), WaitError> {
         self.gateway.shaper.return_quanta(now_ns);
         self.io.publish(now_ns, self.ladder.times());
         self.io.arm();
@@ -183,18 +195,11 @@ impl Worker {
                 || upstreams.iter().any(|up| !up.ring.is_empty())
                 || crate::io::awake_hint(upstreams, now_ns) != AwakeHint::MayIdle
         };
-        let end = self.wait.block(Some(timeout_ns), found);
+        let end = self.wait.block(Some(timeout_ns), found)?;
         self.turns_to_command = 0;
-        match end {
-            Ok(end) => {
-                let slept = end != WaitEnd::FoundWork;
-                self.ladder.woke(self.clock.turn(), slept, end == WaitEnd::Woken);
-            }
-            Err(failure) => {
-                error!("{failure}");
-                self.ladder.woke(self.clock.turn(), false, false);
-            }
-        }
+        let slept = end != WaitEnd::FoundWork;
+        self.ladder.woke(self.clock.turn(), slept, end == WaitEnd::Woken);
+        Ok(())
     }
 
     fn take_commands(&mut self, now_ns: u64, work: &mut usize) -> Flow {
@@ -348,9 +353,17 @@ impl Worker {
     }
 
     /// Nothing stays behind: what waits is dropped and counted, ports are closed.
-    fn stop(mut self) {
+    pub fn stop(mut self) {
+        // Nobody waits for an answer any more, and a port that was just opened is closed.
+        let late = std::mem::replace(&mut self.commands, never());
+        for command in late.try_iter() {
+            if let Command::PortUp { port, .. } = command {
+                port.close(&mut self.pool);
+            }
+        }
+        drop(late);
         // After this nobody hands frames over any more.
-        self.meeting.wait();
+        self.meeting.meet();
         let (pool, io) = (&mut self.pool, &mut self.io);
         for volume in 0..self.gateway.volumes() {
             self.gateway.shaper.remove_volume(volume, &mut |released| {

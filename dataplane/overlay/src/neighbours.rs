@@ -15,6 +15,9 @@
 //! `failed`, which lasts as long as one request, frames are refused, so that a dead neighbour costs one
 //! request a second and no memory.
 //!
+//! Several workers may send to one underlay. Each has a table of its own, but a message reaches only one of
+//! them: it passes what concerns a known neighbour on ([`Neighbours::concerns`]), and the others overhear it.
+//!
 //! Invariants: waiting frames are bounded per neighbour and in all; a neighbour is asked at most once per
 //! `retransmit_ns`; an address is learnt only from an answer to a request of ours, from a request to us, or
 //! from an announcement about an entry that is known already.
@@ -242,6 +245,24 @@ impl Neighbours {
         }
         pool.free(frame);
         Processed::Dropped(if learnt { DropReason::Answered } else { DropReason::NotForUs })
+    }
+
+    /// True if a frame for [`Neighbours::process`] speaks of a neighbour that the tables need: other workers
+    /// of the same underlay, which keep neighbours of their own, want to hear it too.
+    pub fn concerns(&self, tables: &Tables, pool: &Pool, frame: &Frame) -> bool {
+        message::hear(tables, pool, frame)
+            .is_ok_and(|heard| self.by_address.contains_key(&(heard.port, heard.sender)))
+    }
+
+    /// Learns from a frame that another worker processed; frees it. Count it under the reason.
+    pub fn overhear(&mut self, tables: &Tables, pool: &mut Pool, frame: Frame, now_ns: u64) -> DropReason {
+        let heard = message::hear(tables, pool, &frame);
+        pool.free(frame);
+        match heard {
+            Ok(heard) if self.learn(&heard, now_ns) => DropReason::Answered,
+            Ok(_) => DropReason::NotForUs,
+            Err(why) => why,
+        }
     }
 
     /// Updates the entry of the sender, if there is one.

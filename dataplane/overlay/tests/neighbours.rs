@@ -226,6 +226,42 @@ fn only_known_entries_learn_from_announcements() {
     assert_eq!(node.hear(&stranger), Err(DropReason::NotForUs));
 }
 
+/// The answer comes to another worker than the one that asked: that one passes it on, and both know.
+#[test]
+fn an_answer_that_another_worker_heard_helps_the_one_that_asked() {
+    for six in [false, true] {
+        let (mut asker, mut hearer) = (fresh(six), fresh(six));
+        assert!(matches!(asker.offer(), Encapsulated::Held));
+        assert_eq!(asker.dispatch().requests.len(), 1);
+        let bytes = reply(six, underlay_mac(2));
+        let heard = hearer.frame(&bytes, UNDERLAY.0);
+        assert!(hearer.neighbours.concerns(&hearer.tables, &hearer.pool, &heard));
+        hearer.pool.free(heard);
+        assert_eq!(hearer.hear(&bytes), Err(DropReason::Answered));
+        let copy = asker.frame(&bytes, UNDERLAY.0);
+        let (tables, pool) = (&asker.tables, &mut asker.pool);
+        let learnt = asker.neighbours.overhear(tables, pool, copy, asker.now_ns);
+        assert_eq!(learnt, DropReason::Answered);
+        let out = asker.dispatch();
+        assert_eq!((out.requests.len(), out.released.len()), (0, 1), "and nobody asks again");
+        assert!(matches!(asker.offer(), Encapsulated::Sent));
+        // The one that heard it did not ask: it uses the address, and has it confirmed.
+        assert!(matches!(hearer.offer(), Encapsulated::Sent));
+        assert_eq!(hearer.dispatch().requests.len(), 1);
+    }
+}
+
+#[test]
+fn what_concerns_no_neighbour_is_not_passed_on_and_not_learnt() {
+    let mut node = fresh(false);
+    let stranger = request(underlay_mac(9), vtep(9, false), vtep(1, false));
+    for (bytes, why) in [(&stranger[..], DropReason::NotForUs), (&stranger[..30], DropReason::Truncated)] {
+        let frame = node.frame(bytes, UNDERLAY.0);
+        assert!(!node.neighbours.concerns(&node.tables, &node.pool, &frame));
+        assert_eq!(node.neighbours.overhear(&node.tables, &mut node.pool, frame, node.now_ns), why);
+    }
+}
+
 #[test]
 fn our_addresses_are_answered_for_and_others_are_not() {
     for six in [false, true] {

@@ -128,16 +128,18 @@ pub struct Port {
     pub driver: Driver,
     /// Interface (af_xdp, af_packet).
     pub interface: Option<String>,
-    /// Queue of the interface (af_xdp). Default 0.
+    /// Queue of the interface, or the first of them with `workers` (af_xdp). Default 0.
     pub queue: Option<u32>,
     /// Worker that polls it, by its place in the file. Default 0.
+    pub worker: Option<usize>,
+    /// Instead: several workers, each polls a queue of its own (af_xdp) or a share of the flows (af_packet).
     #[serde(default)]
-    pub worker: usize,
+    pub workers: Vec<usize>,
     /// Entries of each ring (af_xdp, af_packet). Default 2048 (af_xdp), 1024 (af_packet).
     pub ring_frames: Option<u32>,
     /// Frames that one system call may receive by polling the driver itself (af_xdp). Default 0: off.
     pub busy_poll_frames: Option<u32>,
-    /// Share an interface's flows with the other ports of this number (af_packet).
+    /// Share an interface's flows among all sockets of this number; needed with `workers` (af_packet).
     pub fanout_group: Option<u16>,
     /// Local address and UDP port (udp).
     pub listen: Option<SocketAddr>,

@@ -1,6 +1,7 @@
 //! From a [`File`] to what the engine runs: names become numbers, texts become types, references are
 //! followed. The first entry that cannot be right is named, with what to do.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -97,11 +98,7 @@ pub fn plan(file: &File) -> Result<Plan, LowerError> {
     let mut planned = Vec::with_capacity(file.port.len());
     for (index, port) in file.port.iter().enumerate() {
         let place = format!("port \"{}\"", port.name);
-        if port.worker >= workers.len() {
-            let what =
-                format!("worker = {}, but there are {} workers, counted from 0", port.worker, workers.len());
-            return Err(LowerError::Key { place, what });
-        }
+        let polling = ports::workers(port, &place, workers.len())?;
         let underlay = file.underlay.iter().any(|underlay| underlay.port == port.name);
         if port.driver == Driver::Udp && !underlay {
             let what =
@@ -115,7 +112,10 @@ pub fn plan(file: &File) -> Result<Plan, LowerError> {
             (false, false) => PortRole::Tenant,
         };
         let spec = ports::spec(file, port)?;
-        planned.push(PortPlan { id, name: port.name.clone(), role, worker: port.worker, spec });
+        for (share, worker) in polling.into_iter().enumerate() {
+            let spec = ports::share(&spec, share as u32);
+            planned.push(PortPlan { id, name: port.name.clone(), role, worker, spec });
+        }
     }
     let frames = &file.frames;
     let slab =
@@ -242,6 +242,7 @@ fn overlay_config(
     for (number, rule) in file.rule.iter().enumerate() {
         config.rules.push(lower_rule(file, number, rule, names)?);
     }
+    endpoints_fit_sockets(file, &config)?;
     Ok(config)
 }
 
@@ -253,7 +254,7 @@ fn lower_underlay(
     let place = format!("underlay \"{}\"", keys.port);
     let port = port_id(file, &place, &keys.port)?;
     let caps = caps.get(usize::from(port.0)).copied().flatten();
-    let driver = file.port[usize::from(port.0)].driver;
+    let super::file::Port { driver, listen, .. } = file.port[usize::from(port.0)];
     let mut lowered = match driver {
         Driver::Udp => overlay::Underlay::datagram(port),
         _ => overlay::Underlay::ethernet(port, Mac([0; 6])),
@@ -265,7 +266,9 @@ fn lower_underlay(
         (None, None) => Mac(LATER_MAC),
     };
     for text in &keys.addresses {
-        match prefix(&place, text)? {
+        let address = prefix(&place, text)?;
+        fits_socket(|| place.clone(), "address", address.address, listen)?;
+        match address {
             Prefix { address: IpAddr::V4(address), bits } if lowered.ipv4.is_none() => {
                 lowered.ipv4 = Some(Prefix { address, bits });
             }
@@ -305,6 +308,47 @@ fn lower_underlay(
         }
     };
     Ok(lowered)
+}
+
+/// A socket carries one family: an address of the other one would promise endpoints that it cannot reach.
+fn fits_socket(
+    place: impl FnOnce() -> String,
+    key: &str,
+    address: IpAddr,
+    listen: Option<SocketAddr>,
+) -> Result<(), LowerError> {
+    let Some(listen) = listen.filter(|listen| listen.is_ipv4() != address.is_ipv4()) else { return Ok(()) };
+    let (ours, other) = if listen.is_ipv4() { ("IPv4", "IPv6") } else { ("IPv6", "IPv4") };
+    let what = format!(
+        "{key} {address} is not reached by listen = \"{listen}\", a socket for {ours} alone; add a second udp port \
+         that listens on an {other} address, as an [[underlay]] of its own, for the tenants with such endpoints"
+    );
+    Err(LowerError::Key { place: place(), what })
+}
+
+/// Every tunnel endpoint behind a socket is of the socket's family.
+fn endpoints_fit_sockets(file: &File, config: &overlay::Config) -> Result<(), LowerError> {
+    let listen = |underlay: PortId| file.port.get(usize::from(underlay.0)).and_then(|port| port.listen);
+    let sockets: HashMap<u16, Option<SocketAddr>> =
+        config.tenants.iter().map(|tenant| (tenant.id.0, listen(tenant.underlay))).collect();
+    for (keys, tenant) in file.tenant.iter().zip(&config.tenants) {
+        for remote in &tenant.remotes {
+            let place = || format!("tenant \"{}\"", keys.name);
+            fits_socket(place, "vtep", remote.vtep.ip, listen(tenant.underlay))?;
+        }
+    }
+    for (number, (keys, rule)) in file.rule.iter().zip(&config.rules).enumerate() {
+        if let overlay::Action::Forward { vtep, .. } = rule.action {
+            let place = || rule_place(number, &keys.to);
+            fits_socket(place, "vtep", vtep.ip, sockets.get(&rule.tenant.0).copied().flatten())?;
+        }
+    }
+    Ok(())
+}
+
+/// Which rule is meant.
+fn rule_place(number: usize, to: &str) -> String {
+    format!("rule {} (to \"{to}\")", number + 1)
 }
 
 /// Stands in for an interface's address until the interface is there; locally administered, sent by nobody.
@@ -368,7 +412,7 @@ fn lower_rule(
     keys: &super::file::Rule,
     names: &mut Names,
 ) -> Result<overlay::Rule, LowerError> {
-    let place = format!("rule {} (to \"{}\")", number + 1, keys.to);
+    let place = rule_place(number, &keys.to);
     let destination = match mac(&place, &keys.to) {
         Ok(mac) => overlay::Destination::Mac(mac),
         Err(_) => overlay::Destination::Ip(prefix(&place, &keys.to)?),

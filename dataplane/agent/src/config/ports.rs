@@ -20,6 +20,59 @@ const HELD_FRAMES_MAX: usize = 1024;
 /// Flows that a generator makes, at most: one template each.
 const FLOWS_MAX: u32 = 65_536;
 
+/// The workers that poll a port.
+pub(super) fn workers(port: &Port, place: &str, count: usize) -> Result<Vec<usize>, LowerError> {
+    let wrong = |what: String| Err(LowerError::Key { place: place.to_owned(), what });
+    let polling = match (port.worker, port.workers.as_slice()) {
+        (Some(_), [_, ..]) => return wrong("worker and workers are both given; keep one of them".into()),
+        (worker, []) => vec![worker.unwrap_or(0)],
+        (None, several) => several.to_vec(),
+    };
+    if let Some(none) = polling.iter().find(|worker| **worker >= count) {
+        let are = if count == 1 { "is 1 worker".to_owned() } else { format!("are {count} workers") };
+        return wrong(format!("worker {none} is named, but there {are}, counted from 0"));
+    }
+    if polling.len() == 1 {
+        return Ok(polling);
+    }
+    let mut sorted = polling.clone();
+    sorted.sort_unstable();
+    if sorted.windows(2).any(|pair| pair[0] == pair[1]) {
+        return wrong("workers names one of them twice".into());
+    }
+    match port.driver {
+        Driver::AfXdp => {}
+        Driver::AfPacket if port.fanout_group.is_some() => {}
+        Driver::AfPacket => {
+            return wrong(
+                "several workers share an interface by fanout_group; add a number that nothing else uses in \
+                 this network namespace, for example fanout_group = 1"
+                    .into(),
+            );
+        }
+        _ => return wrong("only af_xdp and af_packet ports can have several workers".into()),
+    }
+    if port.record.is_some() {
+        return wrong("a port with several workers cannot be recorded: they would share one file".into());
+    }
+    Ok(polling)
+}
+
+/// What the worker that polls share number `share` of a port opens.
+pub(super) fn share(spec: &PortSpec, share: u32) -> PortSpec {
+    match spec {
+        PortSpec::Xdp(first) => {
+            let queue = first.queue.saturating_add(share);
+            PortSpec::Xdp(XdpSpec { queue, ..first.clone() })
+        }
+        PortSpec::Faults(faults, inner) => {
+            let seed = faults.seed.wrapping_add(share.into());
+            PortSpec::Faults(FaultSpec { seed, ..faults.clone() }, Box::new(self::share(inner, share)))
+        }
+        other => other.clone(),
+    }
+}
+
 pub(super) fn spec(file: &File, port: &Port) -> Result<PortSpec, LowerError> {
     let place = format!("port \"{}\"", port.name);
     let missing =

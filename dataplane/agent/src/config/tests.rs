@@ -173,7 +173,7 @@ fn keys_that_are_missing_superfluous_or_out_of_range() {
         (
             "driver = \"generator\"",
             "driver = \"generator\"\nworker = 1",
-            "worker = 1, but there are 1 workers",
+            "worker 1 is named, but there is 1 worker, counted from 0",
         ),
         ("driver = \"generator\"", "driver = \"generator\"\nframe_bytes = 9000", "frame_bytes is 64 to 3400"),
         ("driver = \"generator\"", "driver = \"generator\"\nflows = 0", "flows is 1 to 65536"),
@@ -186,6 +186,11 @@ fn keys_that_are_missing_superfluous_or_out_of_range() {
         ("vni = 100", "vni = 16777216", "vni = 16777216 has more than 24 bits"),
         ("{ port = \"gen\",", "{ port = \"gen\", vlan = 4095,", "vlan = 4095; it is 1 to 4094"),
         ("[\"127.0.0.1/8\"]", "[\"127.0.0.1/8\", \"127.0.0.3/8\"]", "more than one of a family"),
+        (
+            "[\"127.0.0.1/8\"]",
+            "[\"127.0.0.1/8\", \"2001:db8::1/64\"]",
+            "address 2001:db8::1 is not reached by listen = \"127.0.0.1:4789\", a socket for IPv4 alone",
+        ),
         ("port = \"uplink\"", "port = \"uplink\"\ndscp = 64", "dscp is \"copy\" or 0 to 63"),
         ("port = \"uplink\"", "port = \"uplink\"\ndscp = \"cpoy\"", "dscp is \"copy\" or 0 to 63"),
         (", mac = \"02:00:00:00:00:01\"", "", "the generator's source needs a mac"),
@@ -197,6 +202,60 @@ fn keys_that_are_missing_superfluous_or_out_of_range() {
         assert!(matches!(error, LowerError::Key { .. }), "{to}: {error}");
         assert!(error.to_string().contains(expected), "{to}: {error}");
     }
+}
+
+#[test]
+fn an_endpoint_that_the_underlays_socket_does_not_carry_is_refused() {
+    let error = wrong("vtep = \"127.0.0.2\"", "vtep = \"2001:db8::2\"", "").to_string();
+    let expected = "tenant \"blue\": vtep 2001:db8::2 is not reached by listen = \"127.0.0.1:4789\", a socket \
+                    for IPv4 alone; add a second udp port that listens on an IPv6 address";
+    assert!(error.starts_with(expected), "{error}");
+    let rule = "[[rule]]\ntenant = \"blue\"\nto = \"10.0.9.9\"\naction = \"forward\"\nvtep = \"2001:db8::3\"";
+    assert!(
+        more(rule).starts_with("rule 1 (to \"10.0.9.9\"): vtep 2001:db8::3 is not reached"),
+        "{}",
+        more(rule)
+    );
+    let six = BASE.replace("127.0.0.1:4789", "[2001:db8::1]:4789").replace("127.0.0.1/8", "2001:db8::1/64");
+    assert!(lowered(&six).map(drop).unwrap_err().to_string().contains("listens on an IPv4 address"));
+    lowered(&six.replace("127.0.0.2", "2001:db8::2")).unwrap();
+}
+
+#[test]
+fn a_port_of_several_workers_is_a_queue_or_a_share_for_each() {
+    let with = |port: &str| format!("[[worker]]\n[[worker]]\n[[worker]]\n[[port]]\nname = \"p\"\n{port}");
+    let (plan, _) = lowered(&with(
+        "driver = \"af_xdp\"\ninterface = \"eth0\"\nqueue = 4\nworkers = [2, 0]\nfaults = { seed = 7, loss = 0.5 }",
+    ))
+    .unwrap();
+    let shares: Vec<(u16, usize, u64, u32)> = plan
+        .ports
+        .iter()
+        .map(|port| match &port.spec {
+            PortSpec::Faults(faults, inner) => match &**inner {
+                PortSpec::Xdp(spec) => (port.id.0, port.worker, faults.seed, spec.queue),
+                other => panic!("{other:?}"),
+            },
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(shares, [(0, 2, 7, 4), (0, 0, 8, 5)]);
+    let packet = "driver = \"af_packet\"\ninterface = \"eth0\"\n";
+    let (plan, _) = lowered(&with(&format!("{packet}workers = [0, 1]\nfanout_group = 3"))).unwrap();
+    assert!(plan.ports.iter().map(|port| port.worker).eq([0, 1]));
+    plan.check().unwrap();
+    for (keys, expected) in [
+        ("workers = [0, 1]", "add a number that nothing else uses"),
+        ("workers = [0, 3]\nfanout_group = 3", "worker 3 is named, but there are 3 workers"),
+        ("workers = [1, 1]\nfanout_group = 3", "names one of them twice"),
+        ("worker = 0\nworkers = [0, 1]\nfanout_group = 3", "worker and workers are both given"),
+        ("workers = [0, 1]\nfanout_group = 3\nrecord = { file = \"/tmp/a\" }", "share one file"),
+    ] {
+        let error = lowered(&with(&format!("{packet}{keys}"))).map(drop).unwrap_err().to_string();
+        assert!(error.contains(expected), "{keys}: {error}");
+    }
+    let sink = lowered(&with("driver = \"sink\"\nworkers = [0, 1]")).map(drop).unwrap_err();
+    assert!(sink.to_string().contains("only af_xdp and af_packet"), "{sink}");
 }
 
 #[test]
