@@ -106,8 +106,8 @@ pub struct Done<B> {
     pub tag: Tag,
     /// How it ended.
     pub status: Status,
-    /// The whole range of a successful read reads as zeroes, which the buffer holds as well: a session may tell
-    /// its host so instead of sending them. False says nothing.
+    /// The whole range of a successful read reads as zeroes, which the buffer holds as well: a session may
+    /// tell its host so instead of sending them. False says nothing.
     pub zeroes: bool,
     /// The request's buffer; filled when it was a successful read or [`Op::Extents`].
     pub buffer: Option<B>,

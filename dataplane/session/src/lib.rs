@@ -21,8 +21,8 @@ use frame::IoBuffer;
 
 /// Where the I/Os of a session go.
 pub trait Sink {
-    /// Asks for credits. `false`: not now; the request stays in the session's queue, where the host feels it as
-    /// a slow device, and the next `step` asks again. Only reads and changes are asked for; flushes and
+    /// Asks for credits. `false`: not now; the request stays in the session's queue, where the host feels it
+    /// as a slow device, and the next `step` asks again. Only reads and changes are asked for; flushes and
     /// questions about allocation go out at once.
     fn admit(&mut self, volume: VolumeId, op: Op, lba: Lba, bytes: u32) -> bool;
 

@@ -1,13 +1,15 @@
 //! An NBD target in two machines.
 //!
-//! [`Handshake`] belongs to the acceptor: it talks about exports until the client chooses one, and ends in an
-//! [`Attach`]. [`Transmission`] is made from that and belongs to the worker that owns the export's volume
-//! (decision D6). Section names in the comments are those of `doc/proto.md` of the NetworkBlockDevice project.
+//! [`Handshake`] belongs to the acceptor: it talks about exports until the client chooses one, and ends in
+//! an [`Attach`]. [`Transmission`] is made from that and belongs to the worker that owns the export's volume
+//! (decision D6). Section names in the comments are those of `doc/proto.md` of the NetworkBlockDevice
+//! project.
 //!
-//! What is served: fixed newstyle with LIST, INFO, GO, EXPORT_NAME, ABORT, STARTTLS, STRUCTURED_REPLY, LIST_META_CONTEXT and
-//! SET_META_CONTEXT (`base:allocation`); READ (DF, holes), WRITE, FLUSH, TRIM, WRITE_ZEROES (NO_HOLE, FAST_ZERO), BLOCK_STATUS
-//! (REQ_ONE), DISC, with FUA on all. What is not: CACHE (there is no cache that a client could fill), extended headers,
-//! RESIZE, and other options, which are refused as the protocol asks.
+//! What is served: fixed newstyle with LIST, INFO, GO, EXPORT_NAME, ABORT, STARTTLS, STRUCTURED_REPLY,
+//! LIST_META_CONTEXT and SET_META_CONTEXT (`base:allocation`); READ (DF, holes), WRITE, FLUSH, TRIM,
+//! WRITE_ZEROES (NO_HOLE, FAST_ZERO), BLOCK_STATUS (REQ_ONE), DISC, with FUA on all. What is not: CACHE
+//! (there is no cache that a client could fill), extended headers, RESIZE, and other options, which are
+//! refused as the protocol asks.
 //!
 //! The smallest request is one block of the volume: 512 or 4096 bytes.
 
@@ -16,9 +18,6 @@ mod handshake;
 mod output;
 mod request;
 mod transmission;
-
-#[cfg(test)]
-mod tests;
 
 pub use handshake::{Handshake, HandshakeError, Next, OPTION_BYTES_MAX, OPTION_SKIP_BYTES_MAX, OPTIONS_MAX};
 pub use output::{DISPATCH_SLICES, Slices};
@@ -46,7 +45,8 @@ pub struct Export {
     blocks: u64,
     /// Changes are refused.
     pub read_only: bool,
-    /// Whole pages are zeroed in less time than writing them would take, because the volume can give them back.
+    /// Whole pages are zeroed in less time than writing them would take, because the volume can give them
+    /// back.
     pub fast_zero: bool,
 }
 
@@ -76,7 +76,8 @@ pub enum ExportError {
 }
 
 impl Export {
-    /// Exports `volume`, which has `blocks` blocks of `block_size`, under `name`. Writable; zeroing is not fast.
+    /// Exports `volume`, which has `blocks` blocks of `block_size`, under `name`. Writable; zeroing is not
+    /// fast.
     pub fn new(
         name: &str,
         description: &str,
@@ -128,8 +129,8 @@ impl Export {
         BlockSizes::new(self.block_size.bytes(), PREFERRED_BYTES, PAYLOAD_BYTES_MAX)
     }
 
-    /// "Transmission flags". All connections of an export meet at one volume on one worker, so a flush on any of
-    /// them covers all, always.
+    /// "Transmission flags". All connections of an export meet at one volume on one worker, so a flush on
+    /// any of them covers all, always.
     fn flags(&self, structured: bool) -> TransmissionFlags {
         TransmissionFlags::HAS_FLAGS
             .with(TransmissionFlags::SEND_FLUSH)

@@ -1,15 +1,16 @@
-//! NBD: every constant, header, option, option reply and chunk of the protocol, from bytes to values and back.
+//! NBD: every constant, header, option, option reply and chunk of the protocol, from bytes to values and
+//! back.
 //!
 //! The text is `doc/proto.md` of the NetworkBlockDevice project; section names stand above the code that
 //! obeys them. [`handshake`] holds what is said until an export is chosen, [`transmission`] what is said
 //! afterwards. Both directions are here, since the same words serve the target and the load generator.
 //!
 //! Numbers whose set grows (options, replies, commands, errors) are newtypes over the wire's integer with
-//! the known values as constants: an unknown one is a value like any other, and who receives it decides.
-//! All numbers are big-endian ("Conventions").
+//! the known values as constants: an unknown one is a value like any other, and who receives it decides. All
+//! numbers are big-endian ("Conventions").
 //!
-//! Invariants: as for the crate. What has a fixed length becomes an array (`octets`), which cannot fail; what
-//! carries text is written into a slice (`emit`), which refuses instead of writing half.
+//! Invariants: as for the crate. What has a fixed length becomes an array (`octets`), which cannot fail;
+//! what carries text is written into a slice (`emit`), which refuses instead of writing half.
 
 pub mod handshake;
 pub mod transmission;
@@ -20,8 +21,8 @@ use thiserror::Error;
 pub const TCP_PORT: u16 = 10809;
 /// "Conventions": a string "MUST be no longer than 4096 bytes".
 pub const TEXT_BYTES_MAX: usize = 4096;
-/// "Size constraints": "any payload not exceeding 2^25 (33,554,432) bytes SHOULD NOT be considered a denial of
-/// service attack".
+/// "Size constraints": "any payload not exceeding 2^25 (33,554,432) bytes SHOULD NOT be considered a denial
+/// of service attack".
 pub const PAYLOAD_BYTES_MAX: u32 = 1 << 25;
 /// "Size constraints": a minimum block size "MUST NOT be larger than 2^16".
 pub const MINIMUM_BLOCK_BYTES_MAX: u32 = 1 << 16;
@@ -59,7 +60,9 @@ pub fn text(bytes: &[u8]) -> Result<&str, ParseError> {
 
 /// A newtype over an integer of the wire with its known values.
 macro_rules! codes {
-    ($(#[$doc:meta])* $name:ident($inner:ty) { $($(#[$value_doc:meta])* $value:ident = $number:expr, $text:literal;)* }) => {
+    ($(#[$doc:meta])* $name:ident($inner:ty) {
+        $($(#[$value_doc:meta])* $value:ident = $number:expr, $text:literal;)*
+    }) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct $name(pub $inner);
@@ -95,7 +98,9 @@ macro_rules! codes {
 
 /// A set of flags over an integer of the wire with its known bits.
 macro_rules! flags {
-    ($(#[$doc:meta])* $name:ident($inner:ty) { $($(#[$value_doc:meta])* $value:ident = $bit:literal, $text:literal;)* }) => {
+    ($(#[$doc:meta])* $name:ident($inner:ty) {
+        $($(#[$value_doc:meta])* $value:ident = $bit:literal, $text:literal;)*
+    }) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
         pub struct $name(pub $inner);

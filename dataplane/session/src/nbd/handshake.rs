@@ -133,10 +133,11 @@ impl Handshake {
         }
     }
 
-    /// Takes what arrived; returns how many bytes of it were consumed. Keep the rest: it comes first next time.
+    /// Takes what arrived; returns how many bytes of it were consumed. Keep the rest: it comes first next
+    /// time.
     ///
-    /// Nothing is consumed while [`Self::dispatch_bytes`] has something to send. `exports` may differ from call
-    /// to call; who is on its way to one keeps what it was told.
+    /// Nothing is consumed while [`Self::dispatch_bytes`] has something to send. `exports` may differ from
+    /// call to call; who is on its way to one keeps what it was told.
     pub fn process_bytes(&mut self, bytes: &[u8], exports: &[Export]) -> Result<usize, HandshakeError> {
         let mut at = 0;
         while self.output.is_empty() {
@@ -224,8 +225,8 @@ impl Handshake {
         }
     }
 
-    /// "Client flags": "the server MUST drop the TCP connection if the client sets an unknown flag, or a flag that
-    /// does not match something advertised by the server."
+    /// "Client flags": "the server MUST drop the TCP connection if the client sets an unknown flag, or a
+    /// flag that does not match something advertised by the server."
     fn process_flags(&mut self, flags: ClientFlags) -> Result<(), HandshakeError> {
         if flags.without(ClientFlags::ALL) != ClientFlags::NONE {
             return Err(HandshakeError::ClientFlags { flags });
@@ -240,8 +241,8 @@ impl Handshake {
         if self.options > OPTIONS_MAX {
             return Err(HandshakeError::Options);
         }
-        // "Newstyle negotiation": "In non-fixed newstyle only one option can be set (NBD_OPT_EXPORT_NAME), and it is
-        // not optional."
+        // "Newstyle negotiation": "In non-fixed newstyle only one option can be set (NBD_OPT_EXPORT_NAME),
+        // and it is not optional."
         if !self.client.has(ClientFlags::FIXED_NEWSTYLE) && option != OptionCode::EXPORT_NAME {
             return Err(HandshakeError::NotFixed { option });
         }
@@ -264,7 +265,8 @@ impl Handshake {
         }
         self.state = State::Header;
         match option {
-            // "a server SHOULD ignore any data sent by the client rather than rejecting the request as invalid".
+            // "a server SHOULD ignore any data sent by the client rather than rejecting the request as
+            // invalid".
             OptionCode::ABORT => self.process_abort(),
             _ if self.is_locked() => self.refuse_without_tls(option),
             _ => self.refuse(option, ReplyCode::ERR_TOO_BIG, "the option's data is too long"),
@@ -281,8 +283,8 @@ impl Handshake {
             OptionCode::ABORT => self.process_abort(),
             OptionCode::STARTTLS => self.process_starttls(data),
             OptionCode::EXPORT_NAME if self.is_locked() => return Err(HandshakeError::TlsRequired),
-            // "FORCEDTLS mode": "If the server receives any other option, including NBD_OPT_INFO and unsupported
-            // options, it MUST reply with NBD_REP_ERR_TLS_REQD if TLS has not been initiated".
+            // "FORCEDTLS mode": "If the server receives any other option, including NBD_OPT_INFO and
+            // unsupported options, it MUST reply with NBD_REP_ERR_TLS_REQD if TLS has not been initiated".
             _ if self.is_locked() => self.refuse_without_tls(option),
             OptionCode::EXPORT_NAME => return self.process_export_name(data, exports),
             OptionCode::LIST if data.is_empty() => self.state = State::List { from: 0 },
@@ -311,9 +313,9 @@ impl Handshake {
         self.state = State::Ended(Next::Close);
     }
 
-    /// "NOTLS mode": "it MUST respond with NBD_REP_ERR_POLICY (if it does not support TLS for policy reasons)".
-    /// "FORCEDTLS mode": "prior to negotiating TLS, it MUST reply with NBD_REP_ACK"; "when TLS has already been
-    /// negotiated, it MUST reply with NBD_REP_ERR_INVALID".
+    /// "NOTLS mode": "it MUST respond with NBD_REP_ERR_POLICY (if it does not support TLS for policy
+    /// reasons)". "FORCEDTLS mode": "prior to negotiating TLS, it MUST reply with NBD_REP_ACK"; "when TLS
+    /// has already been negotiated, it MUST reply with NBD_REP_ERR_INVALID".
     fn process_starttls(&mut self, data: &[u8]) {
         let option = OptionCode::STARTTLS;
         if self.tls == TlsPolicy::Off {
@@ -328,8 +330,8 @@ impl Handshake {
         }
     }
 
-    /// "`NBD_OPT_EXPORT_NAME`": "If the chosen export does not exist or requirements for the chosen export are not
-    /// met, the server MUST terminate the session."
+    /// "`NBD_OPT_EXPORT_NAME`": "If the chosen export does not exist or requirements for the chosen export
+    /// are not met, the server MUST terminate the session."
     fn process_export_name(&mut self, data: &[u8], exports: &[Export]) -> Result<(), HandshakeError> {
         let name = text(data)?;
         let Some(index) = find(exports, name) else {
@@ -345,7 +347,8 @@ impl Handshake {
         Ok(())
     }
 
-    /// "`NBD_OPT_LIST`": "Return zero or more NBD_REP_SERVER replies, one for each export, followed by NBD_REP_ACK".
+    /// "`NBD_OPT_LIST`": "Return zero or more NBD_REP_SERVER replies, one for each export, followed by
+    /// NBD_REP_ACK".
     fn list(&mut self, from: usize, exports: &[Export]) {
         let mut from = from;
         while self.output.len() < OUTPUT_BYTES {
@@ -360,7 +363,8 @@ impl Handshake {
         self.state = State::List { from };
     }
 
-    /// "`NBD_OPT_INFO` and `NBD_OPT_GO`": "The server MUST ignore any information requests it does not understand."
+    /// "`NBD_OPT_INFO` and `NBD_OPT_GO`": "The server MUST ignore any information requests it does not
+    /// understand."
     fn process_info(&mut self, option: OptionCode, data: &[u8], exports: &[Export]) {
         let Ok(request) = InfoRequest::parse(data) else {
             return self.refuse(option, ReplyCode::ERR_INVALID, "the option's data is malformed");
@@ -378,8 +382,8 @@ impl Handshake {
         if wants(InfoCode::DESCRIPTION) {
             self.reply(option, &Reply::Info(Info::Description(export.description())));
         }
-        // "Size constraints": "A server with size constraints other than the default SHOULD advertise the size
-        // constraints during handshake phase", so it is said unasked.
+        // "Size constraints": "A server with size constraints other than the default SHOULD advertise the
+        // size constraints during handshake phase", so it is said unasked.
         if let Some(sizes) = export.block_sizes() {
             self.reply(option, &Reply::Info(Info::BlockSize(sizes)));
         }
@@ -393,7 +397,8 @@ impl Handshake {
         self.state = State::Ended(Next::Attach(Attach {
             export: export.clone(),
             structured: self.structured,
-            // "where the final time it was sent, it referred to the same export name that was ultimately selected".
+            // "where the final time it was sent, it referred to the same export name that was ultimately
+            // selected".
             allocation: self.allocation == Some(index),
             secured: self.secured,
         }));
@@ -403,8 +408,8 @@ impl Handshake {
     fn process_meta_context(&mut self, option: OptionCode, data: &[u8], exports: &[Export]) {
         let sets = option == OptionCode::SET_META_CONTEXT;
         if sets {
-            // "Issuing this command replaces all previously-set metadata contexts (including when this command
-            // fails)".
+            // "Issuing this command replaces all previously-set metadata contexts (including when this
+            // command fails)".
             self.allocation = None;
         }
         if !self.structured {
@@ -414,16 +419,17 @@ impl Handshake {
         let Ok(request) = MetaContextRequest::parse(data) else {
             return self.refuse(option, ReplyCode::ERR_INVALID, "the option's data is malformed");
         };
-        // "semantically invalid (such as lacking the required colon that delimits the namespace [...]), the server
-        // MAY fail the request with NBD_REP_ERR_INVALID".
+        // "semantically invalid (such as lacking the required colon that delimits the namespace [...]), the
+        // server MAY fail the request with NBD_REP_ERR_INVALID".
         if request.queries().any(|query| !query.contains(':')) {
             return self.refuse(option, ReplyCode::ERR_INVALID, "a query has no namespace");
         }
         let Some(index) = find(exports, request.name) else {
             return self.refuse(option, ReplyCode::ERR_UNKNOWN, "there is no such export");
         };
-        // "`base:` - the server MUST ignore this form during NBD_OPT_SET_META_CONTEXT, and MUST support this as a
-        // wildcard during NBD_OPT_LIST_META_CONTEXT". Without queries a list has all, and nothing is selected.
+        // "`base:` - the server MUST ignore this form during NBD_OPT_SET_META_CONTEXT, and MUST support this
+        // as a wildcard during NBD_OPT_LIST_META_CONTEXT". Without queries a list has all, and nothing is
+        // selected.
         let found = if sets {
             request.queries().any(|query| query == ALLOCATION)
         } else {
@@ -457,8 +463,8 @@ impl Handshake {
     }
 }
 
-/// "`NBD_OPT_EXPORT_NAME`": the empty name "is reserved for a 'default' export": the one that has no name, or the
-/// only one.
+/// "`NBD_OPT_EXPORT_NAME`": the empty name "is reserved for a 'default' export": the one that has no name,
+/// or the only one.
 fn find(exports: &[Export], name: &str) -> Option<usize> {
     let named = exports.iter().position(|export| export.name() == name);
     named.or(if name.is_empty() && exports.len() == 1 { Some(0) } else { None })

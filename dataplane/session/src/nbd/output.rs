@@ -91,16 +91,17 @@ impl Output {
     /// A chunk; the last one of its request if it `ends` one.
     pub(super) fn push_chunk(&mut self, chunk: Chunk, cookie: u64, body: Body, ends: Option<SlotId>) {
         let flags = ChunkFlags::NONE.with_if(ends.is_some(), ChunkFlags::DONE);
-        // INVARIANT: requests of length 0 are refused, so data, holes and descriptors are never empty; an error
-        // chunk is made of an error; messages are literals; a body is at most IO_BYTES_MAX. So the head is sound.
+        // INVARIANT: requests of length 0 are refused, so data, holes and descriptors are never empty; an
+        // error chunk is made of an error; messages are literals; a body is at most IO_BYTES_MAX. So the
+        // head is sound.
         let (head, head_bytes) =
             chunk.head(flags, cookie, body.bytes() as u32).expect("INVARIANT: the chunk is sound");
         self.items.push_back(Item { head, head_bytes: head_bytes as u8, body, ends });
     }
 
     pub(super) fn push_error(&mut self, structured: bool, cookie: u64, refusal: Refusal, ends: SlotId) {
-        // "The server SHOULD prefer sending errors via a structured reply, as the error can then be accompanied by
-        // a string payload".
+        // "The server SHOULD prefer sending errors via a structured reply, as the error can then be
+        // accompanied by a string payload".
         let Refusal { error, why } = refusal;
         if structured {
             self.push_chunk(Chunk::Error { error }, cookie, Body::Message(why), Some(ends));

@@ -1,7 +1,7 @@
 //! Requests: what may be asked of an export, and the slots of those under way.
 //!
-//! Slots are made once, as many as the connection may have requests. A slot's generation is part of every tag,
-//! so that an answer that comes too often or too late finds no request instead of a wrong one.
+//! Slots are made once, as many as the connection may have requests. A slot's generation is part of every
+//! tag, so that an answer that comes too often or too late finds no request instead of a wrong one.
 
 use block::{IO_BYTES_MAX, Op, Tag};
 use wire::nbd::transmission::{Command, CommandFlags, ErrorCode, Request};
@@ -60,9 +60,9 @@ impl Rules {
 
     /// Whether `request` may be served, and as what. `NBD_CMD_DISC` has no answer and is not asked about.
     ///
-    /// "Error values": "The server SHOULD return NBD_EINVAL if it receives an unknown command flag. It also SHOULD
-    /// return NBD_EINVAL if it receives a request with a flag not explicitly documented as applicable to the given
-    /// request." FUA "is valid for all commands".
+    /// "Error values": "The server SHOULD return NBD_EINVAL if it receives an unknown command flag. It also
+    /// SHOULD return NBD_EINVAL if it receives a request with a flag not explicitly documented as applicable
+    /// to the given request." FUA "is valid for all commands".
     pub(super) fn check(&self, request: &Request) -> Result<Kind, Refusal> {
         let (kind, known) = self.kind(request)?;
         if request.flags.without(known.with(CommandFlags::FUA)) != CommandFlags::NONE {
@@ -104,10 +104,10 @@ impl Rules {
         })
     }
 
-    /// "The server SHOULD return NBD_ENOSPC if it receives a write request including one or more sectors beyond the
-    /// size of the device"; "NBD_EINVAL if it receives a read or trim request" like that, "or if a read or write
-    /// request is not aligned to advertised minimum block sizes". A length of 0 is "unspecified although the server
-    /// SHOULD NOT disconnect".
+    /// "The server SHOULD return NBD_ENOSPC if it receives a write request including one or more sectors
+    /// beyond the size of the device"; "NBD_EINVAL if it receives a read or trim request" like that, "or if
+    /// a read or write request is not aligned to advertised minimum block sizes". A length of 0 is
+    /// "unspecified although the server SHOULD NOT disconnect".
     fn check_range(&self, request: &Request, kind: Kind) -> Result<(), Refusal> {
         let Request { offset_bytes, length_bytes, .. } = *request;
         if length_bytes == 0 {
@@ -135,19 +135,19 @@ impl Rules {
             Kind::Write { .. } if length_bytes > PAYLOAD_BYTES_MAX => {
                 Err(refusal(ErrorCode::INVAL, "the payload is longer than the advertised maximum"))
             }
-            // "A server MAY reject a client's request with the error NBD_EOVERFLOW if the length is too large to send
-            // without fragmentation"; it need not be longer than 65,536 bytes.
+            // "A server MAY reject a client's request with the error NBD_EOVERFLOW if the length is too
+            // large to send without fragmentation"; it need not be longer than 65,536 bytes.
             Kind::Read if flags.has(CommandFlags::DF) && length_bytes as usize > IO_BYTES_MAX => {
                 Err(refusal(ErrorCode::OVERFLOW, "too long to be answered in one piece"))
             }
-            // "the server is also permitted to reject large read requests up front with NBD_EOVERFLOW", where replies
-            // are structured.
+            // "the server is also permitted to reject large read requests up front with NBD_EOVERFLOW",
+            // where replies are structured.
             Kind::Read if length_bytes > PAYLOAD_BYTES_MAX => {
                 let error = if self.structured { ErrorCode::OVERFLOW } else { ErrorCode::INVAL };
                 Err(refusal(error, "longer than the advertised maximum payload"))
             }
-            // "MUST fail quickly with NBD_ENOTSUP unless the request can be serviced in less time than a corresponding
-            // NBD_CMD_WRITE": whole pages that may be given back.
+            // "MUST fail quickly with NBD_ENOTSUP unless the request can be serviced in less time than a
+            // corresponding NBD_CMD_WRITE": whole pages that may be given back.
             Kind::WriteZeroes { deallocate, .. } if flags.has(CommandFlags::FAST_ZERO) => {
                 let whole = (offset_bytes as u32 | length_bytes) & (super::PREFERRED_BYTES - 1) == 0;
                 if self.fast_zero && deallocate && whole {
@@ -155,8 +155,8 @@ impl Rules {
                 }
                 Err(refusal(ErrorCode::NOTSUP, "zeroing would not be faster than writing"))
             }
-            // "Servers SHOULD reply with NBD_EINVAL to clients sending NBD_CMD_BLOCK_STATUS without selecting at least
-            // one metadata context."
+            // "Servers SHOULD reply with NBD_EINVAL to clients sending NBD_CMD_BLOCK_STATUS without
+            // selecting at least one metadata context."
             Kind::Status { .. } if !self.allocation => {
                 Err(refusal(ErrorCode::INVAL, "no metadata context was selected"))
             }

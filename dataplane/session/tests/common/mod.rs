@@ -4,6 +4,11 @@
 use block::{BlockSize, Done, Extent, Io, Lba, Op, Status, VolumeId};
 use frame::{IoBuffer, IoPool, IoSlab, IoSlabConfig};
 use session::Sink;
+use session::nbd::{Attach, Export, Limits, Slices, Transmission, Wait};
+use wire::nbd::transmission::{
+    AllocationFlags, ChunkFlags, ChunkHeader, ChunkPayload, Command, CommandFlags, ErrorCode, Request,
+    SimpleReply,
+};
 
 /// Bytes of a page: what is allocated or not.
 pub const PAGE: usize = 4096;
@@ -120,5 +125,179 @@ impl Sink for Recorder {
 
     fn submit(&mut self, io: Io<IoBuffer>, _received_ns: u64) {
         self.ios.push(io);
+    }
+}
+
+/// A transmission with a volume in memory behind it.
+pub struct Rig {
+    pub session: Transmission,
+    pub pool: IoPool,
+    pub image: Image,
+    pub sink: Recorder,
+    /// Everything that was sent to the client.
+    pub sent: Vec<u8>,
+}
+
+impl Rig {
+    pub fn new(structured: bool, change: impl FnOnce(&mut Attach, &mut Limits)) -> Rig {
+        Rig::with(Image::new(40 << 20, BlockSize::B512), structured, 80, change)
+    }
+
+    pub fn with(
+        image: Image,
+        structured: bool,
+        regions: u32,
+        change: impl FnOnce(&mut Attach, &mut Limits),
+    ) -> Rig {
+        let volume = VolumeId(7);
+        let export = Export::new("disk", "", volume, image.block_size, image.blocks()).expect("sound");
+        let mut attach = Attach { export, structured, allocation: structured, secured: false };
+        attach.export.fast_zero = true;
+        let mut limits = Limits::default();
+        change(&mut attach, &mut limits);
+        let session = Transmission::new(attach, limits);
+        Rig { session, pool: pool(regions), image, sink: Recorder::default(), sent: Vec::new() }
+    }
+
+    /// Hands `bytes` in; returns how many were taken.
+    pub fn feed(&mut self, bytes: &[u8]) -> usize {
+        self.session.process_bytes(bytes, &mut self.pool, 1).expect("sound bytes")
+    }
+
+    pub fn step(&mut self) -> Wait {
+        self.session.step(&mut self.pool, &mut self.sink)
+    }
+
+    /// Answers one I/O as the image does.
+    pub fn answer(&mut self, io: Io<IoBuffer>) {
+        let done = self.image.execute(io, &mut self.pool);
+        self.session.complete(done, &mut self.pool).expect("it was handed out");
+    }
+
+    /// Sends at most `bytes`; returns how many there were.
+    pub fn send(&mut self, bytes: usize) -> usize {
+        let mut slices = Slices::new();
+        self.session.dispatch_bytes(&self.pool, &mut slices);
+        let shown: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).collect();
+        drop(slices);
+        let bytes = bytes.min(shown.len());
+        self.sent.extend_from_slice(&shown[..bytes]);
+        self.session.sent(bytes, &mut self.pool);
+        bytes
+    }
+
+    /// Works until nothing moves.
+    pub fn run(&mut self) {
+        loop {
+            self.step();
+            let ios = std::mem::take(&mut self.sink.ios);
+            let moved = !ios.is_empty();
+            ios.into_iter().for_each(|io| self.answer(io));
+            if self.send(usize::MAX) == 0 && !moved {
+                return;
+            }
+        }
+    }
+
+    /// Hands all of `bytes` in, however often that takes.
+    pub fn feed_all(&mut self, bytes: &[u8]) {
+        let mut at = 0;
+        while at < bytes.len() {
+            let took = self.feed(&bytes[at..]);
+            at += took;
+            let before = self.sent.len();
+            self.run();
+            assert!(took > 0 || self.sent.len() > before, "stuck at byte {at} of {}", bytes.len());
+        }
+        self.run();
+    }
+
+    /// The answer to one request.
+    pub fn ask(&mut self, request: Request, payload: &[u8]) -> Answer {
+        self.sent.clear();
+        self.feed_all(&[&request.octets()[..], payload].concat());
+        let read = (request.command == Command::READ).then_some(request.length_bytes);
+        let mut answers = Answer::parse(&self.sent, |_| read.unwrap_or(0) as usize);
+        assert_eq!(answers.len(), 1, "{answers:?}");
+        answers.pop().expect("one")
+    }
+
+    /// Ends the session and finds every buffer at home.
+    pub fn finish(mut self) {
+        let ios = std::mem::take(&mut self.sink.ios);
+        self.session.abort(&mut self.pool);
+        assert_eq!(self.session.is_finished(), ios.is_empty());
+        ios.into_iter().for_each(|io| self.answer(io));
+        assert!(self.session.is_finished() && !self.session.has_output());
+        let regions = self.pool.slab().regions() as usize;
+        let all: Vec<_> = std::iter::from_fn(|| self.pool.alloc(1 << 20)).collect();
+        // A pool may keep one region cut into pages.
+        assert!(all.len() + 1 >= regions, "{} of {regions} regions came home", all.len());
+        all.into_iter().for_each(|buffer| self.pool.free(buffer));
+    }
+}
+
+/// A request; the cookie tells it from others.
+pub fn request(command: Command, flags: CommandFlags, cookie: u64, at: u64, length_bytes: u32) -> Request {
+    Request { flags, command, cookie, offset_bytes: at, length_bytes }
+}
+
+/// All replies to one request, put together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Answer {
+    pub cookie: u64,
+    pub error: ErrorCode,
+    /// Where, of an error with an offset.
+    pub error_at: Option<u64>,
+    pub message: String,
+    /// Bytes by offset; of a simple reply at offset 0.
+    pub data: Vec<(u64, Vec<u8>)>,
+    pub holes: Vec<(u64, u32)>,
+    pub extents: Vec<(u32, AllocationFlags)>,
+    pub done: bool,
+}
+
+impl Answer {
+    /// Reads what a client reads; `simple_bytes` says how much data follows a simple reply without error.
+    pub fn parse(bytes: &[u8], simple_bytes: impl Fn(u64) -> usize) -> Vec<Answer> {
+        let mut answers: Vec<Answer> = Vec::new();
+        let mut left = bytes;
+        while !left.is_empty() {
+            if let Ok(SimpleReply { error, cookie }) = SimpleReply::parse(left) {
+                let data_bytes = if error == ErrorCode::OK { simple_bytes(cookie) } else { 0 };
+                let (data, rest) = left[SimpleReply::BYTES..].split_at(data_bytes);
+                let data = if data.is_empty() { vec![] } else { vec![(0, data.to_vec())] };
+                answers.push(Answer { cookie, error, data, done: true, ..Answer::default() });
+                left = rest;
+                continue;
+            }
+            let header = ChunkHeader::parse(left).expect("a reply");
+            let (payload, rest) = left[ChunkHeader::BYTES..].split_at(header.payload_bytes as usize);
+            left = rest;
+            let open = answers.iter().position(|answer| answer.cookie == header.cookie && !answer.done);
+            let at = open.unwrap_or(answers.len());
+            if open.is_none() {
+                answers.push(Answer { cookie: header.cookie, ..Answer::default() });
+            }
+            answers[at].add(ChunkPayload::parse(&header, payload).expect("a chunk"));
+            answers[at].done = header.flags.has(ChunkFlags::DONE);
+        }
+        answers
+    }
+
+    fn add(&mut self, chunk: ChunkPayload<'_>) {
+        match chunk {
+            ChunkPayload::None => {}
+            ChunkPayload::OffsetData { offset_bytes, data } => self.data.push((offset_bytes, data.to_vec())),
+            ChunkPayload::OffsetHole { offset_bytes, hole_bytes } => {
+                self.holes.push((offset_bytes, hole_bytes));
+            }
+            ChunkPayload::BlockStatus { descriptors, .. } => {
+                self.extents.extend(descriptors.iter().map(|one| (one.length_bytes, one.flags)));
+            }
+            ChunkPayload::Error { error, message, offset_bytes } => {
+                (self.error, self.error_at, self.message) = (error, offset_bytes, message.to_owned());
+            }
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! What is said until an export is chosen: greeting, options and their replies.
 //!
-//! Only the newstyle handshake; "Oldstyle negotiation" is "no longer developed", and a server "SHOULD refuse to
-//! allow oldstyle negotiations on the newstyle port".
+//! Only the newstyle handshake; "Oldstyle negotiation" is "no longer developed", and a server "SHOULD refuse
+//! to allow oldstyle negotiations on the newstyle port".
 
 use super::{ParseError, TransmissionFlags, codes, flags, text};
 use crate::EmitError;
@@ -13,7 +13,8 @@ pub const INIT_MAGIC: u64 = 0x4e42_444d_4147_4943;
 pub const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
 /// "Fixed newstyle negotiation": before each reply to an option.
 pub const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
-/// "Newstyle negotiation": zeroes after the answer to `NBD_OPT_EXPORT_NAME`, unless both sides leave them out.
+/// "Newstyle negotiation": zeroes after the answer to `NBD_OPT_EXPORT_NAME`, unless both sides leave them
+/// out.
 pub const EXPORT_NAME_ZEROES: usize = 124;
 
 flags! {
@@ -270,8 +271,8 @@ pub struct InfoRequest<'a> {
 impl<'a> InfoRequest<'a> {
     /// Reads all of `data`.
     ///
-    /// "32 bits, length of name (unsigned); MUST be no larger than the option data length - 6; String: name of
-    /// the export; 16 bits, number of information requests; 16 bits x n".
+    /// "32 bits, length of name (unsigned); MUST be no larger than the option data length - 6; String: name
+    /// of the export; 16 bits, number of information requests; 16 bits x n".
     pub fn parse(data: &'a [u8]) -> Result<Self, ParseError> {
         let (name, rest) = split_text(data)?;
         let (count, wanted) = rest.split_first_chunk().ok_or(ParseError::Length)?;
@@ -408,9 +409,9 @@ pub struct BlockSizes {
 }
 
 impl BlockSizes {
-    /// `None` unless: the minimum "MUST be a power of 2, MUST NOT be larger than 2^16"; the preferred size "MUST be
-    /// a power of 2 at least as large as the maximum of the minimum block size and 2^9"; the payload "MUST be at
-    /// least as large as the preferred block size".
+    /// `None` unless: the minimum "MUST be a power of 2, MUST NOT be larger than 2^16"; the preferred size
+    /// "MUST be a power of 2 at least as large as the maximum of the minimum block size and 2^9"; the
+    /// payload "MUST be at least as large as the preferred block size".
     pub const fn new(minimum_bytes: u32, preferred_bytes: u32, payload_bytes_max: u32) -> Option<Self> {
         let fits = minimum_bytes.is_power_of_two()
             && minimum_bytes <= super::MINIMUM_BLOCK_BYTES_MAX
