@@ -87,11 +87,17 @@ fn workers(registry: &mut Registry, report: &Report) {
 
 fn ports(registry: &mut Registry, report: &Report) {
     let up = gauge(registry, "port_up", "1 while the port is open");
+    let held = gauge(registry, "port_held_frames", "Frames that a port holds back now");
     let counts = counter(registry, "port_events", "Frames, bytes, errors of a port");
     for port in &report.ports {
         let name = port.name.clone();
         up.get_or_create(&vec![("port", name.clone())]).set(i64::from(port.state == "up"));
         for (what, count) in &port.counters {
+            if what == "held" {
+                let count = i64::try_from(*count).unwrap_or(i64::MAX);
+                held.get_or_create(&vec![("port", name.clone())]).set(count);
+                continue;
+            }
             counts.get_or_create(&vec![("port", name.clone()), ("event", what.clone())]).inc_by(*count);
         }
     }

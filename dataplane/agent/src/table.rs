@@ -97,9 +97,19 @@ fn ports(out: &mut String, now: &Report, before: &Report, rate: Rate<'_>) {
         let per_s =
             |key: &str| rate(get(key), old.and_then(|old| old.counters.get(key)).copied().unwrap_or(0));
         let why = port.why.as_ref().map_or(String::new(), |why| format!("  {why}"));
+        let faults: Vec<String> = ["lost", "doubled", "corrupted", "delayed"]
+            .into_iter()
+            .map(|what| (get(&format!("faults_{what}")), what))
+            .filter(|(count, _)| *count > 0)
+            .map(|(count, what)| format!("{count} {what}"))
+            .collect();
+        let faults = match faults.as_slice() {
+            [] => String::new(),
+            some => format!("  on purpose: {}", some.join(", ")),
+        };
         line!(
             out,
-            "{:<width$}{:>6}{:>10}{:>10}{:>10}{:>10}{:>10}{:>8}{why}",
+            "{:<width$}{:>6}{:>10}{:>10}{:>10}{:>10}{:>10}{:>8}{faults}{why}",
             port.name,
             port.state,
             si(per_s("rx_frames")),

@@ -267,6 +267,7 @@ fn metrics_hold_every_family_and_the_table_every_name() {
         "idle_events counter",
         "time_seconds counter",
         "port_up gauge",
+        "port_held_frames gauge",
         "port_events counter",
         "volume_admitted_bytes counter",
         "volume_admitted_packets counter",

@@ -88,7 +88,8 @@ record! {
 }
 
 record! {
-    /// One port as this worker sees it.
+    /// One port as this worker sees it. `held` says how many are there now; the others only grow, from zero
+    /// whenever the port is opened.
     PortRecord {
         /// Frames received.
         rx_frames,
@@ -102,6 +103,20 @@ record! {
         rx_kernel_drops,
         /// Frames that the port could not send.
         tx_errors,
+        /// Frames that arrived cut off.
+        rx_truncated,
+        /// Times that a frame could not be received because none was free.
+        rx_no_frame,
+        /// Lost on purpose (fault injection).
+        faults_lost,
+        /// Copies made on purpose.
+        faults_doubled,
+        /// Frames damaged on purpose.
+        faults_corrupted,
+        /// Frames held back on purpose.
+        faults_delayed,
+        /// Frames that the port holds back now.
+        held,
     }
 }
 

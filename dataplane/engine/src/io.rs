@@ -343,6 +343,13 @@ impl Io {
                     tx_bytes: now.tx_bytes,
                     rx_kernel_drops: now.rx_kernel_drops,
                     tx_errors: now.tx_errors,
+                    rx_truncated: now.rx_truncated,
+                    rx_no_frame: now.rx_no_frame,
+                    faults_lost: now.dropped,
+                    faults_doubled: now.generated,
+                    faults_corrupted: now.corrupted,
+                    faults_delayed: now.delayed,
+                    held: now.held,
                 };
             }
         }

@@ -171,6 +171,8 @@ impl Port for Faults {
         for lane in [&self.rx, &self.tx] {
             counters.generated += lane.generated;
             counters.dropped += lane.dropped;
+            counters.corrupted += lane.corrupted;
+            counters.delayed += lane.late;
             counters.held += lane.held() as u64;
         }
         counters
@@ -199,6 +201,8 @@ struct Lane {
     swapped: Option<(u64, Frame)>,
     generated: u64,
     dropped: u64,
+    corrupted: u64,
+    late: u64,
 }
 
 impl Lane {
@@ -213,6 +217,8 @@ impl Lane {
             swapped: None,
             generated: 0,
             dropped: 0,
+            corrupted: 0,
+            late: 0,
         }
     }
 
@@ -229,8 +235,8 @@ impl Lane {
                 continue;
             }
             let copy = if self.dice.random_bool(self.spec.duplicate) { copy(pool, &frame) } else { None };
-            if self.dice.random_bool(self.spec.corrupt) {
-                corrupt(&mut self.dice, pool, &mut frame);
+            if self.dice.random_bool(self.spec.corrupt) && corrupt(&mut self.dice, pool, &mut frame) {
+                self.corrupted += 1;
             }
             self.pass(now_ns, pool, frame);
             if let Some(copy) = copy {
@@ -246,12 +252,14 @@ impl Lane {
         let reorder = self.dice.random_bool(self.spec.reorder);
         if self.dice.random_bool(self.spec.delay) {
             if self.delayed.len() < self.spec.held_frames_max {
+                self.late += 1;
                 self.delayed.push_back((due_ns, frame));
             } else {
                 self.dropped += 1;
                 pool.free(frame);
             }
         } else if reorder && self.swapped.is_none() {
+            self.late += 1;
             self.swapped = Some((due_ns, frame));
         } else {
             self.ready.push_back(frame);
@@ -301,13 +309,14 @@ fn copy(pool: &mut Pool, frame: &Frame) -> Option<Frame> {
     Some(copy)
 }
 
-/// Flips one bit, as a wire does: behind the checksum's back.
-fn corrupt(dice: &mut ChaCha8Rng, pool: &mut Pool, frame: &mut Frame) {
+/// Flips one bit, as a wire does: behind the checksum's back. False for a frame that is spared.
+fn corrupt(dice: &mut ChaCha8Rng, pool: &mut Pool, frame: &mut Frame) -> bool {
     let (meta, bytes) = pool.parts_mut(frame);
     if bytes.is_empty() || meta.gso != GsoKind::None || !complete_partial_checksum(bytes, meta) {
-        return;
+        return false;
     }
     meta.flags.clear(Flags::CSUM_VALID);
     let bit = dice.random_range(0..bytes.len() * 8);
     bytes[bit / 8] ^= 1 << (bit % 8);
+    true
 }

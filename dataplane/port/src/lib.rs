@@ -87,7 +87,11 @@ pub struct PortCounters {
     pub generated: u64,
     /// Frames that the port dropped, under [`frame::DropReason::FaultInjected`].
     pub dropped: u64,
-    /// Frames that the port holds back at this moment: delayed ones.
+    /// Frames in which the port flipped a bit on purpose.
+    pub corrupted: u64,
+    /// Frames that the port held back on purpose: delayed ones, and those that changed places.
+    pub delayed: u64,
+    /// Frames that the port holds back at this moment.
     pub held: u64,
 }
 

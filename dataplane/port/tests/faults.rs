@@ -169,6 +169,7 @@ fn a_corrupted_frame_differs_in_one_bit_and_is_no_longer_vouched_for() {
         assert!(!bench.pool.meta(&batch[0]).flags.has(Flags::CSUM_VALID));
         bench.pool.free_batch(&mut batch);
     }
+    assert_eq!(bench.faulty.counters().corrupted, 100);
     bench.close();
 }
 
@@ -188,6 +189,7 @@ fn a_checksum_is_finished_before_corruption_and_a_super_segment_is_spared() {
     let ones: u32 = bench.pool.bytes(&batch[0]).iter().map(|byte| byte.count_ones()).sum();
     assert!(ones == 15 || ones == 17, "{ones}");
     assert_eq!(bench.pool.bytes(&batch[1]), [0; 60]);
+    assert_eq!(bench.faulty.counters().corrupted, 1);
     bench.pool.free_batch(&mut batch);
     bench.close();
 }
@@ -209,7 +211,7 @@ fn a_delayed_frame_comes_when_it_is_due_and_keeps_the_worker_awake() {
     bench.clock.store(1999, Ordering::Relaxed);
     bench.faulty.flush(&mut bench.pool).expect("open");
     assert_eq!(bench.sent(), [10]);
-    assert_eq!(bench.faulty.counters().held, 0);
+    assert_eq!((bench.faulty.counters().held, bench.faulty.counters().delayed), (0, 21));
     assert!(!bench.faulty.has_input());
     bench.close();
 }
@@ -230,7 +232,7 @@ fn a_reordered_frame_changes_places_with_its_successor_or_waits_no_longer_than_t
     let mut bench = Bench::new(&FaultSpec { reorder: 1.0, delay_ns: 100, ..faults(1) });
     bench.send(0..5);
     assert_eq!(bench.sent(), [1, 0, 3, 2]);
-    assert_eq!(bench.faulty.counters().held, 1);
+    assert_eq!((bench.faulty.counters().held, bench.faulty.counters().delayed), (1, 3));
     bench.clock.store(100, Ordering::Relaxed);
     bench.faulty.flush(&mut bench.pool).expect("open");
     assert_eq!(bench.sent(), [4]);
