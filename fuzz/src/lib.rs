@@ -11,6 +11,7 @@ use std::sync::LazyLock;
 
 use wire::{IpKind, Parsed};
 
+pub mod nbd;
 pub mod pipeline;
 
 #[path = "../../dataplane/wire/tests/common/mod.rs"]
