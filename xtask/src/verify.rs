@@ -2,7 +2,7 @@
 //! it. What CI runs in a short form runs here in full.
 
 use crate::tools::{self, Outcome, cargo, show};
-use crate::{bench, fuzz};
+use crate::{bench, fuzz, lab};
 
 /// Options of `cargo xtask verify`.
 #[derive(clap::Args)]
@@ -55,6 +55,7 @@ const CLAIMS: &[Claim] = &[
         steps: &[
             Step::Test { package: "throttle", test: "curve", filter: "" },
             Step::Test { package: "throttle", test: "fairness", filter: "" },
+            Step::Test { package: "tests", test: "credits", filter: "" },
         ],
     },
     Claim {
@@ -103,6 +104,10 @@ pub fn run(args: &Args) -> Outcome {
 fn step(step: &Step) -> Outcome {
     match step {
         Step::Test { package, test, filter } => {
+            if *package == "tests" {
+                // The end-to-end tests start the daemon as a user would.
+                lab::daemon()?;
+            }
             let mut command = cargo();
             command.args(["test", "--release", "--package", package]);
             if !test.is_empty() {
