@@ -1,0 +1,92 @@
+//! What a volume does when nothing goes wrong.
+
+use block::{BlockSize, Epoch, Op, Status};
+
+use super::{Bed, disk, filled};
+use crate::store;
+
+const PAGE: usize = 4096;
+
+#[test]
+fn what_is_written_is_read_and_the_rest_is_zeros() {
+    let disk = disk(1 << 20, BlockSize::B4096);
+    let mut bed = Bed::new(&disk);
+    assert_eq!(bed.write(3, &filled(2 * PAGE, 7)), Status::Ok);
+    let answer = bed.read(2, 4);
+    assert_eq!(answer.status, Status::Ok);
+    let expected = [filled(PAGE, 0), filled(2 * PAGE, 7), filled(PAGE, 0)].concat();
+    assert!(answer.bytes == expected && !answer.zeroes);
+    let empty = bed.read(100, 8);
+    assert!(empty.zeroes && empty.bytes == filled(8 * PAGE, 0));
+    bed.kill();
+}
+
+#[test]
+fn what_was_flushed_is_there_for_the_next_owner() {
+    let disk = disk(1 << 20, BlockSize::B4096);
+    let mut bed = Bed::new(&disk);
+    assert_eq!(bed.write(3, &filled(PAGE, 7)), Status::Ok);
+    assert_eq!(bed.flush(), Status::Ok);
+    bed.kill();
+    let after = disk.crash(false, |_, _| false);
+    let mut bed = Bed::new(&after);
+    assert_eq!(bed.recovery.epoch, Epoch(3));
+    assert_eq!(bed.read(3, 1).bytes, filled(PAGE, 7));
+    bed.kill();
+}
+
+#[test]
+fn a_checkpoint_moves_the_log_into_leaves() {
+    let disk = disk(4 << 20, BlockSize::B4096);
+    let mut bed = Bed::new(&disk);
+    for page in 0..100 {
+        assert_eq!(bed.write(page * 3, &filled(PAGE, page as u8 + 1)), Status::Ok);
+    }
+    bed.checkpoint();
+    assert_eq!((bed.volume().stats().delta_entries, bed.volume().stats().leaves), (0, 1));
+    for page in 0..100 {
+        assert_eq!(bed.read(page * 3, 1).bytes, filled(PAGE, page as u8 + 1));
+        assert!(bed.read(page * 3 + 1, 1).zeroes);
+    }
+    bed.kill();
+    let checked = store::check(&disk).expect("readable");
+    assert_eq!((checked.problem_count, checked.pages, checked.leaves), (0, 100, 1), "{:?}", checked.problems);
+    let mut bed = Bed::new(&disk.crash(false, |_, _| false));
+    for page in 0..100 {
+        assert_eq!(bed.read(page * 3, 1).bytes, filled(PAGE, page as u8 + 1));
+    }
+    bed.kill();
+}
+
+#[test]
+fn parts_of_pages_are_read_modified_and_written() {
+    let disk = disk(1 << 20, BlockSize::B512);
+    let mut bed = Bed::new(&disk);
+    assert_eq!(bed.write(0, &filled(4 * PAGE, 1)), Status::Ok);
+    // Blocks 5 to 21: parts of pages 0 and 2, all of page 1.
+    assert_eq!(bed.write(5, &filled(17 * 512, 2)), Status::Ok);
+    let expected = [filled(5 * 512, 1), filled(17 * 512, 2), filled(10 * 512, 1)].concat();
+    assert_eq!(bed.read(0, 32).bytes, expected);
+    assert_eq!(bed.read(4, 3).bytes, [filled(512, 1), filled(1024, 2)].concat());
+    // Into a page that was never written.
+    assert_eq!(bed.write(1000, &filled(512, 9)), Status::Ok);
+    assert_eq!(bed.read(999, 3).bytes, [filled(512, 0), filled(512, 9), filled(512, 0)].concat());
+    assert_eq!(bed.run(Op::Discard, 6, 20, None).status, Status::Ok);
+    let expected = [filled(5 * 512, 1), filled(512, 2), filled(20 * 512, 0), filled(6 * 512, 1)].concat();
+    assert_eq!(bed.read(0, 32).bytes, expected);
+    bed.kill();
+}
+
+#[test]
+fn compare_names_the_first_difference() {
+    let disk = disk(1 << 20, BlockSize::B512);
+    let mut bed = Bed::new(&disk);
+    assert_eq!(bed.write(3, &filled(8192, 5)), Status::Ok);
+    assert_eq!(bed.run(Op::Compare, 3, 16, Some(&filled(8192, 5))).status, Status::Ok);
+    let mut other = filled(8192, 5);
+    other[5000] = 6;
+    let answer = bed.run(Op::Compare, 3, 16, Some(&other));
+    assert_eq!(answer.status, Status::CompareFailed { offset: 5000 });
+    assert_eq!(answer.bytes, other, "the host's bytes come back");
+    bed.kill();
+}

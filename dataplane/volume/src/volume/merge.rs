@@ -1,0 +1,255 @@
+//! Checkpoints: the changes that the log holds become leaves, then a checkpoint names them, then the log is let go.
+//!
+//! 1. The delta is set aside, and the log goes on in its next segment with an empty one.
+//! 2. Leaf by leaf, what was set aside is merged with what the old leaf had, into new leaves (`job.rs`).
+//! 3. A sync makes leaves, pages and log durable.
+//! 4. The checkpoint is written over the older of two, its first page last, and synced.
+//! 5. A look for a higher epoch. Then the old leaves, the pages that were replaced, and the old log segments are free.
+//!
+//! Requests are served meanwhile; each step does a bounded piece of work. Until 5 a crash finds the old checkpoint
+//! with the whole log.
+
+mod body;
+mod job;
+
+use block::{Act, Fault, FileId, FileName};
+use frame::{IoBuffer, IoPool};
+
+use super::token::Token;
+use super::{Health, Volume};
+use crate::format::{ExtentKind, PAGE_BYTES, Place};
+
+use body::Body;
+use job::Job;
+
+/// Leaves at the medium at once.
+const LEAVES_MAX: u32 = 8;
+/// How long a refusal of room is believed.
+const REFUSED_NS: u64 = 1_000_000_000;
+
+/// What an answer belongs to: in the upper 8 bits of the token's number.
+const WHICH_SHIFT: u32 = 24;
+const LEAF: u32 = 0;
+const SIDE: u32 = 1;
+const ROOM: u32 = 2;
+const BODY: u32 = 3;
+const SYNC: u32 = 4;
+const GONE: u32 = 5;
+
+/// Where a checkpoint stands.
+#[derive(Debug)]
+enum Stage {
+    Idle,
+    Leaves,
+    /// Waiting for that sync.
+    Sync(u64),
+    /// Making the file, or taking room for it.
+    Side,
+    /// The medium had no room, at this time.
+    Refused(u64),
+    Body(Body),
+    SyncBody,
+    /// Waiting for that look for a higher epoch.
+    Look(u64),
+}
+
+/// The state of checkpoints.
+#[derive(Debug)]
+pub(super) struct Merge {
+    /// The last one that is durable.
+    number: u64,
+    sides: [Option<FileId>; 2],
+    /// One should begin as soon as it can.
+    pub wanted: bool,
+    stage: Stage,
+    /// The last batch that the one under way contains, and the segment that follows it.
+    batch: u64,
+    segment: u32,
+    /// Everything below this page is merged.
+    cursor: u64,
+    job: Option<Job>,
+    /// Leaves at the medium: where they will lie.
+    writing: Vec<Place>,
+    freed: Vec<Place>,
+    /// Files of earlier owners that nobody needs.
+    leftovers: Vec<FileName>,
+}
+
+impl Merge {
+    pub fn new(number: u64) -> Merge {
+        Merge {
+            number,
+            sides: [None, None],
+            wanted: false,
+            stage: Stage::Idle,
+            batch: 0,
+            segment: 0,
+            cursor: 0,
+            job: None,
+            writing: Vec::new(),
+            freed: Vec::new(),
+            leftovers: Vec::new(),
+        }
+    }
+
+    /// Files to remove.
+    pub fn start(&mut self, leftovers: Vec<FileName>) {
+        self.leftovers = leftovers;
+    }
+
+    /// A checkpoint file that recovery made.
+    pub fn side_is(&mut self, side: usize, file: FileId) {
+        self.sides[side] = Some(file);
+    }
+
+    pub fn is_under_way(&self) -> bool {
+        !matches!(self.stage, Stage::Idle)
+    }
+
+    /// True when it goes on without an answer of the medium.
+    pub fn wants_step(&self) -> bool {
+        match &self.stage {
+            Stage::Idle => self.wanted || !self.leftovers.is_empty(),
+            Stage::Leaves | Stage::Refused(_) => true,
+            Stage::Body(body) => !body.is_busy(),
+            _ => false,
+        }
+    }
+
+    /// The side that the checkpoint under way is written to.
+    fn side(&self) -> usize {
+        (self.number % 2) as usize
+    }
+}
+
+impl Volume {
+    /// Begins a checkpoint as soon as the log allows, unless nothing changed.
+    pub fn checkpoint(&mut self) {
+        self.merge.wanted = !self.map.delta.is_empty();
+    }
+
+    pub(super) fn step_merge(&mut self, pool: &mut IoPool) {
+        if self.health != Health::Sound {
+            return;
+        }
+        if let Some(name) = self.merge.leftovers.pop() {
+            self.remove_file(None, name);
+        }
+        match &self.merge.stage {
+            Stage::Idle => self.begin_merge(),
+            Stage::Leaves => self.step_leaves(pool),
+            Stage::Sync(wanted) if self.commit.syncs_done >= *wanted => self.make_side(),
+            Stage::Refused(at_ns) if self.now_ns.saturating_sub(*at_ns) >= REFUSED_NS => self.make_side(),
+            Stage::Body(_) => self.step_body(pool),
+            Stage::Look(wanted) if self.commit.looks_done >= *wanted => self.end_merge(),
+            _ => {}
+        }
+    }
+
+    fn begin_merge(&mut self) {
+        let long = self.map.delta.len() >= self.config.delta_entries_max
+            || self.commit.segment_count() > self.config.log_segments_max;
+        if !(long || self.merge.wanted) || self.map.delta.is_empty() || !self.commit.can_rotate() {
+            return;
+        }
+        let Some(segment) = self.commit.rotate() else { return };
+        self.merge.wanted = false;
+        (self.merge.batch, self.merge.segment, self.merge.cursor) = (self.commit.completed, segment, 0);
+        self.map.merging = Some(std::mem::take(&mut self.map.delta));
+        self.merge.stage = Stage::Leaves;
+    }
+
+    /// All leaves are written: they, and what they refer to, must be durable before the checkpoint names them.
+    fn sync_leaves(&mut self) {
+        self.commit.sync_wanted = true;
+        self.merge.stage = Stage::Sync(self.commit.syncs_started + 1);
+    }
+
+    fn make_side(&mut self) {
+        let side = self.merge.side();
+        self.merge.stage = Stage::Side;
+        match self.merge.sides[side] {
+            Some(file) => self.take_body_room(file),
+            None => {
+                let file = self.new_file();
+                self.merge.sides[side] = Some(file);
+                let name = FileName::Checkpoint { epoch: self.epoch, side: side as u8 };
+                self.ask(Token::Merge(SIDE << WHICH_SHIFT), Act::Create { file, name }, None, Vec::new());
+            }
+        }
+    }
+
+    fn take_body_room(&mut self, file: FileId) {
+        let runs = self.space.free_runs(&self.merge.freed);
+        let bytes = Body::bytes_of(self.space.extents.len(), self.map.index.len(), runs.len());
+        let bytes = bytes.next_multiple_of(PAGE_BYTES as u64);
+        let act = Act::Allocate { file, offset: 0, bytes };
+        self.ask(Token::Merge(ROOM << WHICH_SHIFT), act, None, Vec::new());
+    }
+
+    /// The checkpoint is durable, and no higher epoch was there after that.
+    fn end_merge(&mut self) {
+        self.merge.number += 1;
+        self.merge.stage = Stage::Idle;
+        self.map.merging = None;
+        self.stats.checkpoints += 1;
+        for place in std::mem::take(&mut self.merge.freed) {
+            self.space.release(place);
+        }
+        for (segment, file) in self.commit.forget_before(self.merge.segment) {
+            self.remove_file(Some(file), self.log_name(segment));
+        }
+        for id in self.space.empty_extents() {
+            if let Some(extent) = self.space.extents.remove(&id) {
+                self.remove_file(Some(extent.file), extent.name(id));
+            }
+        }
+        self.room_may_be_there();
+    }
+
+    fn remove_file(&mut self, file: Option<FileId>, name: FileName) {
+        let file = file.unwrap_or_else(|| self.new_file());
+        self.ask(Token::Merge(GONE << WHICH_SHIFT | file.0), Act::Remove { file, name }, None, Vec::new());
+    }
+
+    /// An answer for the checkpoint under way.
+    pub(super) fn merge_done(
+        &mut self,
+        which: u32,
+        result: Result<(), Fault>,
+        buffer: Option<IoBuffer>,
+        pool: &mut IoPool,
+    ) {
+        let value = which & ((1 << WHICH_SHIFT) - 1);
+        if which >> WHICH_SHIFT == GONE {
+            self.free_files.push(FileId(value));
+            return self.room_may_be_there();
+        }
+        if which >> WHICH_SHIFT == LEAF {
+            return self.leaf_written(value, result, buffer, pool);
+        }
+        match (which >> WHICH_SHIFT, result) {
+            (SIDE, Ok(())) => self.make_side(),
+            (ROOM, Err(Fault::NoSpace)) => self.merge.stage = Stage::Refused(self.now_ns),
+            // A file system without fallocate: room is found, or not, when it is written.
+            (ROOM, _) => self.begin_body(),
+            (BODY, Ok(())) => self.body_written(buffer, pool),
+            (SYNC, Ok(())) => {
+                self.commit.look_wanted = true;
+                let under_way = u64::from(self.commit.is_looking());
+                self.merge.stage = Stage::Look(self.commit.looks_done + under_way + 1);
+            }
+            _ => {
+                if let Some(buffer) = buffer {
+                    pool.free(buffer);
+                }
+                self.drop_body(pool);
+                self.fail(Health::Broken, pool);
+            }
+        }
+    }
+
+    fn slots_of_leaves(&self) -> u32 {
+        self.space.available(ExtentKind::Leaves)
+    }
+}
