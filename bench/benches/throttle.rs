@@ -9,8 +9,8 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use throttle::{
-    Burst, Cost, DimLimits, Dimension, Lane, Limits, ParkLimits, PoolLimits, PoolRate, Ratio, Released,
-    Shaper, ShaperConfig, Work,
+    Burst, Cost, DimLimits, Lane, Limits, ParkLimits, PoolLimits, PoolRate, Ratio, Released, Shaper,
+    ShaperConfig, Work,
 };
 
 const TURN: usize = 32;
@@ -90,9 +90,10 @@ fn random(c: &mut Criterion) {
                 };
                 let drawn: [u32; TURN] = std::array::from_fn(|_| next());
                 for volume in drawn {
-                    shaper.prefetch_hint(volume).into_iter().for_each(frame::prefetch);
-                    for dimension in [Dimension::Bytes, Dimension::Packets] {
-                        shaper.prefetch_hint_of(volume, dimension).into_iter().for_each(frame::prefetch);
+                    if let Some((volume, bytes, packets)) = shaper.prefetch_hints(volume) {
+                        frame::prefetch(volume);
+                        frame::prefetch(bytes);
+                        frame::prefetch(packets);
                     }
                 }
                 turn(&mut shaper, now_ns, &drawn);

@@ -14,7 +14,7 @@ use overlay::coalesce::Coalescer;
 use overlay::responder::{self, Answer};
 use overlay::too_big::TooBig;
 use overlay::{Emitted, Encapsulated, Neighbours, Outcomes, PortId, Processed, Tables, Tunnel, Verdict};
-use throttle::{Admission, Cost, Dimension, Lane, Shaper};
+use throttle::{Admission, Cost, Lane, Shaper};
 
 use crate::io::{Home, Io};
 use crate::mark;
@@ -110,9 +110,7 @@ impl Gateway {
         let port = &io.ports[slot];
         let (id, role) = (port.id.0, port.role);
         for frame in &mut batch {
-            let meta = pool.meta_mut(frame);
-            meta.ingress_port = id;
-            meta.rx_ns = self.now_ns;
+            pool.meta_mut(frame).ingress_port = id;
         }
         match role {
             PortRole::Tenant => {
@@ -199,23 +197,17 @@ impl Gateway {
     }
 
     /// What counts and meters lies at random places of large tables: asks for the lines that
-    /// [`Gateway::judge`] will read, the second ones of a volume when the first has come.
+    /// [`Gateway::judge`] will read.
     #[inline(always)]
     fn prefetch(&self, pool: &Pool, batch: &Batch) {
         for (at, frame) in batch.iter().enumerate() {
-            if let Some(volume) = self.shaper.prefetch_hint(pool.meta(frame).volume) {
+            if let Some((volume, bytes, packets)) = self.shaper.prefetch_hints(pool.meta(frame).volume) {
                 prefetch(volume);
+                prefetch(bytes);
+                prefetch(packets);
             }
             if let Some(count) = self.rules.get(self.outcomes.rules[at] as usize) {
                 prefetch(count);
-            }
-        }
-        for frame in batch {
-            let volume = pool.meta(frame).volume;
-            for dimension in [Dimension::Bytes, Dimension::Packets] {
-                if let Some(balances) = self.shaper.prefetch_hint_of(volume, dimension) {
-                    prefetch(balances);
-                }
             }
         }
     }

@@ -33,6 +33,7 @@ pub(crate) fn congestion(pool: &Pool, frame: &mut Frame) -> bool {
     };
     if marked {
         meta.flags.set(Flags::CE_MARKED);
+        meta.traffic_class |= CE;
     }
     marked
 }

@@ -117,8 +117,8 @@ pub struct Meta {
     pub id: u32,
     /// Bytes charged to the volume: the transport payload.
     pub cost_bytes: u32,
-    /// Clock of the turn in which the frame was received, ns.
-    pub rx_ns: u64,
+    /// IPv4 type of service or IPv6 traffic class: DSCP and ECN (only with `PARSED`).
+    pub traffic_class: u8,
 }
 
 const _: () = assert!(size_of::<Meta>() == 64);
@@ -219,7 +219,7 @@ mod tests {
             flags: Flags::CSUM_PARTIAL,
             ..Meta::fresh(300, 9000)
         };
-        let mut meta = Meta { vni: 7, volume: 8, next_hop: 9, rx_ns: 10, id: 11, ..offloads.clone() };
+        let mut meta = Meta { vni: 7, volume: 8, next_hop: 9, traffic_class: 10, id: 11, ..offloads.clone() };
         meta.flags.set(Flags::PARSED);
         meta.flags.set(Flags::EGRESS);
         meta.flags.set_outer_ecn(3);

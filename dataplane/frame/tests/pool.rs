@@ -111,12 +111,12 @@ fn metadata_is_fresh_at_every_allocation() {
     let mut pool = Pool::new(&slab);
     let mut frame = pool.alloc().expect("the only one");
     let meta = pool.meta_mut(&mut frame);
-    (meta.gso, meta.gso_bytes, meta.vni, meta.rx_ns) = (GsoKind::TcpV6, 1400, 9, 77);
+    (meta.gso, meta.gso_bytes, meta.vni, meta.id) = (GsoKind::TcpV6, 1400, 9, 77);
     pool.free(frame);
     let mut batch = Batch::new();
     assert_eq!(pool.alloc_batch(&mut batch, 1), 1);
     let meta = pool.meta(&batch[0]);
-    assert_eq!((meta.gso, meta.gso_bytes, meta.vni, meta.rx_ns, meta.len()), (GsoKind::None, 0, 0, 0, 0));
+    assert_eq!((meta.gso, meta.gso_bytes, meta.vni, meta.id, meta.len()), (GsoKind::None, 0, 0, 0, 0));
     pool.free_batch(&mut batch);
 }
 
@@ -217,7 +217,7 @@ fn two_pools_trade_through_the_depot_in_threads() {
             }
             for frame in &batch {
                 assert_eq!(pool.bytes(frame), next.to_ne_bytes());
-                assert_eq!(pool.meta(frame).rx_ns, next);
+                assert_eq!(u64::from(pool.meta(frame).id), next);
                 next += 1;
             }
             pool.free_batch(&mut batch);
@@ -230,7 +230,7 @@ fn two_pools_trade_through_the_depot_in_threads() {
         while next < count && !batch.is_full() {
             let Some(mut frame) = pool.alloc() else { break };
             assert!(pool.fill(&mut frame, &next.to_ne_bytes()));
-            pool.meta_mut(&mut frame).rx_ns = next;
+            pool.meta_mut(&mut frame).id = next as u32;
             batch.push(frame);
             next += 1;
         }

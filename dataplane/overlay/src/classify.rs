@@ -1,12 +1,11 @@
-//! What both directions share: reasons, offsets into `Meta`, VLAN tags, and the route lookup with its
-//! consequences.
+//! What both directions share: reasons, offsets into `Meta`, VLAN tags, and the second pass, which looks up
+//! sources and routes.
 
-use arrayvec::ArrayVec;
 use frame::{BATCH, DropReason, Flags, Frame, Meta, Pool};
 use wire::{IpKind, Mac, ParseError, Parsed, VlanId, ethernet, protocol};
 
 use crate::tables::key::{self, Tuple};
-use crate::tables::{AttachmentInfo, Key, Route, RouteKind, Tables, TenantView};
+use crate::tables::{AttachmentInfo, Endpoint, Key, Route, RouteKind, Tables, TenantView};
 use crate::{Outcomes, Verdict};
 
 /// The verdict on a frame whose source may not send it.
@@ -27,6 +26,7 @@ pub(crate) fn reason(error: ParseError) -> DropReason {
 pub(crate) fn describe(meta: &mut Meta, parsed: &Parsed) {
     (meta.l3, meta.l4, meta.payload, meta.proto) = (parsed.l3, parsed.l4, parsed.payload, parsed.proto);
     meta.flow_hash = parsed.flow_hash;
+    meta.traffic_class = parsed.dscp << 2 | parsed.ecn;
     meta.cost_bytes = parsed.payload_bytes();
     let mut flags = meta.flags;
     flags.clear(Flags::IPV6);
@@ -48,9 +48,9 @@ pub(crate) struct Source {
     pub(crate) ip: u128,
     pub(crate) mac: Mac,
     pub(crate) v6: bool,
-    pub(crate) lane: u8,
+    lane: u8,
     /// Whether the address is where it belongs; `None` when no endpoint lists it.
-    pub(crate) listed: Option<bool>,
+    listed: Option<bool>,
 }
 
 impl Source {
@@ -64,33 +64,65 @@ impl Source {
     }
 }
 
-/// The frames of a batch between the two passes, and who sent them.
-#[derive(Default)]
-pub(crate) struct Pending {
-    pub(crate) sources: ArrayVec<Source, BATCH>,
-    pub(crate) flows: ArrayVec<Flow, BATCH>,
-}
-
 /// The destination and ports of a packet, ready for every lookup of its tenant.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Flow {
     /// Destination address, both ports, tenant.
     packet: Key,
-    pub(crate) dst_mac: Mac,
-    pub(crate) proto: u8,
-    pub(crate) v6: bool,
-    /// Where the first route probe begins.
+    /// Where the next route probe begins.
     hash: u32,
-    pub(crate) fragment: bool,
-    /// TCP or UDP with its header: rules that name transport fields apply.
-    ports: bool,
-    /// Position in the batch.
-    pub(crate) index: u8,
+    pub(crate) dst_mac: Mac,
+    facts: u8,
     /// Position in [`Pending::sources`].
-    pub(crate) source: u8,
+    source: u8,
 }
 
+/// Bits of [`Flow::facts`].
+const V6: u8 = 1;
+/// TCP or UDP with its header: rules that name transport fields apply.
+const PORTS: u8 = 2;
+const FRAGMENT: u8 = 4;
+const ICMP6: u8 = 8;
+const MULTICAST: u8 = 16;
+
+#[inline(always)]
+fn fact(holds: bool, bit: u8) -> u8 {
+    u8::from(holds) * bit
+}
+
+/// The frames of a batch between the two passes, and who sent them. Kept from batch to batch: to clear it, or
+/// to move it, would cost more than it saves.
+#[derive(Clone, Debug)]
+pub(crate) struct Pending {
+    sources: [Source; BATCH],
+    sources_len: usize,
+    flows: [Flow; BATCH],
+    /// Bit n: frame n goes on to the second pass.
+    waiting: u32,
+}
+
+const _: () = assert!(BATCH == u32::BITS as usize);
+
 impl Pending {
+    pub(crate) const EMPTY: Pending = Pending {
+        sources: [Source { ip: 0, mac: Mac::ZERO, v6: false, lane: 0, listed: None }; BATCH],
+        sources_len: 0,
+        flows: [Flow {
+            packet: Key { hi: 0, lo: 0, tag: 0 },
+            hash: 0,
+            dst_mac: Mac::ZERO,
+            facts: 0,
+            source: 0,
+        }; BATCH],
+        waiting: 0,
+    };
+
+    /// Nothing waits.
+    #[inline(always)]
+    pub(crate) fn begin(&mut self) {
+        (self.sources_len, self.waiting) = (0, 0);
+    }
+
     /// Gathers the keys of an IP packet and asks for the cache lines that its lookups will touch.
     #[inline(always)]
     pub(crate) fn push(
@@ -103,38 +135,177 @@ impl Pending {
     ) {
         let v6 = parsed.ip == IpKind::V6;
         let lane = lane as u8;
-        if self.sources.last().is_none_or(|last| !last.is(lane, parsed)) {
+        if self.sources_len == 0 || !self.sources[(self.sources_len - 1) % BATCH].is(lane, parsed) {
             if tables.endpoints.is_large() {
                 tables.prefetch_endpoint(view, v6, parsed.src);
             }
-            self.sources.push(Source { ip: parsed.src, mac: parsed.src_mac, v6, lane, listed: None });
+            self.sources[self.sources_len % BATCH] =
+                Source { ip: parsed.src, mac: parsed.src_mac, v6, lane, listed: None };
+            self.sources_len += 1;
         }
         let packet = key::packet_key(view.id, parsed.dst, parsed.proto, parsed.src_port, parsed.dst_port);
         let mut hash = 0;
-        if let [first, rest @ ..] = view.routes(v6) {
+        if let Some(first) = view.routes(v6).first() {
             hash = tables.routes.hash(&first.key(&packet));
             tables.routes.prefetch(hash);
-            if !rest.is_empty() && tables.routes.is_large() {
-                for tuple in rest {
-                    tables.routes.prefetch(tables.routes.hash(&tuple.key(&packet)));
-                }
-            }
         }
-        self.flows.push(Flow {
+        let ports = !parsed.fragment && matches!(parsed.proto, protocol::TCP | protocol::UDP);
+        self.flows[index % BATCH] = Flow {
             packet,
-            dst_mac: parsed.dst_mac,
-            proto: parsed.proto,
-            v6,
             hash,
-            fragment: parsed.fragment,
-            ports: !parsed.fragment && matches!(parsed.proto, protocol::TCP | protocol::UDP),
-            index: index as u8,
-            source: self.sources.len() as u8 - 1,
-        });
+            dst_mac: parsed.dst_mac,
+            facts: fact(v6, V6)
+                | fact(ports, PORTS)
+                | fact(parsed.fragment, FRAGMENT)
+                | fact(v6 && parsed.proto == protocol::ICMPV6, ICMP6)
+                | fact(parsed.dst_mac.is_multicast(), MULTICAST),
+            source: self.sources_len as u8 - 1,
+        };
+        self.waiting |= 1 << (index % BATCH);
     }
 }
 
+/// A run of frames that came in the same way, of one tenant: what the directions do differently in the
+/// second pass.
+pub(crate) trait Lane {
+    /// Why a frame is dropped whose destination nobody knows.
+    const NO_ROUTE: DropReason;
+
+    fn view(&self) -> &TenantView<'_>;
+
+    /// The endpoint that holds the source address is where the frame came from.
+    fn lists(&self, endpoint: &Endpoint, mac: Mac) -> bool;
+
+    /// A source that no endpoint lists may send this all the same.
+    fn admits(&self, tables: &Tables, source: &Source, flow: &Flow) -> bool;
+
+    /// The verdict on a fragment, multicast, or ICMPv6 whose body decides; `None` if it goes the way of all.
+    fn process_special(
+        &self,
+        tables: &Tables,
+        pool: &Pool,
+        frame: &mut Frame,
+        source: &Source,
+        flow: &Flow,
+    ) -> Option<Verdict>;
+
+    /// Does what the route says.
+    fn follow(
+        &self,
+        tables: &Tables,
+        pool: &Pool,
+        frame: &mut Frame,
+        source: &Source,
+        flow: &Flow,
+        route: &Route,
+    ) -> Verdict;
+}
+
+/// The second pass: judges the frames that wait. A round looks in one mask tuple for all that are left, whose
+/// lines the round before has asked for; most frames are found in the first.
+#[inline(always)]
+pub(crate) fn decide<L: Lane>(
+    tables: &Tables,
+    pool: &Pool,
+    lanes: &[L],
+    batch: &mut [Frame],
+    outcomes: &mut Outcomes,
+) {
+    let Outcomes { verdicts, rules, pending: Pending { sources, sources_len, flows, waiting }, .. } =
+        outcomes;
+    for source in &mut sources[..(*sources_len).min(BATCH)] {
+        let Some(lane) = lanes.get(usize::from(source.lane)) else { continue };
+        let endpoint = tables.endpoint(lane.view(), source.v6, source.ip);
+        source.listed = endpoint.map(|endpoint| lane.lists(endpoint, source.mac));
+    }
+    let mut left = std::mem::take(waiting);
+    let mut round = 0;
+    while left != 0 {
+        let mut rest = left;
+        while rest != 0 {
+            let index = rest.trailing_zeros() as usize;
+            rest &= rest - 1;
+            let flow = &mut flows[index % BATCH];
+            let source = &sources[usize::from(flow.source) % BATCH];
+            let (Some(lane), Some(frame)) = (lanes.get(usize::from(source.lane)), batch.get_mut(index))
+            else {
+                continue;
+            };
+            let verdict = match judge_source(tables, pool, frame, lane, source, flow, round) {
+                Some(verdict) => verdict,
+                None => match flow.probe(tables, lane.view(), round) {
+                    Probe::Found(route) => {
+                        rules[index % BATCH] = route.rule;
+                        lane.follow(tables, pool, frame, source, flow, route)
+                    }
+                    Probe::Next => continue,
+                    Probe::Nobody => Verdict::Drop(L::NO_ROUTE),
+                },
+            };
+            verdicts[index % BATCH] = verdict;
+            left &= !(1 << index);
+        }
+        round += 1;
+    }
+}
+
+/// What is decided without a route: whose source is not honest, and what is no ordinary packet.
+#[inline(always)]
+fn judge_source<L: Lane>(
+    tables: &Tables,
+    pool: &Pool,
+    frame: &mut Frame,
+    lane: &L,
+    source: &Source,
+    flow: &Flow,
+    round: usize,
+) -> Option<Verdict> {
+    if round > 0 {
+        return None;
+    }
+    if source.listed != Some(true) && (source.listed.is_some() || !lane.admits(tables, source, flow)) {
+        return Some(SPOOFED);
+    }
+    if flow.facts & (FRAGMENT | ICMP6 | MULTICAST) != 0 {
+        return lane.process_special(tables, pool, frame, source, flow);
+    }
+    None
+}
+
+/// What a round found.
+enum Probe<'a> {
+    Found(&'a Route),
+    /// Nothing in this tuple; the next one's line is asked for.
+    Next,
+    Nobody,
+}
+
 impl Flow {
+    #[inline(always)]
+    pub(crate) fn is_fragment(&self) -> bool {
+        self.facts & FRAGMENT != 0
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_icmp6(&self) -> bool {
+        self.facts & ICMP6 != 0
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_multicast(&self) -> bool {
+        self.facts & MULTICAST != 0
+    }
+
+    #[inline(always)]
+    fn v6(&self) -> bool {
+        self.facts & V6 != 0
+    }
+
+    #[inline(always)]
+    fn has_ports(&self) -> bool {
+        self.facts & PORTS != 0
+    }
+
     #[inline(always)]
     fn dst(&self) -> u128 {
         u128::from(self.packet.hi) << 64 | u128::from(self.packet.lo)
@@ -150,26 +321,30 @@ impl Flow {
         (self.packet.tag >> 16) as u16
     }
 
-    /// The most specific route that matches: address and ports first, then the MAC address.
+    /// Looks in the tuple number `round` of the tenant, most specific first; behind the last one, for the MAC
+    /// address.
     #[inline(always)]
-    pub(crate) fn route<'a>(&self, tables: &'a Tables, view: &TenantView<'_>) -> Option<&'a Route> {
-        if let [first, rest @ ..] = view.routes(self.v6) {
-            if let Some(route) = self.probe(tables, first, self.hash) {
-                return Some(route);
-            }
-            for tuple in rest {
-                let hash = tables.routes.hash(&tuple.key(&self.packet));
-                if let Some(route) = self.probe(tables, tuple, hash) {
-                    return Some(route);
-                }
-            }
+    fn probe<'a>(&mut self, tables: &'a Tables, view: &TenantView<'_>, round: usize) -> Probe<'a> {
+        let tuples = view.routes(self.v6());
+        let Some(tuple) = tuples.get(round) else { return self.find_mac(tables, view) };
+        match self.find(tables, tuple, self.hash) {
+            Some(route) => Probe::Found(route),
+            None => self.prepare(tables, tuples.get(round + 1)),
         }
-        self.mac_route(tables, view)
+    }
+
+    #[inline(never)]
+    fn prepare<'a>(&mut self, tables: &'a Tables, next: Option<&Tuple>) -> Probe<'a> {
+        if let Some(tuple) = next {
+            self.hash = tables.routes.hash(&tuple.key(&self.packet));
+            tables.routes.prefetch(self.hash);
+        }
+        Probe::Next
     }
 
     #[inline(always)]
-    fn probe<'a>(&self, tables: &'a Tables, tuple: &Tuple, hash: u32) -> Option<&'a Route> {
-        if tuple.fields() != 0 && !self.ports {
+    fn find<'a>(&self, tables: &'a Tables, tuple: &Tuple, hash: u32) -> Option<&'a Route> {
+        if tuple.fields() != 0 && !self.has_ports() {
             return None;
         }
         tables.routes.find_at(&tuple.key(&self.packet), hash)
@@ -177,9 +352,13 @@ impl Flow {
 
     #[cold]
     #[inline(never)]
+    fn find_mac<'a>(&self, tables: &'a Tables, view: &TenantView<'_>) -> Probe<'a> {
+        self.mac_route(tables, view).map_or(Probe::Nobody, Probe::Found)
+    }
+
     fn mac_route<'a>(&self, tables: &'a Tables, view: &TenantView<'_>) -> Option<&'a Route> {
         let route = tables.mac_route(view.id, self.dst_mac)?;
-        if route.link_only && !is_link_local(self.v6, self.dst()) { None } else { Some(route) }
+        if route.link_only && !is_link_local(self.v6(), self.dst()) { None } else { Some(route) }
     }
 
     /// The next hop to which an answer to this packet would be forwarded, by rules alone.
@@ -191,11 +370,13 @@ impl Flow {
         source: &Source,
     ) -> Option<u16> {
         let (from, to) = (self.dst_port(), self.src_port());
-        let packet = key::packet_key(view.id, source.ip, self.proto, from, to);
+        // The transport stays; address and ports change places.
+        let ports = u64::from(from) << 16 | u64::from(to);
+        let packet = Key::new(source.ip, self.packet.tag & !0xffff_ffff | ports);
         let reverse = Flow { packet, dst_mac: source.mac, ..*self };
-        let found = view.routes(self.v6).iter().find_map(|tuple| {
+        let found = view.routes(self.v6()).iter().find_map(|tuple| {
             let hash = tables.routes.hash(&tuple.key(&reverse.packet));
-            reverse.probe(tables, tuple, hash)
+            reverse.find(tables, tuple, hash)
         });
         let route = found.or_else(|| reverse.mac_route(tables, view))?;
         (route.kind == RouteKind::Forward).then_some(route.next_hop)
@@ -206,7 +387,7 @@ impl Flow {
     #[inline(always)]
     pub(crate) fn volume(&self, tables: &Tables, view: &TenantView<'_>, source: &Source, side: Side) -> u32 {
         let info = view.info;
-        if !(info.volumes_local || info.volumes_remote) || !self.ports {
+        if !(info.volumes_local || info.volumes_remote) || !self.has_ports() {
             return Meta::NO_VOLUME;
         }
         let (at_dst, at_src) = match side {
@@ -214,11 +395,11 @@ impl Flow {
             Side::Ingress => (info.volumes_local, info.volumes_remote),
             Side::Hairpin => (info.volumes_local, info.volumes_local),
         };
-        let to = at_dst.then(|| tables.volume(view.id, self.v6, self.dst(), self.dst_port()));
+        let to = at_dst.then(|| tables.volume(view.id, self.v6(), self.dst(), self.dst_port()));
         if let Some(volume) = to.flatten() {
             return volume;
         }
-        let from = at_src.then(|| tables.volume(view.id, self.v6, source.ip, self.src_port()));
+        let from = at_src.then(|| tables.volume(view.id, self.v6(), source.ip, self.src_port()));
         from.flatten().unwrap_or(Meta::NO_VOLUME)
     }
 }
@@ -261,22 +442,11 @@ pub(crate) fn deliver(pool: &Pool, frame: &mut Frame, route: &Route, dst_mac: Ma
     }
 }
 
-/// No rule has decided about any of the first `count` frames yet.
+/// A new batch: no rule has decided about any frame yet.
 #[inline(always)]
-pub(crate) fn forget_rules(outcomes: &mut Outcomes, count: usize) {
-    outcomes.rules[..count.min(BATCH)].fill(Outcomes::NO_RULE);
-}
-
-/// Notes which rule decided.
-#[inline(always)]
-pub(crate) fn note(outcomes: &mut Outcomes, index: usize, rule: u32) {
-    outcomes.rules[index % BATCH] = rule;
-}
-
-/// Notes what is to be done.
-#[inline(always)]
-pub(crate) fn judge(outcomes: &mut Outcomes, index: usize, verdict: Verdict) {
-    outcomes.verdicts[index % BATCH] = verdict;
+pub(crate) fn begin(outcomes: &mut Outcomes) {
+    outcomes.rules = [Outcomes::NO_RULE; BATCH];
+    outcomes.pending.begin();
 }
 
 const ADDRESSES_BYTES: usize = 12;

@@ -232,7 +232,7 @@ impl Patch<'_> {
     fn write<const N: usize, const TUNNEL: usize>(&self, pool: &Pool, frame: &mut Frame) -> bool {
         let Some((meta, bytes)) = pool.prepend_parts(frame, N) else { return false };
         let Some((head, inner)) = bytes.split_first_chunk_mut::<N>() else { return false };
-        let class = self.traffic_class(meta, inner);
+        let class = self.traffic_class(meta.traffic_class);
         let Some(template) = self.hop.template.first_chunk::<N>() else { return false };
         *head = *template;
         match TUNNEL {
@@ -257,8 +257,7 @@ impl Patch<'_> {
 
     /// Outer DSCP and ECN, as they stand in the header (RFC 6040, clause 4.1; RFC 2983).
     #[inline(always)]
-    fn traffic_class(&self, meta: &Meta, inner: &[u8]) -> u8 {
-        let inner = inner_traffic_class(meta, inner);
+    fn traffic_class(&self, inner: u8) -> u8 {
         self.hop.dscp.unwrap_or(inner >> 2) << 2 | ecn::encapsulate(inner & 3)
     }
 
@@ -302,18 +301,6 @@ impl Patch<'_> {
         if let Some(place) = datagram.get_mut(6..8) {
             place.copy_from_slice(&value.to_be_bytes());
         }
-    }
-}
-
-/// DSCP and ECN of the inner packet; zero for what is not IP.
-#[inline(always)]
-fn inner_traffic_class(meta: &Meta, bytes: &[u8]) -> u8 {
-    let l3 = usize::from(meta.l3);
-    match (bytes.get(l3), bytes.get(l3 + 1)) {
-        _ if meta.l4 == meta.l3 => 0,
-        (Some(first), Some(second)) if meta.flags.has(Flags::IPV6) => first << 4 | second >> 4,
-        (Some(_), Some(second)) => *second,
-        _ => 0,
     }
 }
 

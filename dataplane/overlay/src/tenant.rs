@@ -14,18 +14,21 @@
 use arrayvec::ArrayVec;
 use frame::{BATCH, DropReason, Frame, Meta, Pool};
 use wire::icmp6::Neighbour;
-use wire::{EtherType, IpKind, Mac, Parsed, VlanId, arp, ipv6, protocol};
+use wire::{EtherType, IpKind, Mac, Parsed, VlanId, arp, ipv6};
 
-use crate::classify::{Flow, Pending, Side, Source, deliver, describe, forget_rules, forward, is_link_local};
-use crate::classify::{SPOOFED, judge, link_local_of, note, reason, strip_vlan};
+use crate::classify::{
+    Flow, Pending, Side, Source, begin, decide, deliver, describe, forward, is_link_local, link_local_of,
+    reason, strip_vlan,
+};
 use crate::tables::{Endpoint, Place, Route, RouteKind, Tables, TenantView};
 use crate::{Outcomes, Verdict};
 
 /// Judges up to 32 frames that came in by tenants' ports (`Meta::ingress_port`); fills `outcomes` for the
 /// first `batch.len()` entries.
+#[inline(never)]
 pub fn process_tenant(tables: &Tables, pool: &Pool, batch: &mut [Frame], outcomes: &mut Outcomes) {
-    forget_rules(outcomes, batch.len());
-    let mut pass = Pass { tables, pool, lanes: ArrayVec::new(), pending: Pending::default() };
+    begin(outcomes);
+    let mut pass = Pass { tables, pool, lanes: ArrayVec::new(), pending: &mut outcomes.pending };
     for (index, frame) in batch.iter_mut().enumerate().take(BATCH) {
         // The commonest shape has code of its own, so that it never meets the others in memory.
         let (meta, bytes) = pool.parts_mut(frame);
@@ -34,27 +37,11 @@ pub fn process_tenant(tables: &Tables, pool: &Pool, batch: &mut [Frame], outcome
             None => pass.admit_any(frame, index),
         };
         if let Some(verdict) = verdict {
-            judge(outcomes, index, verdict);
+            outcomes.verdicts[index] = verdict;
         }
     }
-    let (lanes, pending) = (&pass.lanes, &mut pass.pending);
-    for source in &mut pending.sources {
-        // Anti-spoof: a listed address must be behind this attachment and come from its MAC address.
-        let lane = &lanes[usize::from(source.lane)];
-        let endpoint = tables.endpoint(&lane.view, source.v6, source.ip);
-        source.listed = endpoint.map(|endpoint| owns(endpoint, lane.attachment, source.mac));
-    }
-    for flow in &pending.flows {
-        let source = &pending.sources[usize::from(flow.source)];
-        let (index, lane) = (usize::from(flow.index), &lanes[usize::from(source.lane)]);
-        let honest = source.listed.unwrap_or_else(|| link_source(tables, lane, source, flow));
-        let verdict = if honest {
-            decide(tables, pool, &mut batch[index], lane, source, flow, outcomes)
-        } else {
-            SPOOFED
-        };
-        judge(outcomes, index, verdict);
-    }
+    let lanes = pass.lanes;
+    decide(tables, pool, &lanes, batch, outcomes);
 }
 
 /// An attachment and its tenant, looked up once for a run of frames that came in there.
@@ -65,15 +52,82 @@ struct Lane<'a> {
     view: TenantView<'a>,
 }
 
+impl crate::classify::Lane for Lane<'_> {
+    const NO_ROUTE: DropReason = DropReason::NoRule;
+
+    #[inline(always)]
+    fn view(&self) -> &TenantView<'_> {
+        &self.view
+    }
+
+    /// Anti-spoof: a listed address must be behind this attachment and come from its MAC address.
+    #[inline(always)]
+    fn lists(&self, endpoint: &Endpoint, mac: Mac) -> bool {
+        owns(endpoint, self.attachment, mac)
+    }
+
+    /// Source addresses that no configuration lists: the link-local address that belongs to the MAC, and the
+    /// unspecified one of IPv6 hosts that do not have an address yet (for multicast only).
+    #[cold]
+    fn admits(&self, tables: &Tables, source: &Source, flow: &Flow) -> bool {
+        let link_local = is_link_local(source.v6, source.ip) && source.ip == link_local_of(source.mac);
+        let unspecified = source.v6 && source.ip == 0 && flow.dst_mac.is_multicast();
+        (link_local || unspecified) && owns_mac(tables, self, source.mac)
+    }
+
+    #[cold]
+    fn process_special(
+        &self,
+        tables: &Tables,
+        pool: &Pool,
+        frame: &mut Frame,
+        source: &Source,
+        flow: &Flow,
+    ) -> Option<Verdict> {
+        if flow.is_icmp6() {
+            match process_icmp6(tables, pool, frame, self, source) {
+                Ok(None) => {}
+                Ok(Some(verdict)) => return Some(verdict),
+                Err(why) => return Some(Verdict::Drop(why)),
+            }
+        }
+        let hidden = flow.is_fragment() && self.view.info.needs_ports;
+        (flow.is_multicast() || hidden).then_some(Verdict::Trap)
+    }
+
+    #[inline(always)]
+    fn follow(
+        &self,
+        tables: &Tables,
+        pool: &Pool,
+        frame: &mut Frame,
+        source: &Source,
+        flow: &Flow,
+        route: &Route,
+    ) -> Verdict {
+        let side = if route.kind == RouteKind::Deliver { Side::Hairpin } else { Side::Egress };
+        let volume = match route.volume {
+            Meta::NO_VOLUME => flow.volume(tables, &self.view, source, side),
+            volume => volume,
+        };
+        let meta = pool.meta_mut(frame);
+        meta.volume = volume;
+        match route.kind {
+            RouteKind::Forward => forward(tables, meta, route),
+            _ => follow(tables, pool, frame, self.attachment, route, flow.dst_mac),
+        }
+    }
+}
+
 /// The first pass: parse, attachment, metadata, prefetch.
-struct Pass<'a> {
+struct Pass<'a, 'p> {
     tables: &'a Tables,
     pool: &'a Pool,
     lanes: ArrayVec<Lane<'a>, BATCH>,
-    pending: Pending,
+    pending: &'p mut Pending,
 }
 
-impl<'a> Pass<'a> {
+impl Pass<'_, '_> {
     /// A plain packet goes on to the second pass; `None` then, else the verdict.
     #[inline(always)]
     fn admit(&mut self, meta: &mut Meta, parsed: &Parsed, index: usize) -> Option<Verdict> {
@@ -128,42 +182,6 @@ fn find_lane(tables: &Tables, port: u16, vlan: Option<VlanId>) -> Option<Lane<'_
     Some(Lane { port, vlan, attachment, view: tables.view(info.tenant) })
 }
 
-/// Second pass: route and volume of a frame whose source is honest.
-#[inline(always)]
-fn decide(
-    tables: &Tables,
-    pool: &Pool,
-    frame: &mut Frame,
-    lane: &Lane<'_>,
-    source: &Source,
-    flow: &Flow,
-    outcomes: &mut Outcomes,
-) -> Verdict {
-    if flow.proto == protocol::ICMPV6 && flow.v6 {
-        match process_icmp6(tables, pool, frame, lane, source) {
-            Ok(None) => {}
-            Ok(Some(verdict)) => return verdict,
-            Err(why) => return Verdict::Drop(why),
-        }
-    }
-    if flow.dst_mac.is_multicast() || (flow.fragment && lane.view.info.needs_ports) {
-        return Verdict::Trap;
-    }
-    let Some(route) = flow.route(tables, &lane.view) else { return Verdict::Drop(DropReason::NoRule) };
-    note(outcomes, usize::from(flow.index), route.rule);
-    let side = if route.kind == RouteKind::Deliver { Side::Hairpin } else { Side::Egress };
-    let volume = match route.volume {
-        Meta::NO_VOLUME => flow.volume(tables, &lane.view, source, side),
-        volume => volume,
-    };
-    let meta = pool.meta_mut(frame);
-    meta.volume = volume;
-    match route.kind {
-        RouteKind::Forward => forward(tables, meta, route),
-        _ => follow(tables, pool, frame, lane.attachment, route, flow.dst_mac),
-    }
-}
-
 /// Does what the route says.
 #[inline(never)]
 fn follow(
@@ -196,15 +214,6 @@ fn owns_mac(tables: &Tables, lane: &Lane<'_>, mac: Mac) -> bool {
     let any = tables.attachment_info(lane.attachment).is_some_and(|info| info.any_mac);
     // Asked of the endpoints and not of the routes, where a rule may stand in for one.
     mac.is_unicast() && (any || tables.mac_place(lane.view.id, mac) == Some(Place::Local(lane.attachment)))
-}
-
-/// Source addresses that no configuration lists: the link-local address that belongs to the MAC, and the
-/// unspecified one of IPv6 hosts that do not have an address yet (for multicast only).
-#[cold]
-fn link_source(tables: &Tables, lane: &Lane<'_>, source: &Source, flow: &Flow) -> bool {
-    let link_local = is_link_local(source.v6, source.ip) && source.ip == link_local_of(source.mac);
-    let unspecified = source.v6 && source.ip == 0 && flow.dst_mac.is_multicast();
-    (link_local || unspecified) && owns_mac(tables, lane, source.mac)
 }
 
 /// Neighbour discovery claims addresses in its body: they must be the sender's. Solicitations are for the

@@ -18,8 +18,10 @@ use wire::geneve::{self, Tidegate};
 use wire::icmp6::Neighbour;
 use wire::{EtherType, IpKind, Mac, Parsed, arp, ethernet, ipv4, ipv6, protocol, udp, vxlan};
 
-use crate::classify::{Flow, Pending, Side, Source, deliver, describe, forget_rules, is_link_local, judge};
-use crate::classify::{SPOOFED, link_local_of, note, reason, shift_checksum};
+use crate::classify::{
+    Flow, Pending, Side, Source, begin, decide, deliver, describe, is_link_local, link_local_of, reason,
+    shift_checksum,
+};
 use crate::ecn;
 use crate::tables::key::{Kind, peer_key};
 use crate::tables::{Endpoint, Key, Local, Peer, Place, Route, RouteKind, Tables, TenantView};
@@ -28,9 +30,10 @@ use crate::{Outcomes, Verdict};
 /// Judges up to 32 frames that came in by underlay ports (`Meta::ingress_port`); fills `outcomes` for the
 /// first `batch.len()` entries. Frames judged [`Verdict::Deliver`] or [`Verdict::Trap`] have lost their
 /// outer headers.
+#[inline(never)]
 pub fn process_underlay(tables: &Tables, pool: &Pool, batch: &mut [Frame], outcomes: &mut Outcomes) {
-    forget_rules(outcomes, batch.len());
-    let mut pass = Pass { tables, pool, lanes: ArrayVec::new(), pending: Pending::default() };
+    begin(outcomes);
+    let mut pass = Pass { tables, pool, lanes: ArrayVec::new(), pending: &mut outcomes.pending };
     for (index, frame) in batch.iter_mut().enumerate().take(BATCH) {
         let option = &mut outcomes.options[index];
         // The commonest shape has code of its own, so that it never meets the others in memory.
@@ -44,27 +47,11 @@ pub fn process_underlay(tables: &Tables, pool: &Pool, batch: &mut [Frame], outco
             None => pass.arrive_any(frame, index, option),
         };
         if let Err(verdict) = result {
-            judge(outcomes, index, verdict);
+            outcomes.verdicts[index] = verdict;
         }
     }
-    let (lanes, pending) = (&pass.lanes, &mut pass.pending);
-    for source in &mut pending.sources {
-        // A listed address must be behind the very peer that sent the frame.
-        let lane = &lanes[usize::from(source.lane)];
-        let endpoint = tables.endpoint(&lane.view, source.v6, source.ip);
-        source.listed = endpoint.map(|endpoint| lives_at(endpoint, lane.next_hop, source.mac));
-    }
-    for flow in &pending.flows {
-        let source = &pending.sources[usize::from(flow.source)];
-        let (index, lane) = (usize::from(flow.index), &lanes[usize::from(source.lane)]);
-        let honest = source.listed.unwrap_or_else(|| other_source(tables, lane, source, flow));
-        let verdict = if honest {
-            decide(tables, pool, &mut batch[index], lane, source, flow, outcomes)
-        } else {
-            SPOOFED
-        };
-        judge(outcomes, index, verdict);
-    }
+    let lanes = pass.lanes;
+    decide(tables, pool, &lanes, batch, outcomes);
 }
 
 /// The verdict on a frame that stops in the first pass.
@@ -79,12 +66,70 @@ struct Lane<'a> {
     view: TenantView<'a>,
 }
 
+impl crate::classify::Lane for Lane<'_> {
+    const NO_ROUTE: DropReason = DropReason::UnknownDestination;
+
+    #[inline(always)]
+    fn view(&self) -> &TenantView<'_> {
+        &self.view
+    }
+
+    /// A listed address must be behind the very peer that sent the frame.
+    #[inline(always)]
+    fn lists(&self, endpoint: &Endpoint, mac: Mac) -> bool {
+        lives_at(endpoint, self.next_hop, mac)
+    }
+
+    /// Sources that no remote lists: link-local and unspecified addresses of a known station, and addresses
+    /// to which a rule would send the answer by the same next hop.
+    #[cold]
+    fn admits(&self, tables: &Tables, source: &Source, flow: &Flow) -> bool {
+        let station = || tables.mac_place(self.view.id, source.mac) == Some(Place::Remote(self.next_hop));
+        if is_link_local(source.v6, source.ip) {
+            return source.ip == link_local_of(source.mac) && station();
+        }
+        if source.v6 && source.ip == 0 {
+            return flow.dst_mac.is_multicast() && station();
+        }
+        source.mac.is_unicast() && flow.reverse_next_hop(tables, &self.view, source) == Some(self.next_hop)
+    }
+
+    #[cold]
+    fn process_special(
+        &self,
+        tables: &Tables,
+        pool: &Pool,
+        frame: &mut Frame,
+        _source: &Source,
+        flow: &Flow,
+    ) -> Option<Verdict> {
+        if flow.is_multicast() {
+            return Some(process_multicast(tables, pool, frame, self, flow));
+        }
+        (flow.is_fragment() && self.view.info.needs_ports).then_some(Verdict::Trap)
+    }
+
+    #[inline(always)]
+    fn follow(
+        &self,
+        tables: &Tables,
+        pool: &Pool,
+        frame: &mut Frame,
+        source: &Source,
+        flow: &Flow,
+        route: &Route,
+    ) -> Verdict {
+        pool.meta_mut(frame).volume = flow.volume(tables, &self.view, source, Side::Ingress);
+        arrive_at(pool, frame, route, flow.dst_mac)
+    }
+}
+
 /// The first pass.
-struct Pass<'a> {
+struct Pass<'a, 'p> {
     tables: &'a Tables,
     pool: &'a Pool,
     lanes: ArrayVec<Lane<'a>, BATCH>,
-    pending: Pending,
+    pending: &'p mut Pending,
 }
 
 /// Where the inner frame lies in the outer one; Ethernet padding may follow.
@@ -102,7 +147,7 @@ enum Arrived {
     Other(Span, u8),
 }
 
-impl<'a> Pass<'a> {
+impl Pass<'_, '_> {
     /// Checks the outer headers, which are `parsed` if there are any, and takes a plain inner packet as far
     /// as the second pass. `Err` is the verdict on a frame that ends here.
     #[inline(always)]
@@ -378,31 +423,6 @@ fn combine_ecn(inner: &mut [u8], parsed: &Parsed, outer: u8) -> Result<(), Verdi
     Ok(())
 }
 
-/// Second pass: where a frame from an honest source is delivered.
-#[inline(always)]
-fn decide(
-    tables: &Tables,
-    pool: &Pool,
-    frame: &mut Frame,
-    lane: &Lane<'_>,
-    source: &Source,
-    flow: &Flow,
-    outcomes: &mut Outcomes,
-) -> Verdict {
-    if flow.dst_mac.is_multicast() {
-        return process_multicast(tables, pool, frame, lane, flow);
-    }
-    if flow.fragment && lane.view.info.needs_ports {
-        return Verdict::Trap;
-    }
-    let Some(route) = flow.route(tables, &lane.view) else {
-        return Verdict::Drop(DropReason::UnknownDestination);
-    };
-    note(outcomes, usize::from(flow.index), route.rule);
-    pool.meta_mut(frame).volume = flow.volume(tables, &lane.view, source, Side::Ingress);
-    arrive_at(pool, frame, route, flow.dst_mac)
-}
-
 /// Does what the route says with a frame that came out of a tunnel; it never goes into another one.
 #[inline(always)]
 fn arrive_at(pool: &Pool, frame: &mut Frame, route: &Route, dst_mac: Mac) -> Verdict {
@@ -420,20 +440,6 @@ fn lives_at(endpoint: &Endpoint, next_hop: u16, mac: Mac) -> bool {
     endpoint.place == Place::Remote(next_hop) && (endpoint.mac == mac || endpoint.mac == Mac::ZERO)
 }
 
-/// Sources that no remote lists: link-local and unspecified addresses of a known station, and addresses to
-/// which a rule would send the answer by the same next hop.
-#[cold]
-fn other_source(tables: &Tables, lane: &Lane<'_>, source: &Source, flow: &Flow) -> bool {
-    let station = || tables.mac_place(lane.view.id, source.mac) == Some(Place::Remote(lane.next_hop));
-    if is_link_local(source.v6, source.ip) {
-        return source.ip == link_local_of(source.mac) && station();
-    }
-    if source.v6 && source.ip == 0 {
-        return flow.dst_mac.is_multicast() && station();
-    }
-    source.mac.is_unicast() && flow.reverse_next_hop(tables, &lane.view, source) == Some(lane.next_hop)
-}
-
 /// A neighbour solicitation goes to the attachment that has the target; other multicast is trapped.
 #[cold]
 fn process_multicast(
@@ -443,7 +449,7 @@ fn process_multicast(
     lane: &Lane<'_>,
     flow: &Flow,
 ) -> Verdict {
-    if flow.proto != protocol::ICMPV6 || flow.fragment {
+    if !flow.is_icmp6() || flow.is_fragment() {
         return Verdict::Trap;
     }
     let l3 = usize::from(pool.meta(frame).l3);

@@ -3,6 +3,8 @@
 use frame::{BATCH, DropReason};
 use wire::geneve::Tidegate;
 
+use crate::classify::Pending;
+
 /// What the worker has to do with a frame. The particulars are in its `Meta`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -31,6 +33,7 @@ pub struct Outcomes {
     pub rules: [u32; BATCH],
     /// The Geneve option of decision D4 that the frame carried (underlay only; zero without one).
     pub options: [Tidegate; BATCH],
+    pub(crate) pending: Pending,
 }
 
 impl Outcomes {
@@ -44,6 +47,7 @@ impl Default for Outcomes {
             verdicts: [Verdict::Drop(DropReason::NoRule); BATCH],
             rules: [Outcomes::NO_RULE; BATCH],
             options: [Tidegate::default(); BATCH],
+            pending: Pending::EMPTY,
         }
     }
 }

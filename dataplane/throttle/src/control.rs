@@ -164,17 +164,10 @@ impl<T> Shaper<T> {
         pool.units(dimension as usize)
     }
 
-    /// The cache line that [`Shaper::admit`] reads first for a volume, to be prefetched. A volume limited in
-    /// a dimension also needs [`Shaper::prefetch_hint_of`].
+    /// The cache lines that [`Shaper::admit`] reads for a volume, to be prefetched: what all requests need,
+    /// and the balances of either dimension.
     #[inline(always)]
-    pub fn prefetch_hint(&self, volume: u32) -> Option<&impl Sized> {
-        self.volumes.get(volume as usize)
-    }
-
-    /// The cache line with a volume's balances in a dimension, to be prefetched; `None` for a volume
-    /// without limits. Reads the line of [`Shaper::prefetch_hint`].
-    #[inline(always)]
-    pub fn prefetch_hint_of(&self, volume: u32, dimension: Dimension) -> Option<&impl Sized> {
-        self.volumes.get(volume as usize).filter(|v| v.is_limited()).map(|v| v.line(dimension as usize))
+    pub fn prefetch_hints(&self, volume: u32) -> Option<(&impl Sized, &impl Sized, &impl Sized)> {
+        self.volumes.get(volume as usize).map(|v| (v, v.line(0), v.line(1)))
     }
 }

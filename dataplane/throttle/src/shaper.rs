@@ -84,15 +84,21 @@ enum Look {
 impl<T> Shaper<T> {
     /// Asks for one request. `now_ns` is the turn's clock; should it run backwards, nothing is refilled. A
     /// volume outside the shaper is refused.
-    #[inline]
+    #[inline(always)]
     pub fn admit(&mut self, now_ns: u64, volume: u32, lane: Lane, cost: Cost, item: T) -> Admission<T> {
         self.tick(now_ns);
         let Some(v) = self.volumes.get_mut(volume as usize) else { return Admission::Full(item) };
-        let units = [cost.bytes, cost.packets];
-        if v.is_plain() && !self.node_is_limited && v.take(self.now_ns, &units) {
+        // The commonest case has code of its own, where the caller can see it.
+        if v.is_plain() && !self.node_is_limited && v.take(self.now_ns, [cost.bytes, cost.packets]) {
             return Admission::Pass(item);
         }
-        if v.flags & (PARKED | TARIFF) != 0 {
+        self.admit_any(volume, lane, cost, item)
+    }
+
+    #[inline(never)]
+    fn admit_any(&mut self, volume: u32, lane: Lane, cost: Cost, item: T) -> Admission<T> {
+        let units = [cost.bytes, cost.packets];
+        if self.volumes[volume as usize].flags & (PARKED | TARIFF) != 0 {
             return self.admit_with_care(volume, lane, cost, item);
         }
         let request = Request { units, sequential: false };

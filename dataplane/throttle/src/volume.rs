@@ -124,14 +124,22 @@ impl Volume {
         let dt = now_ns - self.last_ns;
         self.last_ns = now_ns;
         for d in 0..DIMS {
-            if !self.has(d, ANY) {
-                continue;
+            // Each bucket by itself: most volumes have one or two, and the products are wide.
+            if self.has(d, BURST) {
+                let cap = self.burst_cap(d);
+                let b = &mut self.dims[d];
+                b.burst = filled(b.burst, dt, b.burst_rate, cap);
             }
-            let (burst_cap, work_cap, peak_cap) = (self.burst_cap(d), self.work_cap(d), self.peak_cap(d));
-            let b = &mut self.dims[d];
-            b.burst = filled(b.burst, dt, b.burst_rate, burst_cap);
-            b.work = filled(b.work, dt, b.work_rate, work_cap);
-            b.peak = filled(b.peak, dt, self.peak_rate[d], peak_cap);
+            if self.has(d, WORK) {
+                let cap = self.work_cap(d);
+                let b = &mut self.dims[d];
+                b.work = filled(b.work, dt, b.work_rate, cap);
+            }
+            if self.has(d, PEAK) {
+                let cap = self.peak_cap(d);
+                let b = &mut self.dims[d];
+                b.peak = filled(b.peak, dt, self.peak_rate[d], cap);
+            }
         }
     }
 
@@ -189,20 +197,18 @@ impl Volume {
     /// All of admission for a volume that has neither pools nor a tariff and nothing parked: true if the
     /// request may pass, and then it is paid for.
     #[inline(always)]
-    pub(crate) fn take(&mut self, now_ns: u64, units: &[u32; DIMS]) -> bool {
-        if !self.is_limited() {
-            self.count(units);
-            return true;
+    pub(crate) fn take(&mut self, now_ns: u64, units: [u32; DIMS]) -> bool {
+        if self.is_limited() {
+            self.refill(now_ns);
+            let nanos = |d: usize| i128::from(u64::from(units[d]) * NANO as u64);
+            let (bytes, packets) = (self.ask(0, nanos(0), 1), self.ask(1, nanos(1), 1));
+            if bytes == Charge::Wait || packets == Charge::Wait {
+                return false;
+            }
+            self.pay(0, bytes, nanos(0), nanos(0));
+            self.pay(1, packets, nanos(1), nanos(1));
         }
-        self.refill(now_ns);
-        let nanos = |d: usize| i128::from(u64::from(units[d]) * NANO as u64);
-        let (bytes, packets) = (self.ask(0, nanos(0), 1), self.ask(1, nanos(1), 1));
-        if bytes == Charge::Wait || packets == Charge::Wait {
-            return false;
-        }
-        self.pay(0, bytes, nanos(0), nanos(0));
-        self.pay(1, packets, nanos(1), nanos(1));
-        self.count(units);
+        self.count(&units);
         true
     }
 

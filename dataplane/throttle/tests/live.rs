@@ -262,7 +262,7 @@ fn what_can_never_work_is_refused_and_changes_nothing() {
     assert!(matches!(s.set_group(0, 2, &pool(1, 1)), Err(PoolError::GroupOutOfRange { .. })));
     assert!(matches!(s.admit(0, 0, Lane::Forward, packets(u32::MAX), 1), Admission::Pass(1)));
     assert!(matches!(s.admit(0, 1, Lane::Forward, packets(1), 2), Admission::Full(2)), "no such volume");
-    assert!(s.prefetch_hint(0).is_some() && s.prefetch_hint_of(1, Dimension::Bytes).is_none());
+    assert!(s.prefetch_hints(0).is_some() && s.prefetch_hints(1).is_none());
     assert!(s.counters(1).is_none() && s.balances(0, 1).is_none());
 }
 
