@@ -46,3 +46,18 @@ pub(crate) fn put32<const N: usize>(header: &mut [u8; N], at: usize, value: u32)
 pub(crate) fn put64<const N: usize>(header: &mut [u8; N], at: usize, value: u64) {
     put(header, at, value.to_be_bytes());
 }
+
+#[inline(always)]
+pub(crate) fn le16<const N: usize>(header: &[u8; N], at: usize) -> u16 {
+    u16::from_le_bytes(array(header, at))
+}
+
+#[inline(always)]
+pub(crate) fn le32<const N: usize>(header: &[u8; N], at: usize) -> u32 {
+    u32::from_le_bytes(array(header, at))
+}
+
+#[inline(always)]
+pub(crate) fn le64<const N: usize>(header: &[u8; N], at: usize) -> u64 {
+    u64::from_le_bytes(array(header, at))
+}

@@ -7,7 +7,8 @@
 //! discovery), and the two tunnel headers [`vxlan`] and [`geneve`]. [`checksum`] holds the Internet
 //! checksum. [`parse`](parse()) walks a whole frame in one pass and is what the packet path uses; the
 //! views are for headers that are looked at one at a time (neighbours, tunnel options, tests). On top of
-//! TCP, [`nbd`] serves block devices; its messages are small and become plain values at once.
+//! TCP, [`nbd`] and [`nvme_tcp`] with [`nvme`] serve block devices; their messages are small and become plain
+//! values at once.
 //!
 //! Invariants: no function here panics, allocates or reads outside its slice, whatever the bytes; a
 //! `View` that exists has passed its length checks; emitters refuse instead of writing half a header.
@@ -28,11 +29,14 @@ pub mod icmp6;
 pub mod ipv4;
 pub mod ipv6;
 pub mod nbd;
+pub mod nvme;
+pub mod nvme_tcp;
 pub mod tcp;
 pub mod udp;
 pub mod vxlan;
 
 mod address;
+mod codes;
 mod error;
 mod field;
 mod parse;

@@ -3,8 +3,9 @@
 //! Only the newstyle handshake; "Oldstyle negotiation" is "no longer developed", and a server "SHOULD refuse
 //! to allow oldstyle negotiations on the newstyle port".
 
-use super::{ParseError, TransmissionFlags, codes, flags, text};
+use super::{ParseError, TransmissionFlags, text};
 use crate::EmitError;
+use crate::codes::{codes, flags};
 use crate::field::{be16, be32, be64, put16, put32, put64};
 
 /// "Newstyle negotiation": `NBDMAGIC`.

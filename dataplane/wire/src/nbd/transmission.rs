@@ -1,7 +1,8 @@
 //! What is said once an export is chosen: requests, simple replies, and chunks of structured replies.
 
-use super::{ParseError, TEXT_BYTES_MAX, codes, flags, text};
+use super::{ParseError, TEXT_BYTES_MAX, text};
 use crate::EmitError;
+use crate::codes::{codes, flags};
 use crate::field::{array, be16, be32, be64, put, put16, put32, put64};
 
 /// "Request message".
