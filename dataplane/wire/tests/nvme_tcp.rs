@@ -221,6 +221,9 @@ fn data_in_both_directions() {
     let head = bytes(&Pdu::Data(ControllerToHost, data), 0x448, aligned(16));
     assert_eq!((head[1], head[3], head.len()), (0x0c, 32, 32), "clause 3.3: 8 bytes of padding");
     assert_eq!(read(&head, aligned(16)).map(|(_, pdu)| pdu), Ok(Pdu::Data(ControllerToHost, data)));
+    let mut reserved = head.clone();
+    reserved[10..12].fill(0xff);
+    assert_eq!(read(&reserved, aligned(16)), read(&head, aligned(16)), "a reserved field is not looked at");
     // Figure 8: 64 bytes of alignment, 40 of padding.
     assert_eq!(bytes(&Pdu::Data(ControllerToHost, data), 0x448, aligned(64)).len(), 64);
 }

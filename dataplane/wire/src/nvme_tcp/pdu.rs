@@ -35,7 +35,7 @@ pub struct IcResp {
 pub struct Data {
     /// CCCID: the command.
     pub command: u16,
-    /// TTAG: from the request for data; reserved in what the controller sends.
+    /// TTAG: from the request for data; 0 in what the controller sends, where it is reserved.
     pub tag: u16,
     /// DATAO: first byte in the command's buffer.
     pub offset_bytes: u32,
@@ -185,10 +185,12 @@ impl Pdu {
 
 impl Data {
     fn parse(layout: &Layout, direction: Direction, header: &[u8; 24]) -> Result<Self, Fatal> {
-        let is_success = layout.flags.has(Flags::SUCCESS) && direction == Direction::ControllerToHost;
+        // What one direction has no use for is reserved there, and not looked at.
+        let from_host = direction == Direction::HostToController;
+        let is_success = layout.flags.has(Flags::SUCCESS) && !from_host;
         let data = Self {
             command: le16(header, 8),
-            tag: le16(header, 10),
+            tag: if from_host { le16(header, 10) } else { 0 },
             offset_bytes: le32(header, 12),
             length_bytes: le32(header, 16),
             is_last: layout.flags.has(Flags::LAST_PDU),
