@@ -158,6 +158,13 @@ impl Daemon {
 
     /// Reads the file again and goes over to it while traffic flows. Returns the version that now runs.
     pub fn reload(&self) -> Result<u64, ReloadError> {
+        let outcome = self.read_and_publish();
+        // Reading and lowering a large file takes much more memory than what comes of it.
+        engine::frame::trim_heap();
+        outcome
+    }
+
+    fn read_and_publish(&self) -> Result<u64, ReloadError> {
         let file = config::read(&self.path)?;
         let alone = self.publishing.lock().unwrap_or_else(PoisonError::into_inner);
         check_fixed(&self.running.load().file, &file)?;
@@ -177,7 +184,9 @@ impl Daemon {
     pub fn refresh(&self) -> Result<u64, ReloadError> {
         let alone = self.publishing.lock().unwrap_or_else(PoisonError::into_inner);
         let file = Arc::clone(&self.running.load().file);
-        self.publish(&alone, file)
+        let outcome = self.publish(&alone, file);
+        engine::frame::trim_heap();
+        outcome
     }
 
     fn publish(&self, _alone: &MutexGuard<'_, ()>, file: Arc<File>) -> Result<u64, ReloadError> {

@@ -32,7 +32,7 @@ mod worker;
 
 pub use gateway::RuleCount;
 pub use keeper::PortState;
-pub use node::{GROUPS_MAX, Node, PARKED_FRAMES_MAX, PublishError};
+pub use node::{GROUPS_MAX, Node, PARKED_FRAMES_MAX, PublishError, SOURCES_MAX};
 pub use plan::{Plan, PlanError, PortPlan, PortRole, RING_FRAMES, WORKERS_MAX, WorkerPlan};
 pub use snapshot::{PoolSize, Pools, Snapshot, Throttle};
 pub use worker::{VolumeFigures, WorkerDied};

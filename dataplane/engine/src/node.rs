@@ -36,8 +36,10 @@ pub const GROUPS_MAX: u32 = 4096;
 pub const PARKED_FRAMES_MAX: u32 = 1 << 20;
 /// Commands waiting for one worker, at most.
 const COMMANDS: usize = 64;
-/// Sources numbered on the way between two workers (capability F8).
-const SOURCES: usize = 4096;
+/// Attachments that are numbered apart on the way between two workers (capability F8), at most. There is a
+/// table for each pair of workers; what is beyond it shares one entry, which keeps a worker awake a little
+/// oftener than it must.
+pub const SOURCES_MAX: usize = 4096;
 
 /// See the module's documentation. Dropping it stops the node.
 pub struct Node {
@@ -121,7 +123,7 @@ impl Node {
             })?);
         }
         let wakers: Vec<Waker> = waits.iter().map(WaitPoint::waker).collect();
-        let mut links = mesh(count, snapshot.idle.awake());
+        let mut links = mesh(count, sources(snapshot.tables.attachment_count()), snapshot.idle.awake());
         let (tell, told) = unbounded();
         let deaths = Deaths { tell, first: Arc::new(AtomicUsize::new(NOBODY)) };
         let first_dead = Arc::clone(&deaths.first);
@@ -334,14 +336,19 @@ impl Handle {
     }
 }
 
+/// Room for the sources of a configuration with so many attachments, and for as many that reloads may add.
+fn sources(attachments: usize) -> usize {
+    attachments.saturating_mul(2).clamp(16, SOURCES_MAX)
+}
+
 /// Rings and awake tables from every worker to every other: `[from][to]`.
-fn mesh(count: usize, awake: AwakeParams) -> Vec<Vec<Link>> {
+fn mesh(count: usize, sources: usize, awake: AwakeParams) -> Vec<Vec<Link>> {
     let link = |from: usize, to: usize| {
         if from == to {
             return Link { producer: None, consumer: None };
         }
         let (producer, consumer) = ring(RING_FRAMES);
-        let (stage, downstream) = SourceTable::new(SOURCES, awake);
+        let (stage, downstream) = SourceTable::new(sources, awake);
         Link { producer: Some((producer, stage)), consumer: Some((consumer, downstream)) }
     };
     (0..count).map(|from| (0..count).map(|to| link(from, to)).collect()).collect()
@@ -481,13 +488,15 @@ impl Builder<'_> {
     }
 
     fn gateway(&self, index: usize, ports: usize, now_ns: u64) -> Gateway {
-        let volumes_max = self.plan.volumes_max;
+        let owners = self.plan.volume_owners();
+        // A worker that owns no volume meters none.
+        let volumes_max = if owners.contains(&index) { self.plan.volumes_max } else { 0 };
         let config =
             ShaperConfig { volumes_max, groups_max: GROUPS_MAX, parked_items_max: self.parked_max() };
         let tables: &Tables = &self.snapshot.tables;
         let neighbours = Neighbours::new(tables, NeighbourLimits::default());
         let shaper = Shaper::new(config, now_ns);
-        Gateway::new(shaper, neighbours, tables, self.plan.volume_owners(), index, ports, volumes_max)
+        Gateway::new(shaper, neighbours, tables, owners, index, ports, volumes_max)
     }
 
     /// No more can wait than there are frames.
@@ -530,6 +539,7 @@ fn thread(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle
 fn reap(retiring: &Receiver<Retired>) {
     for retired in retiring {
         drop(retired);
+        frame::trim_heap();
     }
 }
 

@@ -11,7 +11,7 @@
 //! Payload of block I/O lives apart, in page-aligned [`IoBuffer`]s of an [`IoSlab`].
 //!
 //! This crate also owns the hints and the clock that the data plane needs and safe Rust lacks: [`prefetch`],
-//! [`prefer_huge_pages`] and [`tsc`].
+//! [`prefer_huge_pages`], [`trim_heap`] and [`tsc`].
 //!
 //! Invariants: a handle exists at most once; it reaches only the slab whose tag it carries; the bytes of
 //! a frame always lie inside its own chunk.
@@ -34,7 +34,7 @@ pub use meta::{Flags, GsoKind, Meta};
 pub use pool::Pool;
 pub use ring::{Consumer, Producer, ring};
 pub use slab::{Backing, Slab, SlabConfig, SlabError};
-pub use time::{prefer_huge_pages, prefetch, tsc};
+pub use time::{prefer_huge_pages, prefetch, trim_heap, tsc};
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -13,6 +13,9 @@ use crate::wheel::Wheel;
 impl<T> Shaper<T> {
     /// A shaper whose volumes are all unlimited, with room for everything in `config`. `now_ns` starts its
     /// clock. Volumes and groups together number less than 2^32 - 1; what is more is cut off.
+    ///
+    /// The room is address space: of what is largest, the buckets and lots of volumes, only what lies below
+    /// the highest volume in use takes memory, and nothing is ever moved.
     pub fn new(config: ShaperConfig, now_ns: u64) -> Shaper<T> {
         let volumes_max = config.volumes_max.min(NONE - 2);
         let groups_max = config.groups_max.min(NONE - 2 - volumes_max);
@@ -23,9 +26,9 @@ impl<T> Shaper<T> {
         Shaper {
             config,
             now_ns,
-            volumes: vec![Volume::unlimited(now_ns); volumes],
+            volumes: Vec::with_capacity(volumes),
             tariffs: vec![None; volumes],
-            lots: vec![Lot::new(); volumes],
+            lots: Vec::with_capacity(volumes),
             seats: vec![Seat::new(weight); volumes + groups_max as usize],
             pools: vec![Pool::unlimited(now_ns); pools as usize],
             node: groups_max,
@@ -48,6 +51,7 @@ impl<T> Shaper<T> {
         }
         limits.check()?;
         self.tick(now_ns);
+        self.reach(volume);
         let at = volume as usize;
         let tariff = Tariff::of(limits, self.tariffs[at].as_deref());
         self.volumes[at].configure(self.now_ns, limits, tariff.is_some());
@@ -64,6 +68,21 @@ impl<T> Shaper<T> {
         Ok(())
     }
 
+    /// Brings the volumes up to `volume` into use. Writes within the capacity, so it allocates nothing.
+    pub(crate) fn reach(&mut self, volume: u32) {
+        let count = volume as usize + 1;
+        if self.volumes.len() < count {
+            self.volumes.resize(count, Volume::unlimited(self.now_ns));
+            self.lots.resize(count, Lot::new());
+        }
+    }
+
+    /// A volume as it is, or as it would be if it were in use; `None` outside the shaper.
+    pub(crate) fn volume(&self, volume: u32) -> Option<Volume> {
+        let unused = || (volume < self.config.volumes_max).then(|| Volume::unlimited(self.now_ns));
+        self.volumes.get(volume as usize).copied().or_else(unused)
+    }
+
     /// Forgets a volume: its waiting requests come back through `sink` unpaid, each lane in order, and the
     /// index is as in a new shaper. Returns its last counters; `None` if it is outside the shaper.
     pub fn remove_volume(
@@ -72,7 +91,9 @@ impl<T> Shaper<T> {
         sink: &mut impl FnMut(Released<T>),
     ) -> Option<VolumeCounters> {
         let at = volume as usize;
-        self.volumes.get(at)?;
+        if self.volumes.get(at).is_none() {
+            return self.counters(volume);
+        }
         for lane in 0..2 {
             while let Some(released) = self.unpark(volume, lane) {
                 sink(released);
@@ -131,8 +152,9 @@ impl<T> Shaper<T> {
 
     /// Counters of a volume.
     pub fn counters(&self, volume: u32) -> Option<VolumeCounters> {
-        let (v, lot) = (self.volumes.get(volume as usize)?, self.lots.get(volume as usize)?);
-        let [admitted_bytes, admitted_packets] = v.admitted;
+        let [admitted_bytes, admitted_packets] = self.volume(volume)?.admitted;
+        let unused = Lot::new();
+        let lot = self.lots.get(volume as usize).unwrap_or(&unused);
         let [forward, reverse] = &lot.lanes;
         Some(VolumeCounters {
             admitted_bytes,
@@ -147,7 +169,7 @@ impl<T> Shaper<T> {
 
     /// Balances of a volume at `now_ns`.
     pub fn balances(&self, now_ns: u64, volume: u32) -> Option<VolumeBalance> {
-        let mut v = *self.volumes.get(volume as usize)?;
+        let mut v = self.volume(volume)?;
         v.refill(now_ns.max(self.now_ns));
         Some(VolumeBalance { bytes: v.balance(0), packets: v.balance(1) })
     }
@@ -169,5 +191,34 @@ impl<T> Shaper<T> {
     #[inline(always)]
     pub fn prefetch_hints(&self, volume: u32) -> Option<(&impl Sized, &impl Sized, &impl Sized)> {
         self.volumes.get(volume as usize).map(|v| (v, v.line(0), v.line(1)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! Room that is not in use takes no memory, and nothing shows it.
+
+    use super::*;
+    use crate::api::{Admission, Cost, Lane};
+
+    #[test]
+    fn volumes_come_into_use_one_by_one_and_never_move() {
+        const ROOM: u32 = 1 << 20;
+        let mut shaper: Shaper<u32> =
+            Shaper::new(ShaperConfig { volumes_max: ROOM, groups_max: 1, parked_items_max: 1 }, 0);
+        let place = shaper.volumes.as_ptr();
+        assert!(shaper.volumes.is_empty() && shaper.lots.is_empty());
+        assert_eq!(shaper.counters(7), Some(VolumeCounters::default()), "as in use, only unused");
+        assert_eq!(shaper.remove_volume(7, &mut |_| {}), Some(VolumeCounters::default()));
+        assert!(shaper.balances(0, ROOM - 1).is_some() && shaper.volumes.is_empty());
+        let cost = Cost { bytes: 100, packets: 1, offset: None };
+        assert!(matches!(shaper.admit(0, 7, Lane::Forward, cost, 1), Admission::Pass(1)));
+        assert_eq!(shaper.counters(7).map(|counters| counters.admitted_bytes), Some(100));
+        assert_eq!((shaper.volumes.len(), shaper.lots.len()), (8, 8));
+        assert!(matches!(shaper.admit(0, ROOM, Lane::Forward, cost, 2), Admission::Full(2)));
+        assert!(shaper.counters(ROOM).is_none() && shaper.balances(0, ROOM).is_none());
+        shaper.set_volume(0, ROOM - 1, &Limits::unlimited()).unwrap();
+        assert_eq!(shaper.volumes.as_ptr(), place, "no worker copies a table while packets wait");
+        assert_eq!(shaper.volumes.len(), ROOM as usize);
     }
 }

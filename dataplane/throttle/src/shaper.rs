@@ -87,7 +87,9 @@ impl<T> Shaper<T> {
     #[inline(always)]
     pub fn admit(&mut self, now_ns: u64, volume: u32, lane: Lane, cost: Cost, item: T) -> Admission<T> {
         self.tick(now_ns);
-        let Some(v) = self.volumes.get_mut(volume as usize) else { return Admission::Full(item) };
+        let Some(v) = self.volumes.get_mut(volume as usize) else {
+            return self.admit_first(now_ns, volume, lane, cost, item);
+        };
         // The commonest case has code of its own, where the caller can see it.
         if v.is_plain() && !self.node_is_limited && v.take(self.now_ns, [cost.bytes, cost.packets]) {
             return Admission::Pass(item);
@@ -109,6 +111,16 @@ impl<T> Shaper<T> {
             }
             Err(blocked) => self.park(volume, lane, request, item, Some(blocked)),
         }
+    }
+
+    /// [`Shaper::admit`] for a volume that was never used or is outside the shaper.
+    #[cold]
+    fn admit_first(&mut self, now_ns: u64, volume: u32, lane: Lane, cost: Cost, item: T) -> Admission<T> {
+        if volume >= self.config.volumes_max {
+            return Admission::Full(item);
+        }
+        self.reach(volume);
+        self.admit(now_ns, volume, lane, cost, item)
     }
 
     /// [`Shaper::admit`] for a volume that has something parked, streams or special prices.

@@ -50,7 +50,14 @@ pub fn read(path: &Path) -> Result<File, ReadError> {
 
 /// Parses the text of a file; the error says where and what.
 pub fn parse(text: &str) -> Result<File, String> {
-    toml::from_str(text).map_err(|error| {
+    let shrunk = |mut file: File| {
+        // It is kept as long as the daemon runs, and grew by doubling.
+        file.volume.shrink_to_fit();
+        file.rule.shrink_to_fit();
+        file.tenant.shrink_to_fit();
+        file
+    };
+    toml::from_str(text).map(shrunk).map_err(|error| {
         let message = error.to_string().trim_end().to_owned();
         match suggestion(&message) {
             Some(near) => format!("{message}\ndid you mean `{near}`?"),

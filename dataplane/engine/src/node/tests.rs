@@ -78,6 +78,24 @@ impl Port for Bomb {
 }
 
 #[test]
+fn the_way_between_workers_has_room_for_the_sources_that_there_are() {
+    assert_eq!([0, 8, 100, 2048, 2049, usize::MAX].map(sources), [16, 16, 200, 4096, 4096, SOURCES_MAX]);
+}
+
+#[test]
+fn a_worker_without_volumes_keeps_no_room_for_any() {
+    let mut plan = node().plan.clone();
+    plan.ports[1].role = PortRole::Underlay;
+    let (slab, snapshot) = (Slab::new(plan.slab).unwrap(), Arc::new(snapshot(1)));
+    let (tell, _) = unbounded();
+    let deaths = Deaths { tell, first: Arc::new(AtomicUsize::new(NOBODY)) };
+    let ((failures, _), (retired, _)) = (unbounded(), unbounded());
+    let builder =
+        Builder { plan: &plan, slab: &slab, snapshot: &snapshot, cpus: 1, failures, retired, deaths };
+    assert_eq!([0, 1].map(|worker| builder.gateway(worker, 1, 0).volumes()), [0, 16]);
+}
+
+#[test]
 fn versions_only_grow() {
     let node = node();
     assert!(node.wait_running(1, PATIENCE));

@@ -231,7 +231,7 @@ impl Pair {
     fn compare(&self) -> TestCaseResult {
         let nanos = |level: &Q| level * q(NANO);
         for (volume, model) in self.model.volumes.iter().enumerate() {
-            let mut v = self.shaper.volumes[volume];
+            let mut v = self.shaper.volume(volume as u32).expect("the model has as many as the shaper");
             v.refill(self.model.now_ns);
             for d in 0..DIMS {
                 let dim = &model.dims[d];
