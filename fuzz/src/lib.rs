@@ -12,6 +12,7 @@ use std::sync::LazyLock;
 use wire::{IpKind, Parsed};
 
 pub mod nbd;
+pub mod nvme;
 pub mod pipeline;
 
 #[path = "../../dataplane/wire/tests/common/mod.rs"]
