@@ -20,14 +20,62 @@ use crate::format::PAGE_BYTES;
 /// What a disk writes as a whole.
 pub const SECTOR_BYTES: usize = 512;
 
-/// One file: what is visible, what is durable, and the writes between.
+/// One file: what is visible, and how to take back what is not durable.
 #[derive(Clone, Debug, Default)]
 struct File {
-    visible: Vec<u8>,
-    durable: Vec<u8>,
-    unsynced: Vec<(usize, Vec<u8>)>,
+    /// Pages that were written, shared between copies of a disk until one of them changes; others are zeros.
+    written: BTreeMap<usize, Rc<[u8; PAGE_BYTES]>>,
+    len: usize,
+    unsynced: Vec<Change>,
     /// Pages that take room.
-    pages: BTreeSet<u64>,
+    room: BTreeSet<u64>,
+}
+
+/// Bytes that replaced others and are not durable yet.
+#[derive(Clone, Debug)]
+struct Change {
+    offset: usize,
+    new: Vec<u8>,
+    old: Vec<u8>,
+}
+
+impl File {
+    /// Calls `each` with the part of every page in a range, and with where that part lies in the range.
+    fn parts(offset: usize, len: usize, mut each: impl FnMut(usize, usize, std::ops::Range<usize>)) {
+        let mut at = 0;
+        while at < len {
+            let (page, from) = ((offset + at) / PAGE_BYTES, (offset + at) % PAGE_BYTES);
+            let count = (PAGE_BYTES - from).min(len - at);
+            each(page, from, at..at + count);
+            at += count;
+        }
+    }
+
+    fn read(&self, offset: usize, into: &mut [u8]) {
+        File::parts(offset, into.len(), |page, from, range| {
+            let into = &mut into[range];
+            match self.written.get(&page) {
+                Some(bytes) => into.copy_from_slice(&bytes[from..from + into.len()]),
+                None => into.fill(0),
+            }
+        });
+    }
+
+    fn write(&mut self, offset: usize, new: &[u8]) {
+        self.len = self.len.max(offset + new.len());
+        File::parts(offset, new.len(), |page, from, range| {
+            let bytes = self.written.entry(page).or_insert_with(|| Rc::new([0; PAGE_BYTES]));
+            Rc::make_mut(bytes)[from..from + range.len()].copy_from_slice(&new[range]);
+        });
+    }
+
+    /// Writes, and keeps what was there.
+    fn put(&mut self, offset: usize, new: &[u8]) {
+        let mut old = vec![0; new.len()];
+        self.read(offset, &mut old);
+        self.write(offset, new);
+        self.unsynced.push(Change { offset, new: new.to_vec(), old });
+    }
 }
 
 #[derive(Clone, Debug, Default)]
@@ -36,6 +84,8 @@ struct Disk {
     pages_max: Option<u64>,
     /// The next writes fail in this way.
     failing: Option<(u32, Fault)>,
+    /// Calls of a directory after which all fail: the caller died there.
+    calls_left: Option<u32>,
 }
 
 /// A disk that forgets. Clones share it.
@@ -76,14 +126,19 @@ impl CrashDisk {
         self.disk.borrow_mut().failing = Some((count, fault));
     }
 
+    /// Lets calls of the directory fail after the next `calls`; [`u32::MAX`] for never.
+    pub fn stop_after(&self, calls: u32) {
+        self.disk.borrow_mut().calls_left = Some(calls).filter(|calls| *calls != u32::MAX);
+    }
+
     /// The writes that a crash may lose now, oldest first within a file.
     pub fn unsynced(&self) -> Vec<Unsynced> {
         let disk = self.disk.borrow();
         let of = |(&file, data): (&FileName, &File)| -> Vec<Unsynced> {
-            let one = |(offset, bytes): &(usize, Vec<u8>)| Unsynced {
+            let one = |change: &Change| Unsynced {
                 file,
-                offset: *offset,
-                sectors: bytes.len().div_ceil(SECTOR_BYTES),
+                offset: change.offset,
+                sectors: change.new.len().div_ceil(SECTOR_BYTES),
             };
             data.unsynced.iter().map(one).collect()
         };
@@ -97,24 +152,26 @@ impl CrashDisk {
         let mut after = Disk { pages_max: disk.pages_max, ..Disk::default() };
         let mut first = 0;
         for (&name, file) in &disk.files {
-            let mut durable = file.durable.clone();
             let mut order: Vec<usize> = (0..file.unsynced.len()).collect();
             if reversed {
                 order.reverse();
             }
+            // The length is kept with the name: what was not written reads as zeros.
+            let (written, room) = (file.written.clone(), file.room.clone());
+            let mut left = File { written, len: file.len, unsynced: Vec::new(), room };
+            for change in file.unsynced.iter().rev() {
+                left.write(change.offset, &change.old);
+            }
             for number in order {
-                let (offset, bytes) = &file.unsynced[number];
-                for (sector, part) in bytes.chunks(SECTOR_BYTES).enumerate() {
+                let change = &file.unsynced[number];
+                for (sector, part) in change.new.chunks(SECTOR_BYTES).enumerate() {
                     if keep(first + number, sector) {
-                        put(&mut durable, offset + sector * SECTOR_BYTES, part);
+                        left.write(change.offset + sector * SECTOR_BYTES, part);
                     }
                 }
             }
             first += file.unsynced.len();
-            // The length is kept with the name: what was not written reads as zeros.
-            durable.resize(durable.len().max(file.visible.len()), 0);
-            let pages = file.pages.clone();
-            after.files.insert(name, File { visible: durable.clone(), durable, unsynced: Vec::new(), pages });
+            after.files.insert(name, left);
         }
         CrashDisk { disk: Rc::new(RefCell::new(after)) }
     }
@@ -124,30 +181,20 @@ impl CrashDisk {
         CrashDisk { disk: Rc::new(RefCell::new(self.disk.borrow().clone())) }
     }
 
-    /// Turns one bit over, in what is visible and what is durable.
+    /// Turns one bit over.
     pub fn flip(&self, name: FileName, offset: usize) {
         let mut disk = self.disk.borrow_mut();
         if let Some(file) = disk.files.get_mut(&name) {
-            for bytes in [&mut file.visible, &mut file.durable] {
-                if let Some(byte) = bytes.get_mut(offset) {
-                    *byte ^= 1;
-                }
-            }
+            let mut byte = [0];
+            file.read(offset, &mut byte);
+            file.write(offset, &[byte[0] ^ 1]);
         }
     }
 }
 
-fn put(bytes: &mut Vec<u8>, offset: usize, part: &[u8]) {
-    let end = offset + part.len();
-    if bytes.len() < end {
-        bytes.resize(end, 0);
-    }
-    bytes[offset..end].copy_from_slice(part);
-}
-
 impl Disk {
     fn used(&self) -> u64 {
-        self.files.values().map(|file| file.pages.len() as u64).sum()
+        self.files.values().map(|file| file.room.len() as u64).sum()
     }
 
     fn file(&mut self, name: FileName) -> Result<&mut File, Fault> {
@@ -160,28 +207,23 @@ impl Disk {
         let file = self.file(name)?;
         let page = PAGE_BYTES as u64;
         let new: Vec<u64> = (offset / page..(offset + bytes).div_ceil(page))
-            .filter(|page| !file.pages.contains(page))
+            .filter(|page| !file.room.contains(page))
             .collect();
         if max.is_some_and(|max| used + new.len() as u64 > max) {
             return Err(Fault::NoSpace);
         }
-        file.pages.extend(new);
+        file.room.extend(new);
         Ok(())
     }
 
     fn write(&mut self, name: FileName, offset: u64, bytes: &[u8]) -> Result<(), Fault> {
         self.take(name, offset, bytes.len() as u64)?;
-        let file = self.file(name)?;
-        put(&mut file.visible, offset as usize, bytes);
-        file.unsynced.push((offset as usize, bytes.to_vec()));
+        self.file(name)?.put(offset as usize, bytes);
         Ok(())
     }
 
     fn sync(&mut self, name: FileName) -> Result<(), Fault> {
-        let file = self.file(name)?;
-        for (offset, bytes) in std::mem::take(&mut file.unsynced) {
-            put(&mut file.durable, offset, &bytes);
-        }
+        self.file(name)?.unsynced.clear();
         Ok(())
     }
 
@@ -191,6 +233,15 @@ impl Disk {
         }
         self.files.insert(name, File::default());
         Ok(())
+    }
+
+    fn call(&mut self) -> io::Result<&mut Disk> {
+        match &mut self.calls_left {
+            Some(0) => return Err(io::Error::other("stopped here")),
+            Some(left) => *left -= 1,
+            None => {}
+        }
+        Ok(self)
     }
 
     fn fails(&mut self) -> Result<(), Fault> {
@@ -215,36 +266,35 @@ fn error(fault: Fault) -> io::Error {
 
 impl Directory for CrashDisk {
     fn list(&self) -> io::Result<Vec<FileName>> {
-        Ok(self.disk.borrow().files.keys().copied().collect())
+        Ok(self.disk.borrow_mut().call()?.files.keys().copied().collect())
     }
 
     fn create(&self, name: FileName) -> io::Result<()> {
-        self.disk.borrow_mut().create(name).map_err(error)
+        self.disk.borrow_mut().call()?.create(name).map_err(error)
     }
 
     fn len(&self, name: FileName) -> io::Result<u64> {
-        self.disk.borrow_mut().file(name).map(|file| file.visible.len() as u64).map_err(error)
+        self.disk.borrow_mut().call()?.file(name).map(|file| file.len as u64).map_err(error)
     }
 
     fn read(&self, name: FileName, offset: u64, into: &mut [u8]) -> io::Result<usize> {
         let mut disk = self.disk.borrow_mut();
-        let bytes = &disk.file(name).map_err(error)?.visible;
-        let from = bytes.get(offset as usize..).unwrap_or_default();
-        let count = from.len().min(into.len());
-        into[..count].copy_from_slice(&from[..count]);
+        let file = disk.call()?.file(name).map_err(error)?;
+        let count = file.len.saturating_sub(offset as usize).min(into.len());
+        file.read(offset as usize, &mut into[..count]);
         Ok(count)
     }
 
     fn write(&self, name: FileName, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.disk.borrow_mut().write(name, offset, bytes).map_err(error)
+        self.disk.borrow_mut().call()?.write(name, offset, bytes).map_err(error)
     }
 
     fn sync(&self, name: FileName) -> io::Result<()> {
-        self.disk.borrow_mut().sync(name).map_err(error)
+        self.disk.borrow_mut().call()?.sync(name).map_err(error)
     }
 
     fn remove(&self, name: FileName) -> io::Result<()> {
-        self.disk.borrow_mut().files.remove(&name).map(|_| ()).ok_or_else(|| error(Fault::Missing))
+        self.disk.borrow_mut().call()?.files.remove(&name).map(|_| ()).ok_or_else(|| error(Fault::Missing))
     }
 }
 
@@ -286,9 +336,11 @@ impl CrashMedia {
                         disk.write(name, piece.offset, bytes)?;
                         continue;
                     }
-                    let there = &disk.file(name)?.visible;
-                    let end = piece.offset as usize + bytes.len();
-                    bytes.copy_from_slice(there.get(piece.offset as usize..end).ok_or(Fault::Short)?);
+                    let file = disk.file(name)?;
+                    if piece.offset as usize + bytes.len() > file.len {
+                        return Err(Fault::Short);
+                    }
+                    file.read(piece.offset as usize, bytes);
                 }
                 Ok(())
             }
@@ -297,7 +349,7 @@ impl CrashMedia {
                 let name = self.name(file)?;
                 disk.take(name, offset, bytes)?;
                 let (file, end) = (disk.file(name)?, (offset + bytes) as usize);
-                file.visible.resize(file.visible.len().max(end), 0);
+                file.len = file.len.max(end);
                 Ok(())
             }
             Act::Punch { file, offset, bytes } => punch(disk.file(self.name(file)?)?, offset, bytes),
@@ -324,14 +376,18 @@ impl CrashMedia {
 /// A punched range reads as zeros; whether that survives a crash is the disk's choice, as with a write.
 fn punch(file: &mut File, offset: u64, bytes: u64) -> Result<(), Fault> {
     let (start, end) = (offset as usize, (offset + bytes) as usize);
-    let end = end.min(file.visible.len());
-    if start < end {
-        file.visible[start..end].fill(0);
-        file.unsynced.push((start, vec![0; end - start]));
+    let end = end.min(file.len);
+    let written: Vec<usize> =
+        file.written.range(start / PAGE_BYTES..end.div_ceil(PAGE_BYTES)).map(|(page, _)| *page).collect();
+    for page in written {
+        let (from, to) = ((page * PAGE_BYTES).max(start), ((page + 1) * PAGE_BYTES).min(end));
+        if from < to {
+            file.put(from, &vec![0; to - from]);
+        }
     }
     let page = PAGE_BYTES as u64;
     for number in offset.div_ceil(page)..(offset + bytes) / page {
-        file.pages.remove(&number);
+        file.room.remove(&number);
     }
     Ok(())
 }

@@ -119,7 +119,7 @@ fn newest_checkpoint(
         if writer > epoch {
             continue;
         }
-        let bytes = read_file(directory, name)?;
+        let Some(bytes) = read_if_there(directory, name)? else { continue };
         // One that is half written is no error: the other side counts.
         if let Ok(checkpoint) = Checkpoint::read(&bytes, identity)
             && checkpoint.epoch == writer
@@ -131,16 +131,16 @@ fn newest_checkpoint(
     Ok(newest)
 }
 
-/// A whole file; nothing when it is gone.
-pub(crate) fn read_file(directory: &dyn Directory, name: FileName) -> Result<Vec<u8>, OpenError> {
+/// A whole file, or `None` when there is none of that name.
+fn read_if_there(directory: &dyn Directory, name: FileName) -> Result<Option<Vec<u8>>, OpenError> {
     let length = match directory.len(name) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => other.map_err(io_error(name))?,
     };
     let mut bytes = vec![0; length as usize];
     let count = directory.read(name, 0, &mut bytes).map_err(io_error(name))?;
     bytes.truncate(count);
-    Ok(bytes)
+    Ok(Some(bytes))
 }
 
 type Log = (Vec<(u64, Vec<Record>)>, u64);
@@ -155,8 +155,9 @@ fn read_log(
     let mut next = checkpoint.batch + 1;
     for segment in checkpoint.fixed.segment.. {
         let name = FileName::Log { epoch: checkpoint.epoch, segment };
-        let bytes = read_file(directory, name)?;
-        let (mut at, before) = (0, next);
+        // A segment that is there may be empty: a checkpoint goes on in the next one at once.
+        let Some(bytes) = read_if_there(directory, name)? else { break };
+        let mut at = 0;
         while at < bytes.len() {
             let Ok(header) = Header::open(&bytes[at..], Kind::Batch, identity) else { break };
             if header.epoch != checkpoint.epoch || header.a != next {
@@ -167,9 +168,6 @@ fn read_log(
             durable = durable.max(header.b);
             next += 1;
             at += (header.bytes as usize).next_multiple_of(PAGE_BYTES);
-        }
-        if next == before {
-            return Ok((batches, durable));
         }
     }
     Ok((batches, durable))

@@ -1,6 +1,7 @@
 //! Volumes over a disk that forgets: the bed that the tests share, and first of all that it works.
 
 mod basics;
+mod crashes;
 
 use block::{BlockSize, Done, Epoch, Io, Lba, Op, Request, Status, Tag, TraceId, VolumeId};
 use frame::{IoBuffer, IoPool, IoSlab, IoSlabConfig};
@@ -14,7 +15,7 @@ pub fn small() -> Config {
         in_flight_max: 16,
         leaf_cache_leaves: 4,
         delta_entries_max: 1 << 20,
-        log_segment_bytes: 64 << 10,
+        log_segment_bytes: 32 << 10,
         log_segments_max: 4,
         extent_bytes: 512 << 10,
         expand_bytes: 64 << 10,
@@ -44,6 +45,12 @@ pub struct Answer {
     pub bytes: Vec<u8>,
 }
 
+/// Memory for one volume.
+pub fn pool() -> IoPool {
+    let slab = IoSlab::new(IoSlabConfig { regions: 8, hugepages: false }).expect("maps");
+    IoPool::new(&slab, 8)
+}
+
 /// A fresh disk with a volume of `bytes`.
 pub fn disk(bytes: u64, size: BlockSize) -> CrashDisk {
     let disk = CrashDisk::new();
@@ -53,9 +60,13 @@ pub fn disk(bytes: u64, size: BlockSize) -> CrashDisk {
 
 impl Bed {
     pub fn open(disk: &CrashDisk, config: Config) -> Result<Bed, OpenError> {
-        let slab = IoSlab::new(IoSlabConfig { regions: 8, hugepages: false }).expect("maps");
+        Bed::with_pool(disk, config, pool())
+    }
+
+    /// As [`Bed::open`], with memory that was used before.
+    pub fn with_pool(disk: &CrashDisk, config: Config, pool: IoPool) -> Result<Bed, OpenError> {
         let (volume, recovery) = open(disk, VolumeId(1), config)?;
-        let (media, pool) = (CrashMedia::new(disk), IoPool::new(&slab, 8));
+        let media = CrashMedia::new(disk);
         Ok(Bed { volume: Some(volume), media, pool, now_ns: 1, next_tag: 0, recovery })
     }
 
@@ -136,6 +147,21 @@ impl Bed {
         answers.into_iter().find(|answer| answer.tag == tag).unwrap_or_else(|| panic!("no answer to {op:?}"))
     }
 
+    /// One request until it is answered; what else the volume wants to do is left.
+    pub fn run_only(&mut self, op: Op, lba: u64, blocks: u32, bytes: Option<&[u8]>) -> Answer {
+        let tag = self.submit(op, lba, blocks, bytes);
+        for _ in 0..10_000 {
+            if let Some(answer) = self.answers().into_iter().find(|answer| answer.tag == tag) {
+                return answer;
+            }
+            match self.next_request() {
+                Some(request) => self.carry_out(request),
+                None => self.step(),
+            }
+        }
+        panic!("no answer to {op:?}");
+    }
+
     pub fn write(&mut self, lba: u64, bytes: &[u8]) -> Status {
         let blocks = bytes.len() as u32 / self.volume().block_size().bytes();
         self.run(Op::Write { fua: false }, lba, blocks, Some(bytes)).status
@@ -160,7 +186,7 @@ impl Bed {
     }
 
     /// The owner dies: memory comes back, nothing is written.
-    pub fn kill(mut self) {
+    pub fn kill(mut self) -> IoPool {
         let mut volume = self.volume.take().expect("open");
         while let Some(request) = volume.dispatch() {
             if let Some(buffer) = request.buffer {
@@ -168,6 +194,7 @@ impl Bed {
             }
         }
         volume.abandon(&mut self.pool);
+        self.pool
     }
 }
 

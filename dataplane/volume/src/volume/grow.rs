@@ -146,7 +146,7 @@ impl Volume {
         }
         let slice = match kind {
             ExtentKind::Pages => self.config.expand_bytes,
-            ExtentKind::Leaves => (self.config.expand_bytes / 16).max(32 * LEAF_BYTES as u64),
+            ExtentKind::Leaves => (self.config.expand_bytes / 16).max(4 * LEAF_BYTES as u64),
         };
         match self.space.growth(kind, slice) {
             Growth::InPlace { id, file, first, slots } => {
