@@ -463,6 +463,48 @@ fn an_answer_that_nobody_waits_for_is_refused() {
     rig.finish();
 }
 
+/// A slot that serves another request by now does not take the answer to the one before.
+#[test]
+fn an_answer_that_comes_too_late_is_refused() {
+    let mut rig = rig(true);
+    rig.feed(&read(1, 0, 512).octets());
+    rig.step();
+    let io = rig.sink.ios.pop().expect("one");
+    let (volume, late) = (io.volume, io.tag);
+    rig.answer(io);
+    rig.send(usize::MAX);
+    rig.feed(&read(2, 0, 512).octets());
+    rig.step();
+    let buffer = rig.pool.alloc(512);
+    let done = block::Done { volume, tag: late, status: Status::Ok, zeroes: false, buffer };
+    assert_eq!(rig.session.complete(done, &mut rig.pool).unwrap_err().tag, late);
+    assert_eq!(rig.session.outstanding(), 1, "the later request still waits for its own");
+    rig.finish();
+}
+
+/// What is left of a read that failed is neither read nor waited for, nor taken for the next request's.
+#[test]
+fn a_read_ends_with_its_first_error() {
+    for structured in [false, true] {
+        let mut rig = rig(structured);
+        rig.sink.credits = 1;
+        rig.image.fault = Some((Lba(0), Status::Broken));
+        rig.feed(&read(1, 0, 3 * MIB).octets());
+        assert_eq!(rig.step(), Wait::Credits);
+        let io = rig.sink.ios.pop().expect("the first part");
+        rig.answer(io);
+        rig.send(usize::MAX);
+        let answers = Answer::parse(&rig.sent, |_| 0);
+        assert_eq!((answers[0].error, answers[0].done), (ErrorCode::IO, true));
+        rig.feed(&read(2, 8192, 512).octets());
+        rig.sink.credits = 1;
+        assert_eq!(rig.step(), Wait::Nothing);
+        let handed: Vec<_> = rig.sink.ios.iter().map(|io| (io.lba.0, io.blocks)).collect();
+        assert_eq!(handed, [(16, 1)]);
+        rig.finish();
+    }
+}
+
 #[test]
 fn a_client_that_stops_half_way_is_ended_and_one_that_waits_is_not() {
     let second = 1_000_000_000;
