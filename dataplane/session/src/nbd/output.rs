@@ -72,6 +72,11 @@ impl Output {
         Self { items: VecDeque::with_capacity(items), sent_bytes: 0 }
     }
 
+    #[cfg(test)]
+    pub(super) fn capacity(&self) -> usize {
+        self.items.capacity()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.items.is_empty()
     }

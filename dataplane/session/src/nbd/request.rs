@@ -272,6 +272,11 @@ impl Slots {
         Self { slots: (0..requests_max).map(empty).collect(), free: (0..requests_max).rev().collect() }
     }
 
+    #[cfg(test)]
+    pub(super) fn capacity(&self) -> usize {
+        self.slots.capacity() + self.free.capacity()
+    }
+
     pub(super) fn is_full(&self) -> bool {
         self.free.is_empty()
     }

@@ -15,6 +15,8 @@
 //! Every I/O handed out is answered once before [`Transmission::is_finished`], whatever the client does.
 
 mod complete;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 
