@@ -91,8 +91,9 @@ fn main() -> ExitCode {
             stats(&socket, watch, &volumes, limit, output)
         }
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "tidegate-dataplane", &mut std::io::stdout());
-            Ok(())
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "tidegate-dataplane", &mut script);
+            print(&script)
         }
     };
     match outcome {
@@ -116,8 +117,7 @@ fn check(config: &Path) -> Outcome {
     let checked = daemon::check(config)?;
     let counts: Vec<String> =
         checked.counts.iter().map(|(what, count)| server::counted(*count, what)).collect();
-    println!("{} is right: {}", config.display(), counts.join(", "));
-    Ok(())
+    print(format!("{} is right: {}\n", config.display(), counts.join(", ")).as_bytes())
 }
 
 impl Socket {
@@ -127,8 +127,7 @@ impl Socket {
 }
 
 fn reload(socket: &Socket) -> Outcome {
-    println!("{}", client::reload(&socket.resolve()?)?);
-    Ok(())
+    print(format!("{}\n", client::reload(&socket.resolve()?)?).as_bytes())
 }
 
 fn stats(socket: &Socket, watch: bool, volumes: &str, limit: usize, output: Output) -> Outcome {
@@ -144,9 +143,7 @@ fn stats(socket: &Socket, watch: bool, volumes: &str, limit: usize, output: Outp
         if let Some(text) = text {
             match show(&text, watch && output == Output::Table) {
                 Ok(()) => {}
-                // Whoever read has had enough.
-                Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
-                Err(error) => return Err(error.into()),
+                Err(error) => return enough(error),
             }
             if !watch {
                 return Ok(());
@@ -155,6 +152,17 @@ fn stats(socket: &Socket, watch: bool, volumes: &str, limit: usize, output: Outp
         std::thread::sleep(Duration::from_secs(1));
         before = Some(now);
     }
+}
+
+/// A reader that goes away has had enough: that is no error.
+fn enough(error: std::io::Error) -> Outcome {
+    if error.kind() == std::io::ErrorKind::BrokenPipe { Ok(()) } else { Err(error.into()) }
+}
+
+/// Writes to standard output.
+fn print(bytes: &[u8]) -> Outcome {
+    let mut out = std::io::stdout().lock();
+    out.write_all(bytes).and_then(|()| out.flush()).or_else(enough)
 }
 
 /// Writes to standard output; `in_place` over what stood there, on a terminal.

@@ -360,3 +360,17 @@ fn completions_name_the_commands() {
     let bash = right(&["completions", "bash"], &[]);
     assert!(bash.contains("tidegate-dataplane") && bash.contains("reload"));
 }
+
+#[test]
+fn a_reader_that_has_had_enough_is_no_error() {
+    for shell in ["bash", "zsh", "fish"] {
+        let mut child = program(&["completions", shell], &[])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    }
+}

@@ -274,6 +274,32 @@ pub enum PortSpec {
     Record(record::RecordSpec, Box<PortSpec>),
 }
 
+/// What can be said about a specification without opening anything: an error here stays one until the
+/// specification changes, whatever happens to interfaces.
+pub fn check(spec: &PortSpec) -> Result<(), OpenError> {
+    match spec {
+        PortSpec::Xdp(spec) => check_name(&spec.interface).and_then(|()| xdp::check(spec)),
+        PortSpec::Packet(spec) => check_name(&spec.interface).and_then(|()| packet::check(spec)),
+        PortSpec::Udp(spec) => udp::check(spec),
+        PortSpec::Faults(_, inner) | PortSpec::Record(_, inner) => check(inner),
+        PortSpec::Null(_) | PortSpec::Memory(_) | PortSpec::Generator(_) | PortSpec::Pcap(_) => Ok(()),
+    }
+}
+
+/// Names that an interface can have: `dev_valid_name` of the kernel.
+fn check_name(name: &str) -> Result<(), OpenError> {
+    const BYTES_MAX: usize = 15;
+    let odd = |byte: u8| byte == b'/' || byte == b':' || byte == 0 || byte.is_ascii_whitespace();
+    if matches!(name, "" | "." | "..") || name.len() > BYTES_MAX || name.bytes().any(odd) {
+        let what = format!(
+            "no interface can have this name: it is 1 to {BYTES_MAX} bytes without spaces, '/' and ':'; `ip link` \
+             lists those that exist"
+        );
+        return Err(OpenError::Spec { name: format!("\"{name}\""), what });
+    }
+    Ok(())
+}
+
 /// Opens a port whose frames live in `slab`.
 pub fn open(spec: &PortSpec, slab: &Arc<Slab>) -> Result<Box<dyn Port>, OpenError> {
     Ok(match spec {

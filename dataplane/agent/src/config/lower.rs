@@ -87,10 +87,16 @@ pub enum LowerError {
 /// What the node is made of.
 pub fn plan(file: &File) -> Result<Plan, LowerError> {
     unique("port", file.port.iter().map(|port| &port.name))?;
+    let name = &file.node.name;
+    if name.is_empty() || name.contains(['/', '\0']) {
+        let what = format!("name = \"{name}\" cannot name a socket; use letters, digits, '-', '_' and '.'");
+        return Err(LowerError::Key { place: "[node]".into(), what });
+    }
     let workers: Vec<WorkerPlan> = match file.worker.as_slice() {
         [] => vec![WorkerPlan { cpu: None }],
         some => some.iter().map(|worker| WorkerPlan { cpu: worker.cpu }).collect(),
     };
+    alone_on_processors(&workers)?;
     let trap_port = match &file.trap {
         Some(trap) => Some(port_id(file, "[trap]", &trap.port)?),
         None => None,
@@ -117,11 +123,43 @@ pub fn plan(file: &File) -> Result<Plan, LowerError> {
             planned.push(PortPlan { id, name: port.name.clone(), role, worker, spec });
         }
     }
+    alone_on_inputs(&planned)?;
     let frames = &file.frames;
+    if frames.count == 0 {
+        let what = "count = 0 leaves no frame to receive into; the default is 16384".into();
+        return Err(LowerError::Key { place: "[frames]".into(), what });
+    }
     let slab =
         SlabConfig { frames: frames.count, jumbo_frames: frames.jumbo_count, hugepages: frames.hugepages };
     let volumes_max = (2 * file.volume.len() as u32).next_power_of_two().max(VOLUMES_ROOM);
     Ok(Plan { slab, workers, ports: planned, trap_port, volumes_max })
+}
+
+/// Two workers on one processor would keep each other from running, at full load and when they spin.
+fn alone_on_processors(workers: &[WorkerPlan]) -> Result<(), LowerError> {
+    for (number, worker) in workers.iter().enumerate() {
+        let Some(cpu) = worker.cpu else { continue };
+        if let Some(first) = workers[..number].iter().position(|other| other.cpu == Some(cpu)) {
+            let what = format!(
+                "workers {first} and {number} are both pinned to cpu {cpu}; give each its own, or leave cpu out"
+            );
+            return Err(LowerError::Key { place: "[[worker]]".into(), what });
+        }
+    }
+    Ok(())
+}
+
+/// A queue and a socket have one user.
+fn alone_on_inputs(ports: &[PortPlan]) -> Result<(), LowerError> {
+    let mut users: HashMap<String, &str> = HashMap::new();
+    for port in ports {
+        let Some(input) = ports::exclusive(&port.spec) else { continue };
+        if let Some(first) = users.insert(input.clone(), &port.name) {
+            let what = format!("{input} is already that of port \"{first}\"; only one can have it");
+            return Err(LowerError::Key { place: format!("port \"{}\"", port.name), what });
+        }
+    }
+    Ok(())
 }
 
 /// Room for volumes that reloads may add without a restart; at least twice as many as there are, so that

@@ -59,8 +59,9 @@ pub fn parse(text: &str) -> Result<File, String> {
     };
     toml::from_str(text).map(shrunk).map_err(|error| {
         let message = error.to_string().trim_end().to_owned();
-        match suggestion(&message) {
-            Some(near) => format!("{message}\ndid you mean `{near}`?"),
+        match suggestion(&message).map(|near| format!("did you mean `{near}`?")).or_else(|| advice(&message))
+        {
+            Some(hint) => format!("{message}\n{hint}"),
             None => message,
         }
     })
@@ -73,6 +74,19 @@ fn suggestion(message: &str) -> Option<String> {
     let mut quoted = line.split('`').skip(1).step_by(2);
     let written = quoted.next()?;
     nearest(written, quoted).map(str::to_owned)
+}
+
+/// What to do about messages that say it in the words of the parser.
+fn advice(message: &str) -> Option<String> {
+    if message.contains("invalid socket address syntax") {
+        let advice = "an address needs its port: \"192.0.2.1:4789\", or \"[2001:db8::1]:4789\"";
+        return Some(advice.to_owned());
+    }
+    // The line that the parser shows: `1 | [port]`.
+    let shown = message.lines().find_map(|line| line.split_once(" | ")).map(|(_, shown)| shown.trim())?;
+    let table = shown.strip_prefix('[')?.strip_suffix(']')?;
+    let several = message.contains("invalid type: map, expected a sequence");
+    several.then(|| format!("there may be several: write [[{table}]]"))
 }
 
 /// The name among `known` that is most like `written`, if one is like it at all.

@@ -58,6 +58,17 @@ pub(super) fn workers(port: &Port, place: &str, count: usize) -> Result<Vec<usiz
     Ok(polling)
 }
 
+/// The input that a port must have for itself, in words.
+pub(super) fn exclusive(spec: &PortSpec) -> Option<String> {
+    match spec {
+        PortSpec::Xdp(spec) => Some(format!("queue {} of {}", spec.queue, spec.interface)),
+        // The kernel chooses another port for each socket that asks for port 0.
+        PortSpec::Udp(spec) if spec.bind.port() != 0 => Some(format!("listen = \"{}\"", spec.bind)),
+        PortSpec::Faults(_, inner) | PortSpec::Record(_, inner) => exclusive(inner),
+        _ => None,
+    }
+}
+
 /// What the worker that polls share number `share` of a port opens.
 pub(super) fn share(spec: &PortSpec, share: u32) -> PortSpec {
     match spec {
@@ -106,6 +117,8 @@ pub(super) fn spec(file: &File, port: &Port) -> Result<PortSpec, LowerError> {
             record_bytes_max: RECORD_BYTES_MAX,
         }),
     };
+    engine::port::check(&spec)
+        .map_err(|error| LowerError::Key { place: place.clone(), what: error.to_string() })?;
     if let Some(faults) = &port.faults {
         let parts = [faults.loss, faults.duplicate, faults.reorder, faults.corrupt, faults.delay];
         if !parts.iter().all(|part| (0.0..=1.0).contains(part)) {

@@ -95,6 +95,8 @@ fn wrong_types_and_units_are_refused_where_they_stand() {
         ("[throttle]\nbytes = \"fast\"", "\"fast\" is not a rate such as"),
         ("[[port]]\nname = \"a\"", "missing field `driver`"),
         ("= 3", "line 1"),
+        ("[port]\nname = \"a\"\ndriver = \"sink\"", "there may be several: write [[port]]"),
+        ("[[port]]\nname = \"a\"\ndriver = \"udp\"\nlisten = \"192.0.2.1\"", "an address needs its port"),
     ] {
         let error = parse(text).unwrap_err();
         assert!(error.contains(expected), "{text}: {error}");
@@ -256,6 +258,32 @@ fn a_port_of_several_workers_is_a_queue_or_a_share_for_each() {
     }
     let sink = lowered(&with("driver = \"sink\"\nworkers = [0, 1]")).map(drop).unwrap_err();
     assert!(sink.to_string().contains("only af_xdp and af_packet"), "{sink}");
+}
+
+#[test]
+fn what_two_cannot_have_and_what_nobody_can() {
+    let xdp = "\n[[port]]\nname = \"NAME\"\ndriver = \"af_xdp\"\ninterface = \"eth0\"\n";
+    let twice = format!("{}{}", xdp.replace("NAME", "a"), xdp.replace("NAME", "b"));
+    for (text, expected) in [
+        ("[[worker]]\ncpu = 1\n[[worker]]\n[[worker]]\ncpu = 1", "workers 0 and 2 are both pinned to cpu 1"),
+        ("[frames]\ncount = 0", "count = 0 leaves no frame"),
+        (&*twice, "port \"b\": queue 0 of eth0 is already that of port \"a\""),
+        (
+            "[[port]]\nname = \"again\"\ndriver = \"udp\"\nlisten = \"127.0.0.1:4789\"\n\
+             [[underlay]]\nport = \"again\"\naddresses = [\"127.0.0.1/8\"]",
+            "port \"again\": listen = \"127.0.0.1:4789\" is already that of port \"uplink\"",
+        ),
+        (&xdp.replace("eth0", "a-name-beyond-all-bounds"), "no interface can have this name"),
+        (&xdp.replace("eth0", "eth 0"), "no interface can have this name"),
+        (&format!("{xdp}ring_frames = 1000"), "a power of two from"),
+        (&format!("{}ring_frames = 7", xdp.replace("af_xdp", "af_packet")), "ring_frames is 7, it must be"),
+        ("[node]\nname = \"a/b\"", "name = \"a/b\""),
+        ("[node]\nname = \"\"", "name = \"\""),
+    ] {
+        let error = wrong("", "", text);
+        assert!(matches!(error, LowerError::Key { .. }), "{text}: {error}");
+        assert!(error.to_string().contains(expected), "{text}: {error}");
+    }
 }
 
 #[test]

@@ -53,6 +53,10 @@ pub struct PacketSpec {
     pub fanout_group: Option<u16>,
 }
 
+pub(crate) fn check(spec: &PacketSpec) -> Result<(), OpenError> {
+    setup::check_ring(spec)
+}
+
 /// Opens the port.
 pub(crate) fn open(spec: &PacketSpec, _slab: &Arc<Slab>) -> Result<Box<dyn Port>, OpenError> {
     Ok(Box::new(setup::open(spec)?))

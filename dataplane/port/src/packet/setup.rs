@@ -50,7 +50,7 @@ pub(super) fn open(spec: &PacketSpec) -> Result<PacketPort, OpenError> {
     })
 }
 
-fn check_ring(spec: &PacketSpec) -> Result<(), OpenError> {
+pub(super) fn check_ring(spec: &PacketSpec) -> Result<(), OpenError> {
     if (RING_FRAMES_MIN..=RING_FRAMES_MAX).contains(&spec.ring_frames) {
         return Ok(());
     }

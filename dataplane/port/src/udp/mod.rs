@@ -166,7 +166,7 @@ impl Port for UdpPort {
     }
 }
 
-fn check(spec: &UdpSpec) -> Result<(), OpenError> {
+pub(crate) fn check(spec: &UdpSpec) -> Result<(), OpenError> {
     let refuse = |what: String| Err(OpenError::Spec { name: spec.bind.to_string(), what });
     if spec.dscp > DSCP_MAX {
         return refuse(format!("dscp is {}, it must be between 0 and {DSCP_MAX}", spec.dscp));

@@ -109,7 +109,7 @@ pub(crate) fn open(spec: &XdpSpec, slab: &Arc<Slab>) -> Result<Box<dyn Port>, Op
     Ok(Box::new(port))
 }
 
-fn check(spec: &XdpSpec) -> Result<(), OpenError> {
+pub(crate) fn check(spec: &XdpSpec) -> Result<(), OpenError> {
     let fits = (RING_FRAMES_MIN..=RING_FRAMES_MAX).contains(&spec.ring_frames);
     if fits && spec.ring_frames.is_power_of_two() {
         return Ok(());
