@@ -81,9 +81,14 @@ impl File {
 #[derive(Clone, Debug, Default)]
 struct Disk {
     files: BTreeMap<FileName, File>,
+    /// Files that were removed; who had one open goes on with it.
+    removed: BTreeMap<FileName, File>,
     pages_max: Option<u64>,
-    /// The next writes fail in this way.
-    failing: Option<(u32, Fault)>,
+    /// How many writes and syncs succeed before how many fail in this way.
+    failing: Option<(u32, u32, Fault)>,
+    probes_fail: bool,
+    /// After so many calls of the directory a file of this name appears.
+    claim: Option<(u32, FileName)>,
     /// Calls of a directory after which all fail: the caller died there.
     calls_left: Option<u32>,
 }
@@ -123,7 +128,22 @@ impl CrashDisk {
 
     /// Lets the next `count` writes and syncs of requests fail.
     pub fn fail_next(&self, count: u32, fault: Fault) {
-        self.disk.borrow_mut().failing = Some((count, fault));
+        self.fail_after(0, count, fault);
+    }
+
+    /// Lets `good` writes and syncs of requests succeed and then `count` fail.
+    pub fn fail_after(&self, good: u32, count: u32, fault: Fault) {
+        self.disk.borrow_mut().failing = Some((good, count, fault));
+    }
+
+    /// Whether looking for a name fails.
+    pub fn fail_probes(&self, fail: bool) {
+        self.disk.borrow_mut().probes_fail = fail;
+    }
+
+    /// Makes a file appear after the next `calls` of the directory.
+    pub fn claim_after(&self, calls: u32, name: FileName) {
+        self.disk.borrow_mut().claim = Some((calls, name));
     }
 
     /// Lets calls of the directory fail after the next `calls`; [`u32::MAX`] for never.
@@ -201,10 +221,21 @@ impl Disk {
         self.files.get_mut(&name).ok_or(Fault::Missing)
     }
 
+    /// A file that was opened: it may have been removed since.
+    fn opened(&mut self, name: FileName) -> Result<&mut File, Fault> {
+        self.files.get_mut(&name).or_else(|| self.removed.get_mut(&name)).ok_or(Fault::Missing)
+    }
+
+    fn remove(&mut self, name: FileName) -> Result<(), Fault> {
+        let file = self.files.remove(&name).ok_or(Fault::Missing)?;
+        self.removed.insert(name, file);
+        Ok(())
+    }
+
     /// Takes room for a range.
     fn take(&mut self, name: FileName, offset: u64, bytes: u64) -> Result<(), Fault> {
         let (used, max) = (self.used(), self.pages_max);
-        let file = self.file(name)?;
+        let file = self.opened(name)?;
         let page = PAGE_BYTES as u64;
         let new: Vec<u64> = (offset / page..(offset + bytes).div_ceil(page))
             .filter(|page| !file.room.contains(page))
@@ -218,12 +249,12 @@ impl Disk {
 
     fn write(&mut self, name: FileName, offset: u64, bytes: &[u8]) -> Result<(), Fault> {
         self.take(name, offset, bytes.len() as u64)?;
-        self.file(name)?.put(offset as usize, bytes);
+        self.opened(name)?.put(offset as usize, bytes);
         Ok(())
     }
 
     fn sync(&mut self, name: FileName) -> Result<(), Fault> {
-        self.file(name)?.unsynced.clear();
+        self.opened(name)?.unsynced.clear();
         Ok(())
     }
 
@@ -236,6 +267,15 @@ impl Disk {
     }
 
     fn call(&mut self) -> io::Result<&mut Disk> {
+        if let Some((calls, name)) = &mut self.claim {
+            if *calls == 0 {
+                let name = *name;
+                self.claim = None;
+                self.files.insert(name, File::default());
+            } else {
+                *calls -= 1;
+            }
+        }
         match &mut self.calls_left {
             Some(0) => return Err(io::Error::other("stopped here")),
             Some(left) => *left -= 1,
@@ -245,13 +285,15 @@ impl Disk {
     }
 
     fn fails(&mut self) -> Result<(), Fault> {
-        match self.failing.take() {
-            Some((count, fault)) if count > 0 => {
-                self.failing = Some((count - 1, fault));
-                Err(fault)
+        match &mut self.failing {
+            Some((good, _, _)) if *good > 0 => *good -= 1,
+            Some((_, count, fault)) if *count > 0 => {
+                *count -= 1;
+                return Err(*fault);
             }
-            _ => Ok(()),
+            _ => {}
         }
+        Ok(())
     }
 }
 
@@ -294,7 +336,7 @@ impl Directory for CrashDisk {
     }
 
     fn remove(&self, name: FileName) -> io::Result<()> {
-        self.disk.borrow_mut().call()?.files.remove(&name).map(|_| ()).ok_or_else(|| error(Fault::Missing))
+        self.disk.borrow_mut().call()?.remove(name).map_err(error)
     }
 }
 
@@ -336,7 +378,7 @@ impl CrashMedia {
                         disk.write(name, piece.offset, bytes)?;
                         continue;
                     }
-                    let file = disk.file(name)?;
+                    let file = disk.opened(name)?;
                     if piece.offset as usize + bytes.len() > file.len {
                         return Err(Fault::Short);
                     }
@@ -348,11 +390,11 @@ impl CrashMedia {
             Act::Allocate { file, offset, bytes } => {
                 let name = self.name(file)?;
                 disk.take(name, offset, bytes)?;
-                let (file, end) = (disk.file(name)?, (offset + bytes) as usize);
+                let (file, end) = (disk.opened(name)?, (offset + bytes) as usize);
                 file.len = file.len.max(end);
                 Ok(())
             }
-            Act::Punch { file, offset, bytes } => punch(disk.file(self.name(file)?)?, offset, bytes),
+            Act::Punch { file, offset, bytes } => punch(disk.opened(self.name(file)?)?, offset, bytes),
             Act::Open { file, name } => {
                 disk.file(name)?;
                 self.open.insert(file, name);
@@ -365,8 +407,9 @@ impl CrashMedia {
             }
             Act::Remove { file, name } => {
                 self.open.remove(&file);
-                disk.files.remove(&name).map(|_| ()).ok_or(Fault::Missing)
+                disk.remove(name)
             }
+            Act::Probe(_) if disk.probes_fail => Err(Fault::Io(5)),
             Act::Probe(name) if disk.files.contains_key(&name) => Err(Fault::Exists),
             Act::Probe(_) => Ok(()),
         }

@@ -160,14 +160,21 @@ fn read_log(
         let mut at = 0;
         while at < bytes.len() {
             let Ok(header) = Header::open(&bytes[at..], Kind::Batch, identity) else { break };
-            if header.epoch != checkpoint.epoch || header.a != next {
+            // A checkpoint may have begun within its segment: what it contains comes first.
+            let contained = header.a <= checkpoint.batch && segment == checkpoint.fixed.segment;
+            if header.epoch != checkpoint.epoch || (header.a != next && !contained) {
                 break;
+            }
+            let length = (header.bytes as usize).next_multiple_of(PAGE_BYTES);
+            if contained {
+                at += length;
+                continue;
             }
             let Ok(records) = records(&bytes[at..at + header.bytes as usize]) else { break };
             batches.push((next, records));
             durable = durable.max(header.b);
             next += 1;
-            at += (header.bytes as usize).next_multiple_of(PAGE_BYTES);
+            at += length;
         }
     }
     Ok((batches, durable))

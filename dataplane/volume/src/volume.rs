@@ -236,6 +236,8 @@ struct Map {
     fetching: Vec<Place>,
     /// Leaves whose bytes are wrong.
     corrupt: Vec<Place>,
+    /// Leaves that the medium just failed to read: whoever waits is told, then they are tried again.
+    unreadable: Vec<Place>,
 }
 
 /// A thin volume. See the crate for how it is driven.
@@ -257,6 +259,8 @@ pub struct Volume {
     fenced_reads: Vec<u32>,
     requests: VecDeque<Request<IoBuffer>>,
     in_flight: u32,
+    /// Files that are being opened: nothing else is asked for before.
+    opening: u32,
     dones: VecDeque<Done<IoBuffer>>,
     spare_pieces: Vec<Vec<Piece>>,
     next_file: u32,
@@ -290,6 +294,7 @@ impl Volume {
             fenced_reads: Vec::new(),
             requests: VecDeque::new(),
             in_flight: 0,
+            opening: 0,
             dones: VecDeque::new(),
             spare_pieces: Vec::new(),
             next_file: 0,
@@ -301,6 +306,7 @@ impl Volume {
                 cache: LeafCache::new(config.leaf_cache_leaves),
                 fetching: Vec::new(),
                 corrupt: Vec::new(),
+                unreadable: Vec::new(),
             },
             space: Space::new(recovered.epoch, config.extent_bytes, config.reuse_pages_max),
             commit: Commit::new(recovered.next_batch),
@@ -319,10 +325,6 @@ impl Volume {
         for segment in 0..=recovered.segment {
             let file = volume.open_file(FileName::Log { epoch: volume.epoch, segment });
             volume.commit.segment_is(segment, file);
-            if segment == recovered.segment {
-                let bytes = u64::from(config.log_segment_bytes);
-                volume.ask(Token::Forgotten, Act::Allocate { file, offset: 0, bytes }, None, Vec::new());
-            }
         }
         volume
     }
@@ -426,6 +428,9 @@ impl Volume {
             Health::Broken if op.is_write() => return self.end(index, Status::Broken, pool),
             _ => {}
         }
+        if self.opening > 0 {
+            return self.stall(index);
+        }
         match (op, slot.stage) {
             (Op::Read | Op::Compare, Stage::Find) => self.find_for_read(index, pool),
             (Op::Extents, Stage::Find) => self.find_extents(index, pool),
@@ -443,12 +448,16 @@ impl Volume {
     /// Moves everything on that can move. To be called after each batch of `process` and `complete`.
     pub fn step(&mut self, pool: &mut IoPool, now_ns: u64) {
         self.now_ns = now_ns;
+        if self.opening > 0 {
+            return;
+        }
         self.admit_queue(pool);
         for _ in 0..self.stalled.len() {
             if let Some(index) = self.stalled.pop_front() {
                 self.advance(index, pool);
             }
         }
+        self.map.unreadable.clear();
         self.step_commit(pool);
         self.step_grow(pool);
         self.step_merge(pool);
@@ -538,8 +547,11 @@ impl Volume {
     }
 
     fn opened(&mut self, result: Result<(), Fault>, pool: &mut IoPool) {
+        self.opening -= 1;
         if result.is_err() {
             self.fail(Health::Broken, pool);
+        } else if self.opening == 0 {
+            self.allocate_first_segment();
         }
     }
 
@@ -616,6 +628,7 @@ impl Volume {
     /// A number for a file that exists.
     fn open_file(&mut self, name: FileName) -> FileId {
         let file = self.new_file();
+        self.opening += 1;
         self.ask(Token::Opened, Act::Open { file, name }, None, Vec::new());
         file
     }

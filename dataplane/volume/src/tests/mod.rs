@@ -2,6 +2,9 @@
 
 mod basics;
 mod crashes;
+mod faults;
+mod files;
+mod model;
 
 use block::{BlockSize, Done, Epoch, Io, Lba, Op, Request, Status, Tag, TraceId, VolumeId};
 use frame::{IoBuffer, IoPool, IoSlab, IoSlabConfig};

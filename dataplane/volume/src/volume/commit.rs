@@ -126,9 +126,23 @@ impl Commit {
         self.segments.len() as u32
     }
 
-    /// True when a checkpoint can begin: nothing is half written, and the next segment is there.
-    pub fn can_rotate(&self) -> bool {
-        self.writing.is_none() && matches!(self.next, Next::Ready(_))
+    /// True while a batch is at the medium.
+    pub fn is_writing(&self) -> bool {
+        self.writing.is_some()
+    }
+
+    /// Whether the segment after the current one has its room; `None` while that is being found out.
+    pub fn next_room(&self) -> Option<bool> {
+        match self.next {
+            Next::Ready(_) => Some(true),
+            Next::Refused { .. } => Some(false),
+            _ => None,
+        }
+    }
+
+    /// The segment that is written to.
+    pub fn segment(&self) -> Option<u32> {
+        self.segments.back().map(|(number, _)| *number)
     }
 
     /// Goes on in the next segment, whose number is returned.
@@ -214,6 +228,13 @@ impl Volume {
         }
     }
 
+    /// Takes room for the segment that recovery made. Without any, a write of the log fails, and says so.
+    pub(super) fn allocate_first_segment(&mut self) {
+        let Some(&(_, file)) = self.commit.segments.back() else { return };
+        let bytes = u64::from(self.config.log_segment_bytes);
+        self.ask(Token::Forgotten, Act::Allocate { file, offset: 0, bytes }, None, Vec::new());
+    }
+
     fn allocate_segment(&mut self, file: FileId) {
         self.commit.next = Next::Allocating(file);
         let bytes = u64::from(self.config.log_segment_bytes);
@@ -275,9 +296,16 @@ impl Volume {
         self.ask(Token::Batch, Act::Write, Some(buffer), pieces);
     }
 
-    /// The medium has no room for the log, and no checkpoint is about to give any back: nothing can be written.
+    /// The medium has no room for the log: a checkpoint may make some; otherwise nothing can be written.
     fn log_is_full(&mut self, pool: &mut IoPool) {
-        if !matches!(self.commit.next, Next::Refused { .. }) || self.merge.is_under_way() {
+        if !matches!(self.commit.next, Next::Refused { .. }) {
+            return;
+        }
+        if self.merge.is_under_way() && !self.merge.lacks_room() {
+            return;
+        }
+        if !self.merge.is_under_way() && self.commit.segment_count() > 1 && !self.map.delta.is_empty() {
+            self.merge.wanted = true;
             return;
         }
         while let Some(index) = self.commit.to_log.pop_front() {

@@ -81,10 +81,9 @@ impl Volume {
 
     /// True when waiting frees nothing: all that was replaced has been released.
     fn is_stuck(&self) -> bool {
-        !self.space.has_pending()
-            && self.map.delta.is_empty()
-            && !self.merge.is_under_way()
-            && self.commit.is_quiet()
+        let frees_nothing =
+            self.map.delta.is_empty() && !self.merge.is_under_way() && !self.space.has_pending();
+        (frees_nothing || self.merge.lacks_room()) && self.commit.is_quiet()
     }
 
     /// Whether some page of a request has no place yet; `None` while a leaf is on its way.
@@ -126,8 +125,14 @@ impl Volume {
         let threshold = self.config.free_threshold_bytes + self.config.reserve_bytes;
         let wanted = u64::from(self.grow.wanted) * PAGE_BYTES as u64;
         let free = u64::from(self.space.available(ExtentKind::Pages)) * PAGE_BYTES as u64;
-        if free < threshold + wanted {
-            self.expand(ExtentKind::Pages, pool);
+        if free >= threshold + wanted {
+            return;
+        }
+        // Room for the log comes first: without it no page could be written.
+        match self.commit.next_room() {
+            Some(true) => self.expand(ExtentKind::Pages, pool),
+            Some(false) => self.refuse(ExtentKind::Pages),
+            None => {}
         }
     }
 

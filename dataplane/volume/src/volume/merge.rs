@@ -1,6 +1,6 @@
 //! Checkpoints: the changes that the log holds become leaves, then a checkpoint names them, then the log is let go.
 //!
-//! 1. The delta is set aside, and the log goes on in its next segment with an empty one.
+//! 1. The delta is set aside, and the log goes on with an empty one, in its next segment if there is room for that.
 //! 2. Leaf by leaf, what was set aside is merged with what the old leaf had, into new leaves (`job.rs`).
 //! 3. A sync makes leaves, pages and log durable.
 //! 4. The checkpoint is written over the older of two, its first page last, and synced.
@@ -71,6 +71,8 @@ pub(super) struct Merge {
     /// Leaves at the medium: where they will lie.
     writing: Vec<Place>,
     freed: Vec<Place>,
+    /// No slot for the next leaf.
+    lacks_slots: bool,
     /// Files of earlier owners that nobody needs.
     leftovers: Vec<FileName>,
 }
@@ -88,6 +90,7 @@ impl Merge {
             job: None,
             writing: Vec::new(),
             freed: Vec::new(),
+            lacks_slots: false,
             leftovers: Vec::new(),
         }
     }
@@ -114,6 +117,11 @@ impl Merge {
             Stage::Body(body) => !body.is_busy(),
             _ => false,
         }
+    }
+
+    /// True when it waits for room.
+    pub fn lacks_room(&self) -> bool {
+        matches!(self.stage, Stage::Refused(_)) || (matches!(self.stage, Stage::Leaves) && self.lacks_slots)
     }
 
     /// The side that the checkpoint under way is written to.
@@ -149,10 +157,11 @@ impl Volume {
     fn begin_merge(&mut self) {
         let long = self.map.delta.len() >= self.config.delta_entries_max
             || self.commit.segment_count() > self.config.log_segments_max;
-        if !(long || self.merge.wanted) || self.map.delta.is_empty() || !self.commit.can_rotate() {
+        if !(long || self.merge.wanted) || self.map.delta.is_empty() || self.commit.is_writing() {
             return;
         }
-        let Some(segment) = self.commit.rotate() else { return };
+        // A new segment, so that the old ones can go; without room for one, what follows stays in this one.
+        let Some(segment) = self.commit.rotate().or(self.commit.segment()) else { return };
         self.merge.wanted = false;
         (self.merge.batch, self.merge.segment, self.merge.cursor) = (self.commit.completed, segment, 0);
         self.map.merging = Some(std::mem::take(&mut self.map.delta));

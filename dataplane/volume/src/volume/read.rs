@@ -47,7 +47,7 @@ impl Volume {
 
     /// Begins to read a leaf, unless it is on its way or damaged.
     pub(super) fn fetch_leaf(&mut self, leaf: LeafRef, pool: &mut IoPool) -> Looked {
-        if self.map.corrupt.contains(&leaf.place) {
+        if self.map.corrupt.contains(&leaf.place) || self.map.unreadable.contains(&leaf.place) {
             return Looked::Lost(leaf.place);
         }
         if self.map.fetching.contains(&leaf.place) {
@@ -79,20 +79,26 @@ impl Volume {
         let expected = wanted.filter(|(_, leaf)| leaf.place == place);
         match (result, expected) {
             (Ok(()), Some((_, leaf))) if leaf.crc == crc => self.map.cache.keep(place, buffer, pool),
-            _ => {
+            (result, _) => {
                 pool.free(buffer);
                 let referred = self.map.index.iter().any(|(_, leaf)| leaf.place == place);
-                if referred {
+                if referred && result.is_ok() {
                     self.stats.pages_corrupt += 1;
                     self.map.corrupt.push(place);
+                } else if referred {
+                    self.map.unreadable.push(place);
                 }
             }
         }
     }
 
     pub(super) fn lost_leaf(&self, page: u64, place: Place) -> Status {
+        let (lba, extent) = (self.lba_of(page), place.extent);
         let offset = u64::from(place.slot) * LEAF_BYTES as u64;
-        Status::Corrupt { lba: self.lba_of(page), extent: place.extent, offset }
+        if self.map.unreadable.contains(&place) {
+            return Status::MediaError { lba, extent, offset };
+        }
+        Status::Corrupt { lba, extent, offset }
     }
 
     /// True when no look for a higher epoch is recent enough; the request then waits for one.

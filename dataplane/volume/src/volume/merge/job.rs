@@ -97,7 +97,8 @@ impl Volume {
         if job.exhausted && job.carry.is_empty() {
             return false;
         }
-        if self.merge.writing.len() as u32 >= LEAVES_MAX || self.slots_of_leaves() == 0 {
+        self.merge.lacks_slots = self.slots_of_leaves() == 0;
+        if self.merge.writing.len() as u32 >= LEAVES_MAX || self.merge.lacks_slots {
             return false;
         }
         let Some(buffer) = pool.alloc(LEAF_BYTES) else { return false };
