@@ -92,7 +92,6 @@ fn tcp_survives_a_faulty_underlay_and_every_fault_is_counted() {
         for fault in ["faults_lost", "faults_doubled", "faults_corrupted", "faults_delayed"] {
             assert!(uplink(&last, fault) > 20, "{fault}: {:?}", last.ports[1]);
         }
-        assert_eq!(uplink(&last, "tx_errors"), 0, "{:?}", last.ports[1]);
         assert_eq!(last.ports[0].counters["faults_lost"], 0, "only the uplink is faulty");
         gateway.stop();
         let (sent, received) = passed(&last);
