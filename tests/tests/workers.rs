@@ -58,9 +58,15 @@ server = "{PEER}:5002"
 
 /// Both workers ask for the peer's address, and all answers come to one of them: the kernel gives frames
 /// without a flow to one socket of a group, or one queue. Both must learn it.
-fn both_workers_reach_the_peer(name: &str, uplink: &str, (ours, theirs, bits): (&str, &str, u8)) {
+fn both_workers_reach_the_peer(
+    name: &str,
+    uplink: &str,
+    (ours, theirs, bits): (&str, &str, u8),
+    prepare: impl FnOnce(&Lab),
+) {
     let place = folder(name);
     let lab = Lab::new(ours, theirs, bits);
+    prepare(&lab);
     let other = Namespace::new();
     veth(&other, "eth0", &lab.gateway, "tenant1");
     other.ip(&format!("link set eth0 address {OTHER_MAC}"));
@@ -94,14 +100,37 @@ const FANOUT: &str = "driver = \"af_packet\"\nfanout_group = 7";
 #[test]
 fn workers_of_one_underlay_share_what_arp_tells_one() {
     isolated("workers_of_one_underlay_share_what_arp_tells_one", || {
-        both_workers_reach_the_peer("share4", FANOUT, ("192.0.2.1", "192.0.2.2", 24));
+        both_workers_reach_the_peer("share4", FANOUT, ("192.0.2.1", "192.0.2.2", 24), |_| ());
     });
 }
 
 #[test]
 fn workers_of_one_underlay_share_what_neighbour_discovery_tells_one() {
     isolated("workers_of_one_underlay_share_what_neighbour_discovery_tells_one", || {
-        both_workers_reach_the_peer("share6", FANOUT, ("2001:db8::1", "2001:db8::2", 64));
+        both_workers_reach_the_peer("share6", FANOUT, ("2001:db8::1", "2001:db8::2", 64), |_| ());
+    });
+}
+
+/// Two queues of one interface, a worker each.
+#[test]
+fn workers_of_one_interface_share_its_queues() {
+    const TEST: &str = "workers_of_one_interface_share_its_queues";
+    isolated(TEST, || {
+        if std::env::var_os("TIDEGATE_TEST_UNSHARED").is_some() {
+            return skip(TEST, "AF_XDP needs root outside of user namespaces");
+        }
+        if std::thread::available_parallelism().map_or(1, usize::from) < 2 {
+            return skip(TEST, "a veth has as many queues as the machine has processors: one");
+        }
+        let queues = |lab: &Lab| {
+            for space in [&lab.gateway, &lab.peer] {
+                space.output(&["ethtool", "-L", "under0", "rx", "2", "tx", "2"]);
+            }
+            // AF_XDP takes frames as they are on a wire.
+            lab.peer.output(&["ethtool", "-K", "under0", "tx", "off", "tso", "off", "gso", "off"]);
+        };
+        let path = ("192.0.2.1", "192.0.2.2", 24);
+        both_workers_reach_the_peer("queues", "driver = \"af_xdp\"", path, queues);
     });
 }
 
