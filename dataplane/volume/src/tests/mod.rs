@@ -5,6 +5,7 @@ mod crashes;
 mod faults;
 mod files;
 mod model;
+mod storms;
 
 use block::{BlockSize, Done, Epoch, Io, Lba, Op, Request, Status, Tag, TraceId, VolumeId};
 use frame::{IoBuffer, IoPool, IoSlab, IoSlabConfig};
