@@ -271,6 +271,14 @@ fn hangup_reloads_and_the_log_says_how_it_went() {
 }
 
 #[test]
+fn what_was_asked_for_is_no_warning() {
+    let place = Place::new();
+    let running = Running::start(&place);
+    let line = running.logged("frames live in ordinary pages");
+    assert!(line.contains(" INFO ") && line.contains("as configured"), "{line}");
+}
+
+#[test]
 fn a_second_start_is_refused_and_the_first_goes_on() {
     let place = Place::new();
     let _running = Running::start(&place);

@@ -78,6 +78,9 @@ fn workers(out: &mut String, now: &Report, before: &Report, rate: Rate<'_>) {
 }
 
 fn ports(out: &mut String, now: &Report, before: &Report, rate: Rate<'_>) {
+    if now.ports.is_empty() {
+        return;
+    }
     let width = width(now.ports.iter().map(|port| &port.name));
     line!(
         out,
