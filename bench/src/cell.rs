@@ -87,6 +87,7 @@ impl Cell {
                 .collect(),
             trap_port: None,
             volumes_max,
+            serve: None,
         };
         let snapshot = Snapshot {
             version: 1,

@@ -83,6 +83,7 @@ fn every_record_balances_under_random_frames() {
         ],
         trap_port: None,
         volumes_max: 16,
+        serve: None,
     };
     let mut underlay = Underlay::ethernet(uplink, Mac([2, 0, 0, 0, 9, 9]));
     underlay.ipv4 = Some(Prefix { address: Ipv4Addr::new(192, 0, 2, 1), bits: 24 });

@@ -17,7 +17,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("throttle", &[]),
     ("port", &["frame", "wire"]),
     ("overlay", &["frame", "wire"]),
-    ("engine", &["overlay", "throttle", "port", "frame", "wire"]),
+    ("engine", &["session", "volume", "media", "block", "overlay", "throttle", "port", "frame", "wire"]),
     ("agent", &["engine"]),
     ("tidegate-dataplane", &["agent", "engine", "port"]),
 ];

@@ -12,10 +12,12 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use engine::port::PortCaps;
-use engine::{Node, Plan, PlanError, PortState, PublishError, Snapshot};
-use tracing::info;
+use engine::session::nbd::Export;
+use engine::{Arrival, Node, Plan, PlanError, PortState, PublishError, Snapshot};
+use tracing::{info, warn};
 
 use crate::config::{self, File, LowerError, Names, ReadError};
+use crate::exports::{self, ServeError};
 
 /// How long workers may take to confirm a snapshot.
 const CONFIRM: Duration = Duration::from_secs(30);
@@ -32,6 +34,9 @@ pub struct Daemon {
     publishing: Mutex<()>,
     /// How long workers may take to confirm a snapshot.
     confirm: Duration,
+    /// What clients are told, in the order of the file, and the workers that have it.
+    offers: Vec<Export>,
+    owners: Vec<usize>,
 }
 
 /// What a data plane runs, as a person named it.
@@ -62,6 +67,14 @@ pub enum StartError {
     /// The machine.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// A volume that it should serve.
+    #[error("export \"{name}\": {source}")]
+    Serve {
+        /// What hosts call it.
+        name: String,
+        /// What is wrong.
+        source: ServeError,
+    },
 }
 
 /// Why a reload changed nothing.
@@ -105,7 +118,7 @@ pub enum ReloadError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checked {
     /// What there is, in the singular, with its number.
-    pub counts: [(&'static str, usize); 6],
+    pub counts: [(&'static str, usize); 7],
 }
 
 /// Validates a file without opening anything.
@@ -121,6 +134,7 @@ pub fn check(path: &Path) -> Result<Checked, StartError> {
             ("rule", file.rule.len()),
             ("volume", file.volume.len()),
             ("group", file.group.len()),
+            ("export", file.export.len()),
         ],
     })
 }
@@ -129,6 +143,8 @@ pub fn check(path: &Path) -> Result<Checked, StartError> {
 fn lower(path: &Path, file: &File) -> Result<(Plan, Snapshot, Names), StartError> {
     let lowered = || {
         config::lower::metrics_address(file)?;
+        config::exports::listen(file)?;
+        config::exports::served(file)?;
         let plan = config::lower::plan(file)?;
         let mut names = Names::default();
         let snapshot = config::lower::snapshot(file, FIRST, &[], &mut names, None)?;
@@ -141,9 +157,34 @@ impl Daemon {
     /// Starts the node of a file that was read from `path`.
     pub fn start(path: &Path, file: File) -> Result<Daemon, StartError> {
         let (plan, snapshot, names) = lower(path, &file)?;
+        let served = config::exports::served(&file)
+            .map_err(|source| StartError::Lower { path: path.to_owned(), source })?;
         let node = Node::start(plan, snapshot)?;
+        let (mut offers, mut owners) = (Vec::new(), Vec::new());
+        for volume in &served {
+            let offer = exports::offer(&node, volume, file.serve.hugepages)
+                .map_err(|source| StartError::Serve { name: volume.name.clone(), source })?;
+            offers.push(offer.export);
+            owners.push(offer.worker);
+        }
         let running = ArcSwap::from_pointee(Running { file: Arc::new(file), names, version: FIRST });
-        Ok(Daemon { path: path.to_owned(), node, running, publishing: Mutex::new(()), confirm: CONFIRM })
+        let (path, publishing) = (path.to_owned(), Mutex::new(()));
+        Ok(Daemon { path, node, running, publishing, confirm: CONFIRM, offers, owners })
+    }
+
+    /// What clients can attach.
+    pub fn offers(&self) -> &[Export] {
+        &self.offers
+    }
+
+    /// Hands a client to the worker that owns what it chose.
+    pub(crate) fn connect(&self, arrival: Arrival) {
+        let volume = arrival.session.attach().export.volume();
+        if let Some(worker) = self.owners.get(volume.0 as usize)
+            && !self.node.connect(*worker, arrival)
+        {
+            warn!(worker, "a client came for a worker that has ended");
+        }
     }
 
     /// The node.
@@ -175,7 +216,13 @@ impl Daemon {
         if ports.any(|(new, old)| new.spec != old.spec) {
             return Err(ReloadError::Restart { what: "what a generator sends" });
         }
+        let served = config::exports::served(&file)
+            .map_err(|source| ReloadError::Lower { path: self.path.clone(), source })?;
         let version = self.publish(&alone, Arc::new(file))?;
+        for volume in &served {
+            // A worker that has ended was told of by the publication.
+            self.node.limit(volume.worker, volume.volume, &volume.limits);
+        }
         info!(version, "configuration reloaded");
         Ok(version)
     }
@@ -252,13 +299,14 @@ impl Daemon {
 /// What a restart alone can change must be as it runs.
 fn check_fixed(old: &File, new: &File) -> Result<(), ReloadError> {
     let same = |a: &dyn Debug, b: &dyn Debug| format!("{a:?}") == format!("{b:?}");
-    let parts: [(&'static str, bool); 6] = [
+    let parts: [(&'static str, bool); 7] = [
         ("[node]", same(&old.node, &new.node)),
         ("[frames]", same(&old.frames, &new.frames)),
         ("[[worker]]", same(&old.worker, &new.worker)),
         ("[[port]]", same(&old.port, &new.port)),
         ("[trap]", same(&old.trap, &new.trap)),
         ("the set of ports that are underlays", underlays(old) == underlays(new)),
+        ("what is served, beyond its limits,", config::exports::same(old, new)),
     ];
     match parts.into_iter().find(|(_, same)| !same) {
         Some((what, _)) => Err(ReloadError::Restart { what }),

@@ -19,7 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
 
 use crate::daemon::{Daemon, StartError};
-use crate::{metrics, report};
+use crate::{metrics, nbd, report};
 
 /// Volumes in one report unless asked otherwise.
 const VOLUMES_DEFAULT: usize = 1000;
@@ -51,6 +51,9 @@ pub enum RunError {
         /// The kernel's answer.
         source: std::io::Error,
     },
+    /// An address for clients is taken.
+    #[error(transparent)]
+    Listen(#[from] nbd::ListenError),
     /// A worker died; the others were stopped.
     #[error("worker {} has died: {}; the others were stopped, start the data plane again", .0.worker, .0.why)]
     WorkerDied(WorkerDied),
@@ -80,6 +83,13 @@ async fn serve(config: &Path, ready: impl FnOnce(&str)) -> Result<(), RunError> 
         Some(address) => Some(bind_metrics(address).await?),
     };
     let metrics_address = metrics.as_ref().and_then(|listener| listener.local_addr().ok());
+    let listen = crate::config::exports::listen(&file)
+        .map_err(|source| StartError::Lower { path: config.to_owned(), source })?;
+    let mut listeners = Vec::new();
+    for place in &listen {
+        listeners.push(nbd::bind(place).await?);
+    }
+    let uris: Vec<String> = listeners.iter().map(nbd::Listener::uri).collect();
     let daemon = Arc::new(Daemon::start(config, file)?);
     let follower = follow_ports(&daemon);
     let mut death = watch_workers(&daemon);
@@ -87,7 +97,10 @@ async fn serve(config: &Path, ready: impl FnOnce(&str)) -> Result<(), RunError> 
     if let Some(listener) = metrics {
         tokio::spawn(axum::serve(listener, readable().with_state(Arc::downgrade(&daemon))).into_future());
     }
-    ready(&line(&daemon, &socket, metrics_address));
+    for listener in listeners {
+        tokio::spawn(listener.accept(Arc::downgrade(&daemon)));
+    }
+    ready(&line(&daemon, &socket, metrics_address, &uris));
     let died = loop {
         tokio::select! {
             // Apart, so that a long reload delays no answer and no end.
@@ -167,13 +180,17 @@ async fn stop(daemon: Arc<Daemon>, follower: std::thread::JoinHandle<()>) {
     }
 }
 
-fn line(daemon: &Daemon, socket: &Path, metrics: Option<SocketAddr>) -> String {
+fn line(daemon: &Daemon, socket: &Path, metrics: Option<SocketAddr>, uris: &[String]) -> String {
     let running = daemon.running();
     let workers = &daemon.node().plan().workers;
     let cpus: Vec<String> =
         workers.iter().map(|worker| worker.cpu.map_or("any".to_owned(), |cpu| cpu.to_string())).collect();
+    let served = match uris {
+        [] => String::new(),
+        some => format!("{} on {}; ", counted(daemon.offers().len(), "export"), some.join(" and ")),
+    };
     format!(
-        "{} is running: {} on cpu {}, {}, {}, {}; control {}, metrics {}",
+        "{} is running: {} on cpu {}, {}, {}, {}; {served}control {}, metrics {}",
         running.file.node.name,
         counted(workers.len(), "worker"),
         cpus.join(","),

@@ -323,7 +323,7 @@ fn check_counts_and_a_wrong_plan_is_refused() {
     let path = folder.0.join("check.toml");
     std::fs::write(&path, side(4789, 1, 2, "driver = \"generator\"") + DISK).unwrap();
     let counts = daemon::check(&path).unwrap().counts;
-    let expected = [("worker", 1), ("port", 2), ("tenant", 1), ("rule", 0), ("volume", 1), ("group", 1)];
+    let expected = [("worker", 1), ("port", 2), ("tenant", 1), ("rule", 0), ("volume", 1), ("group", 1), ("export", 0)];
     assert_eq!(counts, expected);
     std::fs::write(&path, "[[worker]]\n".repeat(65)).unwrap();
     let error = daemon::check(&path).unwrap_err();

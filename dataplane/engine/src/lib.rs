@@ -25,6 +25,7 @@ mod meeting;
 mod node;
 mod plan;
 pub mod seqlock;
+mod serve;
 mod snapshot;
 mod sync;
 pub mod wait;
@@ -34,8 +35,12 @@ pub use gateway::RuleCount;
 pub use keeper::PortState;
 pub use node::{GROUPS_MAX, Node, PARKED_FRAMES_MAX, PublishError, SOURCES_MAX};
 pub use plan::{Plan, PlanError, PortPlan, PortRole, RING_FRAMES, WORKERS_MAX, WorkerPlan};
+pub use serve::{
+    Arrival, CONNECTIONS_MAX, SERVED_MAX, ServePlan, ServedFigures, Stream, Target, TargetCounters,
+    TargetError,
+};
 pub use snapshot::{PoolSize, Pools, Snapshot, Throttle};
 pub use worker::{VolumeFigures, WorkerDied};
 
 /// What a configuration is built of, for crates that may use the engine but not what lies below it.
-pub use {frame, overlay, port, throttle, wire};
+pub use {block, frame, overlay, port, session, throttle, volume, wire};

@@ -11,10 +11,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use block::VolumeId;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
-use frame::{Backing, Consumer, Frame, Pool, Producer, Slab, ring};
+use frame::{Backing, Consumer, Frame, IoSlab, Pool, Producer, Slab, ring};
 use overlay::{NeighbourLimits, Neighbours, Tables};
-use throttle::{PoolError, Shaper, ShaperConfig};
+use throttle::{Limits, PoolError, Shaper, ShaperConfig};
 use tracing::{info, warn};
 
 use crate::awake::{AwakeParams, Downstream, SourceTable, Stage1};
@@ -26,6 +27,7 @@ use crate::io::{Home, Io, Peer, PortSlot, Upstream};
 use crate::keeper::{self, Kept, PortFailed, PortState, PortStates};
 use crate::meeting::{Seat, meeting};
 use crate::plan::{Plan, PlanError, PortRole, RING_FRAMES};
+use crate::serve::{Arrival, ServedFigures, Server, Target, TargetError};
 use crate::snapshot::{SharedPools, Snapshot, Throttle, Update};
 use crate::wait::{WaitPoint, Waker};
 use crate::worker::{Command, FIGURES_PER_TURN, Retired, VolumeFigures, Worker, WorkerDied};
@@ -36,6 +38,8 @@ pub const GROUPS_MAX: u32 = 4096;
 pub const PARKED_FRAMES_MAX: u32 = 1 << 20;
 /// Commands waiting for one worker, at most.
 const COMMANDS: usize = 64;
+/// How long a worker may take to make a volume ready.
+const SERVE_WAIT: Duration = Duration::from_secs(30);
 /// Attachments that are numbered apart on the way between two workers (capability F8), at most. There is a
 /// table for each pair of workers; what is beyond it shares one entry, which keeps a worker awake a little
 /// oftener than it must.
@@ -105,6 +109,12 @@ impl Node {
             }
             Backing::Normal { why } => warn!("frames live in ordinary pages: {why}"),
         }
+        let io_slab = plan.serve.as_ref().map(|serve| IoSlab::new(serve.memory)).transpose()?;
+        if let Some(Backing::Normal { why }) = io_slab.as_ref().map(|slab| slab.backing())
+            && plan.serve.as_ref().is_some_and(|serve| serve.memory.hugepages)
+        {
+            warn!("payload memory lives in ordinary pages: {why}");
+        }
         let count = plan.workers.len();
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         if let (_, Some(said)) = snapshot.idle.for_machine(count, cpus) {
@@ -127,8 +137,16 @@ impl Node {
         let (tell, told) = unbounded();
         let deaths = Deaths { tell, first: Arc::new(AtomicUsize::new(NOBODY)) };
         let first_dead = Arc::clone(&deaths.first);
-        let mut builder =
-            Builder { plan: &plan, slab: &slab, snapshot: &bare, cpus, failures, retired, deaths };
+        let mut builder = Builder {
+            plan: &plan,
+            slab: &slab,
+            io_slab: io_slab.as_ref(),
+            snapshot: &bare,
+            cpus,
+            failures,
+            retired,
+            deaths,
+        };
         let mut workers = Vec::with_capacity(count);
         for (index, (wait, seat)) in waits.into_iter().zip(meeting(count)).enumerate() {
             workers.push(builder.spawn(index, wait, &mut links, &wakers, seat)?);
@@ -271,6 +289,33 @@ impl Node {
         figures
     }
 
+    /// Gives a volume to a worker to serve, with what it may do. Returns when it is ready for connections.
+    pub fn serve(&self, worker: usize, target: Target, limits: &Limits) -> Result<(), TargetError> {
+        let worker = self.workers.get(worker).ok_or(TargetError::WorkerGone)?;
+        let (target, limits) = (Box::new(target), Box::new(*limits));
+        let asked = worker.ask_for(SERVE_WAIT, |reply| Command::Serve { target, limits, reply });
+        asked.unwrap_or(Err(TargetError::WorkerGone))
+    }
+
+    /// Hands a connection to the worker that owns its volume. False when that worker has ended.
+    pub fn connect(&self, worker: usize, arrival: Arrival) -> bool {
+        let sent = self.workers.get(worker).map(|worker| worker.send(Command::Connect(Box::new(arrival))));
+        sent == Some(Ok(()))
+    }
+
+    /// Changes what a served volume may do; its balances stay. False when its worker has ended.
+    pub fn limit(&self, worker: usize, volume: VolumeId, limits: &Limits) -> bool {
+        let limits = Box::new(*limits);
+        let sent = self.workers.get(worker).map(|worker| worker.send(Command::Limit { volume, limits }));
+        sent == Some(Ok(()))
+    }
+
+    /// Figures of the served volumes. Those of a worker that does not answer within a second are missing.
+    pub fn served(&self) -> Vec<ServedFigures> {
+        let ask = |worker: &Handle| worker.ask(|reply| Command::Served { reply });
+        self.workers.iter().filter_map(ask).flatten().collect()
+    }
+
     /// Counts of rules in the order of the configuration, summed over the workers.
     pub fn rules(&self) -> Vec<RuleCount> {
         let mut sums: Vec<RuleCount> = vec![RuleCount::default(); self.snapshot().tables.rule_count()];
@@ -330,9 +375,13 @@ impl Handle {
     }
 
     fn ask<T>(&self, command: impl FnOnce(Sender<T>) -> Command) -> Option<T> {
+        self.ask_for(Duration::from_secs(1), command)
+    }
+
+    fn ask_for<T>(&self, patience: Duration, command: impl FnOnce(Sender<T>) -> Command) -> Option<T> {
         let (reply, answer) = bounded(1);
         self.send(command(reply)).ok()?;
-        answer.recv_timeout(Duration::from_secs(1)).ok()
+        answer.recv_timeout(patience).ok()
     }
 }
 
@@ -358,6 +407,7 @@ fn mesh(count: usize, sources: usize, awake: AwakeParams) -> Vec<Vec<Link>> {
 struct Builder<'a> {
     plan: &'a Plan,
     slab: &'a Arc<Slab>,
+    io_slab: Option<&'a Arc<IoSlab>>,
     snapshot: &'a Arc<Snapshot>,
     cpus: usize,
     failures: Sender<PortFailed>,
@@ -432,6 +482,12 @@ impl Builder<'_> {
             cpus: self.cpus,
             pending: None,
             turns_to_command: 0,
+            server: self
+                .plan
+                .serve
+                .as_ref()
+                .zip(self.io_slab)
+                .map(|(plan, slab)| Server::new(slab, plan, now_ns)),
             meeting: seat,
         };
         let (cpu, deaths) = (self.plan.workers[index].cpu, self.deaths.clone());

@@ -5,6 +5,8 @@ use frame::SlabConfig;
 use overlay::PortId;
 use port::PortSpec;
 
+use crate::serve::ServePlan;
+
 /// Most workers of one node: the mesh of rings between them grows with the square.
 pub const WORKERS_MAX: usize = 64;
 
@@ -25,6 +27,8 @@ pub struct Plan {
     pub trap_port: Option<PortId>,
     /// Highest volume number plus one that a snapshot may ever name.
     pub volumes_max: u32,
+    /// What serving volumes needs, if the node is to serve any.
+    pub serve: Option<ServePlan>,
 }
 
 /// One worker.

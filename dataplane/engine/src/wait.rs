@@ -125,6 +125,19 @@ impl WaitPoint {
         self.register(fd, token)
     }
 
+    /// Names `fd` once each time that it becomes ready, for input, output or its end: whoever is told must use
+    /// it up before the next time. For sockets, of which most are silent.
+    pub fn add_edge(&mut self, fd: BorrowedFd<'_>, token: u32) -> Result<(), WaitError> {
+        if token >= TOKEN_MAX {
+            return Err(WaitError::Token { token });
+        }
+        use epoll::EventFlags;
+        let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
+        epoll::add(&self.epoll, fd, epoll::EventData::new_u64(u64::from(token)), flags)
+            .map_err(|source| WaitError::Add { token, source })?;
+        Ok(())
+    }
+
     /// Stops waiting for `fd`. A descriptor that is closed for good leaves by itself.
     pub fn remove(&mut self, fd: BorrowedFd<'_>) -> Result<(), WaitError> {
         epoll::delete(&self.epoll, fd).map_err(|source| WaitError::Remove { source })?;

@@ -7,10 +7,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use block::VolumeId;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, never};
 use frame::{BATCH, DropReason, Pool};
 use overlay::PortId;
 use port::Port;
+use throttle::Limits;
 use tracing::warn;
 
 use crate::awake::AwakeHint;
@@ -21,6 +23,7 @@ use crate::io::{Io, Upstream};
 use crate::keeper::PortFailed;
 use crate::meeting::Seat;
 use crate::plan::PortRole;
+use crate::serve::{Arrival, ServedFigures, Server, Target, TargetError};
 use crate::snapshot::{Snapshot, Update};
 use crate::wait::{WaitEnd, WaitError, WaitPoint};
 
@@ -41,6 +44,14 @@ pub(crate) enum Command {
     Volumes { volumes: Vec<u32>, reply: Sender<Vec<VolumeFigures>> },
     /// Copy the counts of rules from `first` on, at most [`FIGURES_PER_TURN`] of them.
     Rules { first: usize, reply: Sender<Vec<RuleCount>> },
+    /// Serve a volume.
+    Serve { target: Box<Target>, limits: Box<Limits>, reply: Sender<Result<(), TargetError>> },
+    /// Take a connection.
+    Connect(Box<Arrival>),
+    /// Change what a served volume may do.
+    Limit { volume: VolumeId, limits: Box<Limits> },
+    /// Copy figures of the served volumes.
+    Served { reply: Sender<Vec<ServedFigures>> },
     /// Close everything and end.
     Stop,
 }
@@ -96,6 +107,8 @@ pub(crate) struct Worker {
     pub cpus: usize,
     pub pending: Option<Pending>,
     pub turns_to_command: u32,
+    /// What it serves, if the node serves volumes.
+    pub server: Option<Server>,
     /// Where all workers meet before the rings between them are emptied for good.
     pub meeting: Seat,
 }
@@ -124,6 +137,9 @@ impl Worker {
                 }
             }
             work += self.turn();
+            if let Some(server) = &mut self.server {
+                work += server.turn(now_ns, &mut self.wait)?;
+            }
             self.turns_to_command =
                 if work == 0 { 0 } else { self.turns_to_command.checked_sub(1).unwrap_or(COMMAND_TURNS) };
             self.count(now_ns, work);
@@ -168,11 +184,8 @@ impl Worker {
     /// Spins, pauses or sleeps, as the ladder says.
     #[inline]
     fn idle(&mut self, now_ns: u64, work: usize) -> Result<(), WaitError> {
-        let outcome = TurnOutcome {
-            work,
-            deadline_ns: self.gateway.next_deadline_ns(),
-            must_poll: self.io.must_poll(),
-        };
+        let outcome =
+            TurnOutcome { work, deadline_ns: self.next_deadline_ns(), must_poll: self.io.must_poll() };
         let upstreams = &mut self.upstreams;
         let rung = self.ladder.step(now_ns, outcome, || crate::io::awake_hint(upstreams, now_ns));
         match rung {
@@ -183,20 +196,31 @@ impl Worker {
         Ok(())
     }
 
+    #[inline]
+    fn next_deadline_ns(&self) -> Option<u64> {
+        let served = self.server.as_ref().and_then(Server::next_deadline_ns);
+        self.gateway.next_deadline_ns().into_iter().chain(served).min()
+    }
+
     #[cold]
     fn sleep(&mut self, now_ns: u64, timeout_ns: u64) -> Result<(), WaitError> {
         self.gateway.shaper.return_quanta(now_ns);
         self.io.publish(now_ns, self.ladder.times());
         self.io.arm();
         let (io, upstreams, commands) = (&self.io, &mut self.upstreams, &self.commands);
+        let server = &self.server;
         let found = || {
             io.has_input()
+                || server.as_ref().is_some_and(Server::has_work)
                 || !commands.is_empty()
                 || upstreams.iter().any(|up| !up.ring.is_empty())
                 || crate::io::awake_hint(upstreams, now_ns) != AwakeHint::MayIdle
         };
         let end = self.wait.block(Some(timeout_ns), found)?;
         self.turns_to_command = 0;
+        if let Some(server) = &mut self.server {
+            server.ready(self.wait.ready());
+        }
         let slept = end != WaitEnd::FoundWork;
         self.ladder.woke(self.clock.turn(), slept, end == WaitEnd::Woken);
         Ok(())
@@ -228,9 +252,33 @@ impl Worker {
                 let rules = self.gateway.rules.iter().skip(first).take(FIGURES_PER_TURN);
                 let _ = reply.send(rules.copied().collect());
             }
+            Command::Serve { target, limits, reply } => {
+                let _ = reply.send(self.serve(now_ns, *target, &limits));
+            }
+            Command::Connect(arrival) => {
+                if let Some(server) = &mut self.server {
+                    server.connect(now_ns, *arrival, &mut self.wait);
+                }
+            }
+            Command::Limit { volume, limits } => {
+                if let Some(server) = &mut self.server {
+                    server.set_limits(now_ns, volume, &limits);
+                }
+            }
+            Command::Served { reply } => {
+                let _ = reply.send(self.server.as_ref().map_or_else(Vec::new, |s| s.figures(now_ns)));
+            }
             Command::Stop => return Flow::Stop,
         }
         Flow::On
+    }
+
+    fn serve(&mut self, now_ns: u64, target: Target, limits: &Limits) -> Result<(), TargetError> {
+        let server = self.server.as_mut().ok_or(TargetError::WorkerGone)?;
+        let volume = target.volume();
+        server.add(target, &mut self.wait)?;
+        server.set_limits(now_ns, volume, limits);
+        Ok(())
     }
 
     fn figures(&self, now_ns: u64, volume: u32) -> Option<VolumeFigures> {
@@ -381,6 +429,9 @@ impl Worker {
             self.close(slot);
         }
         let now_ns = self.clock.turn();
+        if let Some(server) = self.server.take() {
+            server.stop(now_ns);
+        }
         self.count(now_ns, 0);
         self.io.publish(now_ns, self.ladder.times());
     }

@@ -38,6 +38,12 @@ pub struct File {
     pub group: Vec<Group>,
     /// What all volumes of the node share.
     pub throttle: Pool,
+    /// Memory and connections for serving volumes.
+    pub serve: Serve,
+    /// Where NBD clients come in.
+    pub nbd: Nbd,
+    /// Volumes that this node serves itself.
+    pub export: Vec<Export>,
 }
 
 /// `[node]`
@@ -474,6 +480,81 @@ pub struct Park {
     pub frames: Option<u32>,
     /// Most bytes waiting.
     pub bytes: Option<Bytes>,
+}
+
+/// `[serve]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Serve {
+    /// Payload memory of all workers together. Default 256MiB, taken only if something is exported.
+    pub memory: Bytes,
+    /// Use hugepages of 2 MiB where there are some. Default true.
+    pub hugepages: bool,
+    /// Connections per worker. Default 1024.
+    pub connections: u32,
+}
+
+impl Default for Serve {
+    fn default() -> Serve {
+        Serve { memory: Bytes(256 << 20), hugepages: true, connections: 1024 }
+    }
+}
+
+/// `[nbd]`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Nbd {
+    /// Addresses with ports, and absolute paths of Unix sockets. Default: none.
+    pub listen: Vec<String>,
+    /// Allow an address other than loopback: what is said there is neither encrypted nor authenticated.
+    /// Default false.
+    pub public: bool,
+}
+
+/// `[[export]]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Export {
+    /// What hosts call it.
+    pub name: String,
+    /// Text for people.
+    #[serde(default)]
+    pub description: String,
+    /// Where its bytes are.
+    pub medium: Medium,
+    /// Size; for files only to create them.
+    pub size: Option<Bytes>,
+    /// Size of a block, 512 or 4096; for files only to create them. Default 4096.
+    pub block: Option<u32>,
+    /// Directory of a volume in files.
+    pub directory: Option<PathBuf>,
+    /// Make the volume if its directory is not there. Default false.
+    #[serde(default)]
+    pub create: bool,
+    /// Refuse changes. Default false.
+    #[serde(default)]
+    pub read_only: bool,
+    /// Worker that serves it. Default 0.
+    #[serde(default)]
+    pub worker: usize,
+    /// "gp2-like" or "gp3-like".
+    pub preset: Option<Preset>,
+    /// Limits in bytes.
+    pub bytes: Option<ByteLimits>,
+    /// Limits in operations: one for each 256 KiB begun.
+    pub operations: Option<PacketLimits>,
+}
+
+/// `export.medium`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Medium {
+    /// A thin volume in files of a directory.
+    File,
+    /// Memory, gone with the daemon.
+    Memory,
+    /// Nothing: writes vanish. To measure what lies above.
+    Null,
 }
 
 /// `[[group]]`

@@ -3,9 +3,10 @@
 use engine::throttle::{Band, Burst, DimLimits, Limits, ParkLimits, PoolLimits, PoolRate, Ratio, Work};
 use engine::{GROUPS_MAX, PoolSize, Pools, Throttle};
 
-use super::file::{BandKey, ByteLimits, File, PacketLimits, Pool, Preset, Volume};
+use super::file::{BandKey, ByteLimits, Export, File, PacketLimits, Pool, Preset, Volume};
 use super::lower::{LowerError, unknown};
 use super::names::Names;
+use super::units::Bytes;
 
 /// Pools hold this part of a second unless told otherwise: enough to ride out a scheduling hiccup, too
 /// little to hurt whoever comes next.
@@ -57,43 +58,8 @@ fn pools(place: String, pool: &Pool) -> Result<Pools, LowerError> {
 
 fn volume_limits(file: &File, volume: &Volume, names: &Names) -> Result<Limits, LowerError> {
     let place = || format!("volume \"{}\"", volume.name);
-    let mut limits = match volume.preset {
-        None => Limits::unlimited(),
-        Some(Preset::Gp2Like) => {
-            let size = volume.size.ok_or_else(|| LowerError::Key {
-                place: place(),
-                what: "preset = \"gp2-like\" needs size, for example size = \"100GiB\"".into(),
-            })?;
-            Limits::gp2_like(size.0 >> 30)
-        }
-        Some(Preset::Gp3Like) => {
-            let packets = volume.packets.as_ref().and_then(|limits| limits.rate);
-            let bytes = volume.bytes.as_ref().and_then(|limits| limits.rate);
-            let (Some(packets), Some(bytes)) = (packets, bytes) else {
-                let what = "preset = \"gp3-like\" needs packets.rate and bytes.rate".into();
-                return Err(LowerError::Key { place: place(), what });
-            };
-            let more = volume.bytes.as_ref().is_some_and(|keys| {
-                keys.burst.is_some() || keys.peak.is_some() || keys.debt.is_some() || !keys.bands.is_empty()
-            }) || volume.packets.as_ref().is_some_and(|keys| {
-                keys.burst.is_some() || keys.peak.is_some() || keys.debt.is_some() || !keys.bands.is_empty()
-            });
-            if more {
-                let what =
-                    "preset = \"gp3-like\" takes only the rates; leave the preset out to set more".into();
-                return Err(LowerError::Key { place: place(), what });
-            }
-            Limits::gp3_like(packets, bytes.0)
-        }
-    };
-    if volume.preset != Some(Preset::Gp3Like) {
-        if let Some(bytes) = &volume.bytes {
-            limits.bytes = byte_limits(&place(), bytes)?;
-        }
-        if let Some(packets) = &volume.packets {
-            limits.packets = packet_limits(&place(), packets)?;
-        }
-    }
+    let keys = Keys { size: volume.size, bytes: &volume.bytes, counts: &volume.packets, what: "packets" };
+    let mut limits = keys.limits(&place(), volume.preset)?;
     limits.group =
         match &volume.group {
             None => None,
@@ -108,6 +74,64 @@ fn volume_limits(file: &File, volume: &Volume, names: &Names) -> Result<Limits, 
         bytes_max: volume.park.bytes.map_or(default.bytes_max, |bytes| bytes.0),
     };
     Ok(limits)
+}
+
+/// What an exported volume may do.
+pub fn export(export: &Export) -> Result<Limits, LowerError> {
+    let place = format!("export \"{}\"", export.name);
+    let keys =
+        Keys { size: export.size, bytes: &export.bytes, counts: &export.operations, what: "operations" };
+    let limits = keys.limits(&place, export.preset)?;
+    limits.check().map_err(|source| LowerError::Limits { name: export.name.clone(), source })?;
+    Ok(limits)
+}
+
+/// What limits are made of, wherever they stand.
+struct Keys<'a> {
+    size: Option<Bytes>,
+    bytes: &'a Option<ByteLimits>,
+    counts: &'a Option<PacketLimits>,
+    /// What is counted.
+    what: &'static str,
+}
+
+impl Keys<'_> {
+    fn limits(&self, place: &str, preset: Option<Preset>) -> Result<Limits, LowerError> {
+        let error = |what: String| LowerError::Key { place: place.to_owned(), what };
+        let mut limits = match preset {
+            None => Limits::unlimited(),
+            Some(Preset::Gp2Like) => {
+                let needs = "preset = \"gp2-like\" needs size, for example size = \"100GiB\"";
+                Limits::gp2_like(self.size.ok_or_else(|| error(needs.into()))?.0 >> 30)
+            }
+            Some(Preset::Gp3Like) => return self.gp3_like(&error),
+        };
+        if let Some(bytes) = self.bytes {
+            limits.bytes = byte_limits(place, bytes)?;
+        }
+        if let Some(counts) = self.counts {
+            limits.packets = packet_limits(place, counts)?;
+        }
+        Ok(limits)
+    }
+
+    fn gp3_like(&self, error: &dyn Fn(String) -> LowerError) -> Result<Limits, LowerError> {
+        let counts = self.counts.as_ref().and_then(|limits| limits.rate);
+        let bytes = self.bytes.as_ref().and_then(|limits| limits.rate);
+        let (Some(counts), Some(bytes)) = (counts, bytes) else {
+            return Err(error(format!("preset = \"gp3-like\" needs {}.rate and bytes.rate", self.what)));
+        };
+        let more = self.bytes.as_ref().is_some_and(|keys| {
+            keys.burst.is_some() || keys.peak.is_some() || keys.debt.is_some() || !keys.bands.is_empty()
+        }) || self.counts.as_ref().is_some_and(|keys| {
+            keys.burst.is_some() || keys.peak.is_some() || keys.debt.is_some() || !keys.bands.is_empty()
+        });
+        if more {
+            let what = "preset = \"gp3-like\" takes only the rates; leave the preset out to set more";
+            return Err(error(what.into()));
+        }
+        Ok(Limits::gp3_like(counts, bytes.0))
+    }
 }
 
 fn byte_limits(place: &str, keys: &ByteLimits) -> Result<DimLimits, LowerError> {

@@ -15,7 +15,7 @@ use engine::{Plan, PortPlan, PortRole, Snapshot, Throttle, WorkerPlan};
 use super::file::{ActionKey, Driver, DscpKey, EncapsulationKey, File, IdleMode, Protocol};
 use super::names::Names;
 use super::units::Nanos;
-use super::{limits, ports};
+use super::{exports, limits, ports};
 
 /// An entry of the file that cannot be right.
 #[derive(Debug, thiserror::Error)]
@@ -132,7 +132,8 @@ pub fn plan(file: &File) -> Result<Plan, LowerError> {
     let slab =
         SlabConfig { frames: frames.count, jumbo_frames: frames.jumbo_count, hugepages: frames.hugepages };
     let volumes_max = (2 * file.volume.len() as u32).next_power_of_two().max(VOLUMES_ROOM);
-    Ok(Plan { slab, workers, ports: planned, trap_port, volumes_max })
+    let serve = exports::plan(file)?;
+    Ok(Plan { slab, workers, ports: planned, trap_port, volumes_max, serve })
 }
 
 /// Two workers on one processor would keep each other from running, at full load and when they spin.
@@ -514,7 +515,10 @@ pub(super) fn unknown<'a>(
     LowerError::Unknown { place: place.to_owned(), kind, name: name.to_owned(), hint }
 }
 
-fn unique<'a>(kind: &'static str, names: impl Iterator<Item = &'a String>) -> Result<(), LowerError> {
+pub(super) fn unique<'a>(
+    kind: &'static str,
+    names: impl Iterator<Item = &'a String>,
+) -> Result<(), LowerError> {
     let mut seen = std::collections::BTreeSet::new();
     for name in names {
         if !seen.insert(name) {

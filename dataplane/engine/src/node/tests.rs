@@ -25,6 +25,7 @@ fn node() -> Node {
         ports: ports.collect(),
         trap_port: None,
         volumes_max: 16,
+        serve: None,
     };
     Node::start(plan, snapshot(1)).unwrap()
 }
@@ -90,8 +91,16 @@ fn a_worker_without_volumes_keeps_no_room_for_any() {
     let (tell, _) = unbounded();
     let deaths = Deaths { tell, first: Arc::new(AtomicUsize::new(NOBODY)) };
     let ((failures, _), (retired, _)) = (unbounded(), unbounded());
-    let builder =
-        Builder { plan: &plan, slab: &slab, snapshot: &snapshot, cpus: 1, failures, retired, deaths };
+    let builder = Builder {
+        plan: &plan,
+        slab: &slab,
+        io_slab: None,
+        snapshot: &snapshot,
+        cpus: 1,
+        failures,
+        retired,
+        deaths,
+    };
     assert_eq!([0, 1].map(|worker| builder.gateway(worker, 1, 0).volumes()), [0, 16]);
 }
 

@@ -1,0 +1,170 @@
+//! Volumes that are served, from the file to the engine.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use engine::block::{BlockSize, VOLUME_BYTES_MAX, VolumeId};
+use engine::frame::IoSlabConfig;
+use engine::throttle::Limits;
+use engine::{CONNECTIONS_MAX, SERVED_MAX, ServePlan};
+
+use super::file::{self, File, Medium};
+use super::limits;
+use super::lower::{LowerError, unique};
+
+/// Least payload memory: two of the longest requests.
+const MEMORY_BYTES_MIN: u64 = 64 << 20;
+
+/// Where NBD clients come in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Listen {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+/// A volume to serve.
+#[derive(Clone, Debug)]
+pub(crate) struct Served {
+    pub volume: VolumeId,
+    pub name: String,
+    pub description: String,
+    pub worker: usize,
+    pub read_only: bool,
+    pub place: Place,
+    pub limits: Limits,
+}
+
+/// Where its bytes are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    Memory {
+        size: BlockSize,
+        blocks: u64,
+    },
+    Null {
+        size: BlockSize,
+        blocks: u64,
+    },
+    /// `create`: how large to make it if it is not there.
+    Files {
+        directory: PathBuf,
+        create: Option<(BlockSize, u64)>,
+    },
+}
+
+fn error(place: &str, what: impl Into<String>) -> LowerError {
+    LowerError::Key { place: place.to_owned(), what: what.into() }
+}
+
+/// What the engine needs for serving, if anything is served.
+pub(crate) fn plan(file: &File) -> Result<Option<ServePlan>, LowerError> {
+    if file.export.is_empty() {
+        return if file.nbd.listen.is_empty() {
+            Ok(None)
+        } else {
+            Err(error("[nbd]", "there is nothing to serve; add an [[export]] or remove listen"))
+        };
+    }
+    let bytes = file.serve.memory.0;
+    if bytes < MEMORY_BYTES_MIN {
+        return Err(error("[serve]", "memory is at least 64MiB: two of the longest requests"));
+    }
+    let regions = u32::try_from(bytes >> 20).ok().filter(|regions| *regions <= engine::frame::IO_REGIONS_MAX);
+    let regions = regions.ok_or_else(|| error("[serve]", "memory is at most 64GiB"))?;
+    let connections_max = file.serve.connections;
+    if !(1..=CONNECTIONS_MAX).contains(&connections_max) {
+        return Err(error("[serve]", format!("connections is 1 to {CONNECTIONS_MAX}")));
+    }
+    let memory = IoSlabConfig { regions, hugepages: file.serve.hugepages };
+    Ok(Some(ServePlan { memory, connections_max }))
+}
+
+/// Where NBD clients come in.
+pub(crate) fn listen(file: &File) -> Result<Vec<Listen>, LowerError> {
+    let entry = |text: &String| {
+        if text.starts_with('/') {
+            return Ok(Listen::Unix(PathBuf::from(text)));
+        }
+        let address: SocketAddr = text.parse().map_err(|_| LowerError::Text {
+            place: "[nbd]".to_owned(),
+            text: text.clone(),
+            expected: "an address with a port, like 127.0.0.1:10809, or an absolute path",
+        })?;
+        if !address.ip().is_loopback() && !file.nbd.public {
+            let what = format!(
+                "{address} is reached from elsewhere, and NBD without TLS is neither encrypted nor authenticated; \
+                 listen on 127.0.0.1, or set public = true"
+            );
+            return Err(error("[nbd]", what));
+        }
+        Ok(Listen::Tcp(address))
+    };
+    file.nbd.listen.iter().map(entry).collect()
+}
+
+/// The volumes to serve, numbered in the order of the file.
+pub(crate) fn served(file: &File) -> Result<Vec<Served>, LowerError> {
+    unique("export", file.export.iter().map(|export| &export.name))?;
+    if file.export.len() > SERVED_MAX as usize {
+        return Err(error("[[export]]", format!("at most {SERVED_MAX} volumes can be served")));
+    }
+    let workers = file.worker.len().max(1);
+    (0..).zip(&file.export).map(|(number, export)| one(VolumeId(number), export, workers)).collect()
+}
+
+fn one(volume: VolumeId, export: &file::Export, workers: usize) -> Result<Served, LowerError> {
+    let place = format!("export \"{}\"", export.name);
+    if export.worker >= workers {
+        return Err(error(
+            &place,
+            format!("there is no worker {}, they are 0 to {}", export.worker, workers - 1),
+        ));
+    }
+    let limits = limits::export(export)?;
+    let size = BlockSize::from_bytes(export.block.unwrap_or(4096));
+    let size = size.ok_or_else(|| error(&place, "block is 512 or 4096"))?;
+    let blocks = export.size.map(|bytes| blocks(&place, bytes.0, size)).transpose()?;
+    let needed = || error(&place, "size is missing, for example size = \"10GiB\"");
+    let at = match export.medium {
+        Medium::Memory => Place::Memory { size, blocks: blocks.ok_or_else(needed)? },
+        Medium::Null => Place::Null { size, blocks: blocks.ok_or_else(needed)? },
+        Medium::File => {
+            let missing = || error(&place, "medium = \"file\" needs directory, an absolute path");
+            let directory = export.directory.as_deref().filter(|path| path.is_absolute());
+            let directory = directory.ok_or_else(missing)?.to_owned();
+            let create = if export.create { Some((size, blocks.ok_or_else(needed)?)) } else { None };
+            Place::Files { directory, create }
+        }
+    };
+    if export.medium != Medium::File && (export.directory.is_some() || export.create) {
+        return Err(error(&place, "directory and create belong to medium = \"file\""));
+    }
+    Ok(Served {
+        volume,
+        name: export.name.clone(),
+        description: export.description.clone(),
+        worker: export.worker,
+        read_only: export.read_only,
+        place: at,
+        limits,
+    })
+}
+
+fn blocks(place: &str, bytes: u64, size: BlockSize) -> Result<u64, LowerError> {
+    if bytes == 0 || bytes > VOLUME_BYTES_MAX || !bytes.is_multiple_of(u64::from(size.bytes())) {
+        return Err(error(place, "size is a whole number of blocks, up to 64TiB"));
+    }
+    Ok(bytes >> size.shift())
+}
+
+/// Whether two files export the same volumes, whatever their limits.
+pub(crate) fn same(old: &File, new: &File) -> bool {
+    let fixed = |file: &File| {
+        let mut exports = file.export.clone();
+        for export in &mut exports {
+            (export.preset, export.bytes, export.operations) = (None, None, None);
+        }
+        format!("{:?} {:?} {exports:?}", file.serve, file.nbd)
+    };
+    fixed(old) == fixed(new)
+}

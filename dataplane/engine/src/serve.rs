@@ -1,0 +1,546 @@
+//! Serving volumes: what a worker does besides packets.
+//!
+//! ```text
+//! socket -> session -> credits -> volume -> medium
+//! socket <- session <------------ volume <- medium
+//! ```
+//!
+//! A worker owns volumes and the connections that came for them (decision D6); both arrive as values, a
+//! connection with its handshake done. A turn is: see which sockets are ready; hand out credits; receive on
+//! the connections that are hot; give their I/Os to the volumes; carry on at the media; answer. A connection
+//! has at most one receive and one send per turn, and one that is silent costs nothing until the kernel says
+//! otherwise (decision D5).
+//!
+//! Credits are asked before a command leaves its session, so a host over its limit sees a slow queue. Each
+//! connection waits with one ticket in the shaper; when that is paid for, the command that it stands for
+//! goes first.
+//!
+//! Invariants: every I/O that a session handed out is answered to it, also when its client is gone; what a
+//! client holds of memory and of requests is bounded by its session; nothing here waits.
+
+mod connection;
+mod target;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use block::{Done, Io, Lba, Op, Tag, VolumeId};
+use frame::{IoBuffer, IoPool, IoSlab, IoSlabConfig};
+use media::{FileConfig, FileMedia, Media};
+use session::Sink;
+use session::nbd::Wait;
+use throttle::{Admission, Cost, Lane, Limits, Shaper, ShaperConfig};
+use tracing::{debug, warn};
+
+use crate::wait::{WaitError, WaitPoint};
+
+pub use connection::{Arrival, Stream};
+use connection::{Ask, Connection, Received};
+pub use target::{Target, TargetCounters, TargetError};
+
+/// Volumes that one worker can serve: one token in the shaper each.
+pub const SERVED_MAX: u32 = 65_536;
+/// Connections per worker, at most.
+pub const CONNECTIONS_MAX: u32 = 65_536;
+/// Bytes that are received at once.
+const RECEIVE_BYTES: usize = 256 << 10;
+/// Turns between two looks at sockets that are silent, while there is work.
+const LOOK_TURNS: u32 = 16;
+/// Time between two looks at clients that stopped in the middle of a message.
+const EXPIRE_NS: u64 = 1_000_000_000;
+/// Bytes of one operation, as limits count them.
+const OPERATION_BYTES: u32 = 256 << 10;
+/// Names of descriptors at the wait point; ports have the numbers below.
+const FILES_TOKEN: u32 = 1 << 20;
+const FIRST_TOKEN: u32 = FILES_TOKEN + 1;
+
+/// What serving needs of memory.
+#[derive(Clone, Copy, Debug)]
+pub struct ServePlan {
+    /// Payload memory of the whole process.
+    pub memory: IoSlabConfig,
+    /// Connections per worker, at most [`CONNECTIONS_MAX`]; more are closed at once.
+    pub connections_max: u32,
+}
+
+/// What is known about a served volume at one instant.
+#[derive(Clone, Copy, Debug)]
+pub struct ServedFigures {
+    /// Its number.
+    pub volume: u32,
+    /// That instant, ns of the monotonic clock.
+    pub at_ns: u64,
+    /// I/Os and bytes.
+    pub target: TargetCounters,
+    /// Connections.
+    pub connections: u32,
+    /// What its limits have let through and held up.
+    pub credits: throttle::VolumeCounters,
+    /// Balances now.
+    pub balance: throttle::VolumeBalance,
+}
+
+/// Where an answer goes.
+#[derive(Clone, Copy, Debug)]
+struct Flight {
+    connection: u32,
+    tag: Tag,
+}
+
+/// A connection's place in the queue for credits.
+#[derive(Clone, Copy, Debug)]
+struct Ticket {
+    connection: u32,
+    generation: u32,
+    ask: Ask,
+}
+
+/// See the module's documentation.
+pub(crate) struct Server {
+    slab: Arc<IoSlab>,
+    pool: IoPool,
+    files: Option<FileMedia>,
+    finished: Vec<block::Finished<IoBuffer>>,
+    /// By number.
+    targets: Vec<Option<Box<Target>>>,
+    /// Volumes with something to do.
+    busy: Vec<u32>,
+    connections: Vec<Option<Connection>>,
+    free: Vec<u32>,
+    connections_max: u32,
+    /// Connections that this turn looks at.
+    active: Vec<u32>,
+    shaper: Shaper<Ticket>,
+    flights: Vec<Flight>,
+    flights_free: Vec<u32>,
+    submitted: Vec<Io<IoBuffer>>,
+    scratch: Box<[u8]>,
+    turns_to_look: u32,
+    expire_ns: u64,
+    generation: u32,
+}
+
+impl Server {
+    pub fn new(slab: &Arc<IoSlab>, plan: &ServePlan, now_ns: u64) -> Server {
+        let connections_max = plan.connections_max.min(CONNECTIONS_MAX);
+        let config =
+            ShaperConfig { volumes_max: SERVED_MAX, groups_max: 1, parked_items_max: connections_max };
+        Server {
+            slab: Arc::clone(slab),
+            pool: IoPool::new(slab, slab.regions()),
+            files: None,
+            finished: Vec::new(),
+            targets: Vec::new(),
+            busy: Vec::new(),
+            connections: Vec::new(),
+            free: Vec::new(),
+            connections_max,
+            active: Vec::new(),
+            shaper: Shaper::new(config, now_ns),
+            flights: Vec::new(),
+            flights_free: Vec::new(),
+            submitted: Vec::new(),
+            scratch: vec![0; RECEIVE_BYTES].into_boxed_slice(),
+            turns_to_look: 0,
+            expire_ns: now_ns,
+            generation: 0,
+        }
+    }
+
+    /// Takes a volume to serve.
+    pub fn add(&mut self, target: Target, wait: &mut WaitPoint) -> Result<(), TargetError> {
+        let volume = target.volume();
+        if volume.0 >= SERVED_MAX {
+            return Err(TargetError::Number(volume));
+        }
+        if let Some(directory) = target.directory() {
+            if self.files.is_none() {
+                let files = FileMedia::new(&self.slab, FileConfig::default())?;
+                if let Some(fd) = files.wait_fd() {
+                    wait.add(fd, FILES_TOKEN)?;
+                }
+                self.files = Some(files);
+            }
+            if let Some(files) = &mut self.files {
+                files.attach(volume, directory)?;
+            }
+        }
+        if self.targets.len() <= volume.0 as usize {
+            self.targets.resize_with(volume.0 as usize + 1, || None);
+        }
+        self.targets[volume.0 as usize] = Some(Box::new(target));
+        self.set_busy(volume);
+        Ok(())
+    }
+
+    /// Sets what a volume may do from now on; balances stay.
+    pub fn set_limits(&mut self, now_ns: u64, volume: VolumeId, limits: &Limits) {
+        if let Err(refused) = self.shaper.set_volume(now_ns, volume.0, limits) {
+            warn!(%volume, "limits of a served volume: {refused}");
+        }
+    }
+
+    /// Takes a connection whose handshake is done.
+    pub fn connect(&mut self, now_ns: u64, arrival: Arrival, wait: &mut WaitPoint) {
+        let volume = arrival.session.attach().export.volume();
+        if !self.targets.get(volume.0 as usize).is_some_and(Option::is_some) {
+            return debug!(%volume, "a client came for a volume that is not here any more");
+        }
+        let index = match self.free.pop() {
+            Some(index) => index,
+            None if self.connections.len() < self.connections_max as usize => {
+                self.connections.push(None);
+                self.connections.len() as u32 - 1
+            }
+            None => return warn!(max = self.connections_max, "a connection too many is closed"),
+        };
+        if let Err(failure) = wait.add_edge(arrival.stream.fd(), FIRST_TOKEN + index) {
+            self.free.push(index);
+            return warn!("a connection is closed: {failure}");
+        }
+        self.generation = self.generation.wrapping_add(1);
+        self.connections[index as usize] = Some(Connection::new(arrival, self.generation));
+        self.activate(index);
+        // Its client may have said the first words already.
+        self.expire_ns = self.expire_ns.min(now_ns + EXPIRE_NS);
+    }
+
+    /// Does everything once. Returns how much moved.
+    pub fn turn(&mut self, now_ns: u64, wait: &mut WaitPoint) -> Result<usize, WaitError> {
+        if self.targets.is_empty() {
+            return Ok(0);
+        }
+        self.look(wait)?;
+        let mut moved = self.release(now_ns);
+        moved += self.complete(now_ns);
+        moved += self.receive(now_ns);
+        moved += self.pump(now_ns);
+        // What this turn asked of the files leaves with one system call; what they answer is for the next.
+        if let Some(files) = self.files.as_mut().filter(|files| files.in_flight() > 0) {
+            files.poll(&mut self.finished);
+        }
+        moved += self.send();
+        if now_ns >= self.expire_ns {
+            self.expire(now_ns);
+        }
+        Ok(moved)
+    }
+
+    /// What the wait point found ready.
+    pub fn ready(&mut self, tokens: &[u32]) {
+        for &token in tokens {
+            if token == FILES_TOKEN
+                && let Some(files) = &mut self.files
+            {
+                files.clear_wait();
+                files.poll(&mut self.finished);
+            }
+            let Some(index) = token.checked_sub(FIRST_TOKEN) else { continue };
+            if let Some(connection) = self.connections.get_mut(index as usize).and_then(Option::as_mut) {
+                connection.wake();
+                self.activate(index);
+            }
+        }
+    }
+
+    /// When [`Server::turn`] has something to do that no descriptor announces.
+    pub fn next_deadline_ns(&self) -> Option<u64> {
+        let expire = (self.connections.len() > self.free.len()).then_some(self.expire_ns);
+        expire.into_iter().chain(self.shaper.next_deadline_ns()).min()
+    }
+
+    /// True while there is something to do at once.
+    pub fn has_work(&self) -> bool {
+        !self.active.is_empty() || !self.finished.is_empty() || !self.busy.is_empty()
+    }
+
+    fn look(&mut self, wait: &mut WaitPoint) -> Result<(), WaitError> {
+        self.turns_to_look = match self.turns_to_look.checked_sub(1) {
+            Some(left) => left,
+            None => {
+                wait.poll()?;
+                self.ready(wait.ready());
+                LOOK_TURNS
+            }
+        };
+        Ok(())
+    }
+
+    fn set_busy(&mut self, volume: VolumeId) {
+        if let Some(target) = self.targets[volume.0 as usize].as_mut()
+            && !std::mem::replace(&mut target.listed, true)
+        {
+            self.busy.push(volume.0);
+        }
+    }
+
+    fn activate(&mut self, index: u32) {
+        if let Some(connection) = self.connections[index as usize].as_mut()
+            && !std::mem::replace(&mut connection.listed, true)
+        {
+            self.active.push(index);
+        }
+    }
+
+    /// Hands out the credits that have come.
+    fn release(&mut self, now_ns: u64) -> usize {
+        if self.shaper.next_deadline_ns().is_none_or(|due| due > now_ns) {
+            return 0;
+        }
+        let (connections, active) = (&mut self.connections, &mut self.active);
+        self.shaper.release(now_ns, usize::MAX, &mut |released| {
+            let ticket: Ticket = released.item;
+            let Some(connection) = connections[ticket.connection as usize].as_mut() else { return };
+            if connection.generation == ticket.generation {
+                connection.grant(ticket.ask);
+                if !std::mem::replace(&mut connection.listed, true) {
+                    active.push(ticket.connection);
+                }
+            }
+        })
+    }
+
+    /// Takes what the files have answered.
+    fn complete(&mut self, now_ns: u64) -> usize {
+        let count = self.finished.len();
+        let mut finished = std::mem::take(&mut self.finished);
+        for answer in finished.drain(..) {
+            let volume = answer.volume;
+            match self.targets.get_mut(volume.0 as usize).and_then(Option::as_mut) {
+                Some(target) => {
+                    target.complete(answer, &mut self.pool, now_ns);
+                    self.set_busy(volume);
+                }
+                None => answer.buffer.into_iter().for_each(|buffer| self.pool.free(buffer)),
+            }
+        }
+        self.finished = finished;
+        if let Some(files) = &mut self.files {
+            for notice in files.notices() {
+                warn!("{notice}");
+            }
+        }
+        count
+    }
+
+    /// Receives on every active connection and hands out what credits and memory allow.
+    fn receive(&mut self, now_ns: u64) -> usize {
+        let mut moved = 0;
+        for at in 0..self.active.len() {
+            let index = self.active[at];
+            let Some(connection) = self.connections[index as usize].as_mut() else { continue };
+            match connection.receive(&mut self.scratch, &mut self.pool, now_ns) {
+                Received::Bytes(count) => moved += count,
+                Received::Nothing => {}
+                Received::Over(why) => {
+                    debug!(volume = %connection.volume(), "a connection ends: {why}");
+                    connection.end(&mut self.pool);
+                }
+            }
+            let mut hands = Hands {
+                connection: index,
+                generation: connection.generation,
+                credit: &mut connection.credit,
+                block_bytes: connection.block_bytes,
+                shaper: &mut self.shaper,
+                flights: &mut self.flights,
+                flights_free: &mut self.flights_free,
+                submitted: &mut self.submitted,
+                now_ns,
+            };
+            connection.starved = connection.session.step(&mut self.pool, &mut hands) == Wait::Memory;
+            moved += self.submitted.len();
+            let mut submitted = std::mem::take(&mut self.submitted);
+            for io in submitted.drain(..) {
+                let volume = io.volume;
+                // INVARIANT: a volume stays as long as it has connections.
+                if let Some(target) = self.targets[volume.0 as usize].as_mut() {
+                    target.process(io);
+                    self.set_busy(volume);
+                }
+            }
+            self.submitted = submitted;
+        }
+        moved
+    }
+
+    /// Moves the volumes on, and answers.
+    fn pump(&mut self, now_ns: u64) -> usize {
+        let mut moved = 0;
+        let mut kept = 0;
+        for at in 0..self.busy.len() {
+            let number = self.busy[at];
+            let Some(target) = self.targets[number as usize].as_mut() else { continue };
+            target.pump(self.files.as_mut(), &mut self.pool, now_ns);
+            while let Some(done) = target.finished() {
+                moved += 1;
+                let flight = self.flights[done.tag.0 as usize];
+                self.flights_free.push(done.tag.0 as u32);
+                // INVARIANT: a session stays until it has all its answers.
+                let Some(connection) = self.connections[flight.connection as usize].as_mut() else {
+                    continue;
+                };
+                let done = Done { tag: flight.tag, ..done };
+                if let Err(unknown) = connection.session.complete(done, &mut self.pool) {
+                    warn!("{unknown}");
+                }
+                if !std::mem::replace(&mut connection.listed, true) {
+                    self.active.push(flight.connection);
+                }
+            }
+            target.listed = target.wants_pump();
+            if target.listed {
+                self.busy[kept] = number;
+                kept += 1;
+            }
+        }
+        self.busy.truncate(kept);
+        moved
+    }
+
+    /// Sends what there is to say, and lets go of connections that are silent or over.
+    fn send(&mut self) -> usize {
+        let mut moved = 0;
+        let mut kept = 0;
+        for at in 0..self.active.len() {
+            let index = self.active[at];
+            let slot = &mut self.connections[index as usize];
+            let Some(connection) = slot.as_mut() else { continue };
+            moved += connection.send(&mut self.pool);
+            if connection.is_over() {
+                *slot = None;
+                self.free.push(index);
+            } else if connection.is_active() {
+                self.active[kept] = index;
+                kept += 1;
+            } else {
+                connection.listed = false;
+            }
+        }
+        self.active.truncate(kept);
+        moved
+    }
+
+    #[cold]
+    fn expire(&mut self, now_ns: u64) {
+        self.expire_ns = now_ns + EXPIRE_NS;
+        for index in 0..self.connections.len() {
+            let Some(connection) = self.connections[index].as_mut() else { continue };
+            if let Err(why) = connection.session.expire(now_ns) {
+                debug!(volume = %connection.volume(), "a connection ends: {why}");
+                connection.end(&mut self.pool);
+                self.activate(index as u32);
+            }
+        }
+    }
+
+    /// Figures of all volumes.
+    pub fn figures(&self, now_ns: u64) -> Vec<ServedFigures> {
+        let mut connections: BTreeMap<u32, u32> = BTreeMap::new();
+        for connection in self.connections.iter().flatten() {
+            *connections.entry(connection.volume().0).or_default() += 1;
+        }
+        let figures = self.targets.iter().flatten().filter_map(|target| {
+            let volume = target.volume().0;
+            Some(ServedFigures {
+                volume,
+                at_ns: now_ns,
+                target: target.counters(),
+                connections: connections.get(&volume).copied().unwrap_or(0),
+                credits: self.shaper.counters(volume)?,
+                balance: self.shaper.balances(now_ns, volume)?,
+            })
+        });
+        figures.collect()
+    }
+
+    /// Ends every connection, waits until the media have answered, and closes the volumes.
+    pub fn stop(mut self, now_ns: u64) {
+        for connection in self.connections.iter_mut().flatten() {
+            connection.end(&mut self.pool);
+        }
+        // Bounded: nothing new comes, and each round carries out all that is under way.
+        for _ in 0..STOP_ROUNDS {
+            self.pump(now_ns);
+            if let Some(files) = &mut self.files {
+                files.drain(&mut self.finished);
+            }
+            self.complete(now_ns);
+            if self.finished.is_empty() && self.targets.iter().flatten().all(|target| target.is_idle()) {
+                break;
+            }
+            let volumes = self.targets.iter().flatten().map(|target| target.volume()).collect::<Vec<_>>();
+            volumes.into_iter().for_each(|volume| self.set_busy(volume));
+        }
+        for target in self.targets.into_iter().flatten() {
+            let volume = target.volume();
+            if !target.close(&mut self.pool) {
+                warn!(%volume, "a volume was left in the middle of something; it recovers when it is opened");
+            }
+        }
+    }
+}
+
+/// Rounds that a volume may take to come to rest: a checkpoint has some tens of steps.
+const STOP_ROUNDS: usize = 10_000;
+
+/// What a session sees of us while it hands out its I/Os.
+struct Hands<'a> {
+    connection: u32,
+    generation: u32,
+    credit: &'a mut connection::Credit,
+    block_bytes: u32,
+    shaper: &'a mut Shaper<Ticket>,
+    flights: &'a mut Vec<Flight>,
+    flights_free: &'a mut Vec<u32>,
+    submitted: &'a mut Vec<Io<IoBuffer>>,
+    now_ns: u64,
+}
+
+impl Sink for Hands<'_> {
+    fn admit(&mut self, volume: VolumeId, op: Op, lba: Lba, bytes: u32) -> bool {
+        let ask = Ask { op, lba, bytes };
+        if self.credit.take(ask) {
+            return true;
+        }
+        if self.credit.waits() {
+            return false;
+        }
+        // What carries no payload is one operation, however long its range.
+        let payload = if op.has_buffer() { bytes } else { 0 };
+        let cost = Cost {
+            bytes: payload,
+            packets: payload.div_ceil(OPERATION_BYTES).max(1),
+            offset: Some(lba.0 * u64::from(self.block_bytes)),
+        };
+        let ticket = Ticket { connection: self.connection, generation: self.generation, ask };
+        match self.shaper.admit(self.now_ns, volume.0, Lane::Forward, cost, ticket) {
+            Admission::Pass(_) => true,
+            Admission::Parked { .. } => {
+                self.credit.wait();
+                false
+            }
+            // More connections than a volume may have waiting: this one asks again with the next turn.
+            Admission::Full(_) => {
+                self.credit.refused();
+                false
+            }
+        }
+    }
+
+    fn submit(&mut self, mut io: Io<IoBuffer>, _received_ns: u64) {
+        let flight = Flight { connection: self.connection, tag: io.tag };
+        let index = match self.flights_free.pop() {
+            Some(index) => {
+                self.flights[index as usize] = flight;
+                index
+            }
+            None => {
+                self.flights.push(flight);
+                self.flights.len() as u32 - 1
+            }
+        };
+        io.tag = Tag(u64::from(index));
+        self.submitted.push(io);
+    }
+}

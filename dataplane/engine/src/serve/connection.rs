@@ -1,0 +1,243 @@
+//! One connection: a socket, its session, and whether there is anything to do for it.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+
+use block::{Lba, Op, VolumeId};
+use frame::IoPool;
+use session::nbd::{Slices, Transmission};
+
+/// Turns without input after which a socket is left to the wait point.
+const HOT_TURNS: u32 = 64;
+
+/// A socket, not blocking.
+#[derive(Debug)]
+pub enum Stream {
+    /// TCP.
+    Tcp(TcpStream),
+    /// Unix.
+    Unix(UnixStream),
+}
+
+/// A connection whose handshake is done, on its way to the worker that owns its volume.
+#[derive(Debug)]
+pub struct Arrival {
+    /// The socket.
+    pub stream: Stream,
+    /// The session as the handshake left it.
+    pub session: Box<Transmission>,
+    /// What was received and is not consumed.
+    pub rest: Vec<u8>,
+}
+
+impl Stream {
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Stream::Tcp(socket) => socket.as_fd(),
+            Stream::Unix(socket) => socket.as_fd(),
+        }
+    }
+
+    fn receive(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Stream::Tcp(socket) => socket.read(into),
+            Stream::Unix(socket) => socket.read(into),
+        }
+    }
+
+    fn send(&mut self, slices: &Slices<'_>) -> io::Result<usize> {
+        match self {
+            Stream::Tcp(socket) => socket.write_vectored(slices),
+            Stream::Unix(socket) => socket.write_vectored(slices),
+        }
+    }
+}
+
+/// A command that asks for credits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Ask {
+    pub op: Op,
+    pub lba: Lba,
+    pub bytes: u32,
+}
+
+/// How a connection stands with its volume's credits.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Credit {
+    /// Paid for, and not yet used.
+    granted: Option<Ask>,
+    /// A ticket waits in the shaper.
+    waiting: bool,
+    /// There was not even room to wait.
+    refused: bool,
+}
+
+impl Credit {
+    /// Uses what was granted, if it is for this command. What was granted for another one is spent: its
+    /// command is gone.
+    pub fn take(&mut self, ask: Ask) -> bool {
+        self.refused = false;
+        self.granted.take() == Some(ask)
+    }
+
+    pub fn waits(&self) -> bool {
+        self.waiting
+    }
+
+    pub fn wait(&mut self) {
+        self.waiting = true;
+    }
+
+    pub fn refused(&mut self) {
+        self.refused = true;
+    }
+}
+
+/// What a receive brought.
+#[derive(Debug)]
+pub(super) enum Received {
+    Bytes(usize),
+    Nothing,
+    /// The connection is over, for this reason.
+    Over(String),
+}
+
+pub(super) struct Connection {
+    /// `None` once it is closed; the session then waits for its last answers.
+    stream: Option<Stream>,
+    pub session: Box<Transmission>,
+    rest: Vec<u8>,
+    pub generation: u32,
+    pub credit: Credit,
+    pub block_bytes: u32,
+    /// In the list of active connections.
+    pub listed: bool,
+    /// It waits for memory.
+    pub starved: bool,
+    /// The socket may have input.
+    readable: bool,
+    /// The socket may have room.
+    writable: bool,
+    quiet_turns: u32,
+}
+
+impl Connection {
+    pub fn new(arrival: Arrival, generation: u32) -> Connection {
+        let block_bytes = arrival.session.attach().export.block_size().bytes();
+        Connection {
+            stream: Some(arrival.stream),
+            session: arrival.session,
+            rest: arrival.rest,
+            generation,
+            credit: Credit::default(),
+            block_bytes,
+            listed: false,
+            starved: false,
+            readable: true,
+            writable: true,
+            quiet_turns: 0,
+        }
+    }
+
+    pub fn volume(&self) -> VolumeId {
+        self.session.attach().export.volume()
+    }
+
+    /// The wait point found it ready, for whatever.
+    pub fn wake(&mut self) {
+        (self.readable, self.writable, self.quiet_turns) = (true, true, 0);
+    }
+
+    pub fn grant(&mut self, ask: Ask) {
+        self.credit.granted = Some(ask);
+        self.credit.waiting = false;
+    }
+
+    /// At most one receive; what comes goes into the session, what that does not take stays here.
+    pub fn receive(&mut self, scratch: &mut [u8], pool: &mut IoPool, now_ns: u64) -> Received {
+        if !self.rest.is_empty() {
+            return self.process_rest(pool, now_ns);
+        }
+        let Some(stream) = self.stream.as_mut().filter(|_| self.readable && self.session.wants_input())
+        else {
+            return Received::Nothing;
+        };
+        let count = match stream.receive(scratch) {
+            Ok(0) => return Received::Over("the client has closed it".to_owned()),
+            Ok(count) => count,
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
+                self.quiet_turns += 1;
+                self.readable = self.quiet_turns < HOT_TURNS;
+                return Received::Nothing;
+            }
+            Err(error) => return Received::Over(error.to_string()),
+        };
+        self.quiet_turns = 0;
+        match self.session.process_bytes(&scratch[..count], pool, now_ns) {
+            Ok(taken) => {
+                self.rest.extend_from_slice(&scratch[taken..count]);
+                Received::Bytes(count)
+            }
+            Err(why) => Received::Over(why.to_string()),
+        }
+    }
+
+    fn process_rest(&mut self, pool: &mut IoPool, now_ns: u64) -> Received {
+        match self.session.process_bytes(&self.rest, pool, now_ns) {
+            Ok(taken) => {
+                self.rest.drain(..taken);
+                if taken == 0 { Received::Nothing } else { Received::Bytes(taken) }
+            }
+            Err(why) => Received::Over(why.to_string()),
+        }
+    }
+
+    /// At most one send. Returns how many bytes left.
+    pub fn send(&mut self, pool: &mut IoPool) -> usize {
+        let Some(stream) = self.stream.as_mut().filter(|_| self.writable && self.session.has_output()) else {
+            return 0;
+        };
+        let mut slices = Slices::new();
+        self.session.dispatch_bytes(pool, &mut slices);
+        let sent = stream.send(&slices);
+        drop(slices);
+        match sent {
+            Ok(count) => {
+                self.session.sent(count, pool);
+                count
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
+                self.writable = error.kind() == ErrorKind::Interrupted;
+                0
+            }
+            Err(_gone) => {
+                self.end(pool);
+                0
+            }
+        }
+    }
+
+    /// Closes the socket; the session lets go of all that is not under way.
+    pub fn end(&mut self, pool: &mut IoPool) {
+        self.stream = None;
+        self.rest = Vec::new();
+        self.session.abort(pool);
+    }
+
+    /// Nothing is left of it.
+    pub fn is_over(&self) -> bool {
+        self.session.is_finished()
+    }
+
+    /// The next turn has something to do for it that no descriptor and no answer announces.
+    pub fn is_active(&self) -> bool {
+        if self.stream.is_none() {
+            return false;
+        }
+        let input = self.readable && self.rest.is_empty() && self.session.wants_input();
+        let retry = !self.rest.is_empty() && self.session.outstanding() == 0 && !self.credit.waiting;
+        input || retry || self.starved || self.credit.refused || (self.writable && self.session.has_output())
+    }
+}

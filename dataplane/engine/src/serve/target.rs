@@ -1,0 +1,243 @@
+//! A volume that a worker serves, with the medium below it.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+
+use block::{BlockSize, Done, Finished, Io, Op, VolumeId};
+use frame::{Backing, IoBuffer, IoPool, SlabError};
+use media::{FileError, FileMedia, Media, MemoryMedia, NullMedia};
+use volume::{FlatVolume, Volume};
+
+use crate::wait::WaitError;
+
+/// Requests of a flat volume under way, at most.
+const IN_FLIGHT_MAX: u32 = 1024;
+
+/// Why a volume cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum TargetError {
+    /// There is no memory for it.
+    #[error(transparent)]
+    Memory(#[from] SlabError),
+    /// Its files cannot be reached.
+    #[error(transparent)]
+    Files(#[from] FileError),
+    /// The worker cannot wait for its files.
+    #[error(transparent)]
+    Wait(#[from] WaitError),
+    /// Its number is too large.
+    #[error("volume number {0} is too large to be served; at most {max} volumes are possible", max = super::SERVED_MAX)]
+    Number(VolumeId),
+    /// The worker has ended, or this data plane was started without serving anything.
+    #[error("the worker that should serve it is not there; restart the data plane")]
+    WorkerGone,
+}
+
+/// What a served volume has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TargetCounters {
+    /// Reads answered.
+    pub reads: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Writes answered.
+    pub writes: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
+    /// Flushes answered.
+    pub flushes: u64,
+    /// Discards and zeroings answered.
+    pub discards: u64,
+    /// Requests answered with an error.
+    pub errors: u64,
+}
+
+/// A volume on its way to a worker, or there.
+pub struct Target {
+    volume: VolumeId,
+    body: Body,
+    /// Requests that wait for room in the volume.
+    queue: VecDeque<Io<IoBuffer>>,
+    counters: TargetCounters,
+    /// Requests that are not answered.
+    busy: u32,
+    /// In the list of volumes with something to do.
+    pub(super) listed: bool,
+    finished: Vec<Finished<IoBuffer>>,
+}
+
+enum Body {
+    Memory { flat: FlatVolume, media: MemoryMedia },
+    Null { flat: FlatVolume, media: NullMedia },
+    Thin { volume: Box<Volume>, directory: PathBuf },
+}
+
+impl Target {
+    /// A volume in memory; says from what the memory was mapped.
+    pub fn memory(
+        volume: VolumeId,
+        size: BlockSize,
+        blocks: u64,
+        hugepages: bool,
+    ) -> Result<(Target, Backing), TargetError> {
+        let mut media = MemoryMedia::new();
+        let backing = media.attach(volume, (blocks << size.shift()) as usize, hugepages)?;
+        let flat = FlatVolume::new(volume, size, blocks, IN_FLIGHT_MAX);
+        Ok((Target::new(volume, Body::Memory { flat, media }), backing))
+    }
+
+    /// A volume without bytes, to measure what lies above.
+    pub fn null(volume: VolumeId, size: BlockSize, blocks: u64) -> Target {
+        let flat = FlatVolume::new(volume, size, blocks, IN_FLIGHT_MAX);
+        Target::new(volume, Body::Null { flat, media: NullMedia::new() })
+    }
+
+    /// A thin volume that was opened in `directory`.
+    pub fn thin(volume: Volume, directory: PathBuf) -> Target {
+        Target::new(volume.id(), Body::Thin { volume: Box::new(volume), directory })
+    }
+
+    fn new(volume: VolumeId, body: Body) -> Target {
+        let (counters, finished) = (TargetCounters::default(), Vec::new());
+        Target { volume, body, queue: VecDeque::new(), counters, busy: 0, listed: false, finished }
+    }
+
+    /// Its number.
+    pub fn volume(&self) -> VolumeId {
+        self.volume
+    }
+
+    /// What it has done.
+    pub fn counters(&self) -> TargetCounters {
+        self.counters
+    }
+
+    pub(super) fn directory(&self) -> Option<&Path> {
+        match &self.body {
+            Body::Thin { directory, .. } => Some(directory),
+            _ => None,
+        }
+    }
+
+    /// Takes a request; [`Target::pump`] begins it.
+    pub(super) fn process(&mut self, io: Io<IoBuffer>) {
+        let bytes = io.buffer.as_ref().map_or(0, |buffer| buffer.len() as u64);
+        let counters = &mut self.counters;
+        match io.op {
+            Op::Read | Op::Compare => {
+                counters.reads += 1;
+                counters.read_bytes += bytes;
+            }
+            Op::Write { .. } => {
+                counters.writes += 1;
+                counters.written_bytes += bytes;
+            }
+            Op::Flush => counters.flushes += 1,
+            Op::Discard | Op::WriteZeroes { .. } => counters.discards += 1,
+            Op::Extents => {}
+        }
+        self.busy += 1;
+        self.queue.push_back(io);
+    }
+
+    /// Begins what there is room for, and carries on at the medium.
+    pub(super) fn pump(&mut self, files: Option<&mut FileMedia>, pool: &mut IoPool, now_ns: u64) {
+        match &mut self.body {
+            Body::Memory { flat, media } => pump_flat(flat, media, &mut self.queue, &mut self.finished, pool),
+            Body::Null { flat, media } => pump_flat(flat, media, &mut self.queue, &mut self.finished, pool),
+            Body::Thin { volume, .. } => {
+                while volume.room() > 0
+                    && let Some(io) = self.queue.pop_front()
+                {
+                    volume.process(io, pool, now_ns);
+                }
+                volume.step(pool, now_ns);
+                let Some(files) = files else { return };
+                while files.room() > 0
+                    && let Some(request) = volume.dispatch()
+                {
+                    if let Err(request) = files.submit(request, pool) {
+                        volume.put_back(request);
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes an answer of the files.
+    pub(super) fn complete(&mut self, finished: Finished<IoBuffer>, pool: &mut IoPool, now_ns: u64) {
+        match &mut self.body {
+            Body::Memory { flat, .. } | Body::Null { flat, .. } => flat.complete(finished, pool),
+            Body::Thin { volume, .. } => volume.complete(finished, pool, now_ns),
+        }
+    }
+
+    /// The next answer.
+    pub(super) fn finished(&mut self) -> Option<Done<IoBuffer>> {
+        let done = match &mut self.body {
+            Body::Memory { flat, .. } | Body::Null { flat, .. } => flat.finished(),
+            Body::Thin { volume, .. } => volume.finished(),
+        }?;
+        self.busy -= 1;
+        self.counters.errors += u64::from(!done.status.is_ok());
+        Some(done)
+    }
+
+    /// [`Target::pump`] has something to do that no answer of the files announces.
+    pub(super) fn wants_pump(&self) -> bool {
+        match &self.body {
+            Body::Thin { volume, .. } => volume.wants_step() || (!self.queue.is_empty() && volume.room() > 0),
+            _ => !self.queue.is_empty(),
+        }
+    }
+
+    /// Nothing is under way.
+    pub(super) fn is_idle(&self) -> bool {
+        match &self.body {
+            Body::Thin { volume, .. } => volume.is_idle() && self.busy == 0,
+            _ => self.busy == 0,
+        }
+    }
+
+    /// Gives memory back. False when something was under way.
+    pub(super) fn close(self, pool: &mut IoPool) -> bool {
+        let idle = self.is_idle();
+        if let (Body::Thin { volume, .. }, true) = (self.body, idle) {
+            volume.close(pool);
+        }
+        idle
+    }
+}
+
+/// Media without a kernel carry out at once what they are asked.
+fn pump_flat(
+    flat: &mut FlatVolume,
+    media: &mut impl Media,
+    queue: &mut VecDeque<Io<IoBuffer>>,
+    finished: &mut Vec<Finished<IoBuffer>>,
+    pool: &mut IoPool,
+) {
+    loop {
+        while flat.room() > 0
+            && let Some(io) = queue.pop_front()
+        {
+            flat.process(io, pool);
+        }
+        while media.room() > 0
+            && let Some(request) = flat.dispatch()
+        {
+            if let Err(request) = media.submit(request, pool) {
+                flat.put_back(request);
+                break;
+            }
+        }
+        media.poll(finished);
+        for answer in finished.drain(..) {
+            flat.complete(answer, pool);
+        }
+        if queue.is_empty() || flat.room() == 0 {
+            return;
+        }
+    }
+}
