@@ -44,6 +44,8 @@ pub struct Ticks {
     pub softirq: u64,
     /// System calls.
     pub system: u64,
+    /// Taken away by the host of a virtual machine.
+    pub steal: u64,
 }
 
 impl Ticks {
@@ -61,7 +63,7 @@ impl Ticks {
         let fields: Vec<u64> = line.split_whitespace().skip(1).map(|f| f.parse().unwrap_or(0)).collect();
         let field = |at: usize| fields.get(at).copied().unwrap_or(0);
         let total = fields.iter().take(8).sum();
-        Ticks { total, idle: field(3) + field(4), softirq: field(6), system: field(2) }
+        Ticks { total, idle: field(3) + field(4), softirq: field(6), system: field(2), steal: field(7) }
     }
 
     /// Shares of (idle, softirq, system) since `before`.

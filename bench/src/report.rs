@@ -58,6 +58,8 @@ pub struct Idle {
     pub p99_us: Option<f64>,
     /// 99.9th percentile.
     pub p999_us: Option<f64>,
+    /// Share of the packets that were on their way while the client was interrupted, and are not counted.
+    pub discarded: f64,
 }
 
 /// Median; 0 of nothing.

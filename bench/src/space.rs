@@ -60,6 +60,31 @@ impl Space {
     }
 }
 
+/// Something for a processor to do whenever it has nothing to do, until it is dropped.
+#[derive(Debug)]
+pub struct Busy(Child);
+
+impl Busy {
+    /// Starts it on a processor, at the lowest priority that there is: it makes room for everybody, at once.
+    pub fn start(_inside: &Space, cpu: usize) -> Outcome<Busy> {
+        let words = format!("--pdeathsig KILL -- taskset -c {cpu} chrt --idle 0 sh -c");
+        let child = Command::new("setpriv")
+            .args(words.split_whitespace())
+            .arg("while :; do :; done")
+            .stdin(Stdio::null())
+            .spawn();
+        child.map(Busy).map_err(|error| format!("cannot run setpriv (package util-linux): {error}"))
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        // Both fail only when the child has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 fn follow(holder: &Child, ours: &std::path::Path) -> Outcome {
     let path = format!("/proc/{}/ns/net", holder.id());
     let until = Instant::now() + Duration::from_secs(5);
