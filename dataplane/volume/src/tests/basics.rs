@@ -1,6 +1,6 @@
 //! What a volume does when nothing goes wrong.
 
-use block::{BlockSize, Epoch, Op, Status};
+use block::{BlockSize, Epoch, Extent, Op, Status};
 
 use super::{Bed, disk, filled};
 use crate::store;
@@ -88,5 +88,39 @@ fn compare_names_the_first_difference() {
     let answer = bed.run(Op::Compare, 3, 16, Some(&other));
     assert_eq!(answer.status, Status::CompareFailed { offset: 5000 });
     assert_eq!(answer.bytes, other, "the host's bytes come back");
+    bed.kill();
+}
+
+/// Which blocks of a range have their place, as runs.
+fn extents(bed: &mut Bed, lba: u64, blocks: u32, room: usize) -> Vec<(u32, bool)> {
+    let answer = bed.run(Op::Extents, lba, blocks, Some(&vec![0xee; room * Extent::BYTES]));
+    assert_eq!(answer.status, Status::Ok);
+    let records = answer.bytes.chunks_exact(Extent::BYTES);
+    let records = records.map(|octets| Extent::from_octets(octets.try_into().expect("eight bytes")));
+    records.map(|extent| (extent.blocks, extent.allocated)).take_while(|(blocks, _)| *blocks > 0).collect()
+}
+
+#[test]
+fn what_has_its_place_is_told_in_runs() {
+    let disk = disk(1 << 30, BlockSize::B512);
+    let mut bed = Bed::new(&disk);
+    let all = 2 << 20;
+    assert_eq!(extents(&mut bed, 0, all, 4), [(all, false)]);
+    assert_eq!(bed.write(8, &filled(2 * PAGE, 1)), Status::Ok);
+    assert_eq!(bed.write(80, &filled(PAGE, 1)), Status::Ok);
+    let expected = [(8, false), (16, true), (56, false), (8, true), (all - 88, false)];
+    for round in 0..3 {
+        assert_eq!(extents(&mut bed, 0, all, 8), expected, "round {round}");
+        assert_eq!(extents(&mut bed, 0, all, 2), expected[..2], "as many as fit");
+        // From within a page to within a page.
+        assert_eq!(extents(&mut bed, 10, 75, 8), [(14, true), (56, false), (5, true)]);
+        bed.volume().checkpoint();
+        bed.settle();
+        bed.kill();
+        bed = Bed::new(&disk);
+    }
+    assert_eq!(bed.run(Op::Discard, 8, 8, None).status, Status::Ok);
+    let expected = [(16, false), (8, true), (56, false), (8, true), (all - 88, false)];
+    assert_eq!(extents(&mut bed, 0, all, 8), expected);
     bed.kill();
 }

@@ -25,8 +25,8 @@ pub(super) enum Looked {
     Lost(Place),
 }
 
-/// Pages that one request for extents looks at; the session asks on from there.
-const EXTENT_PAGES_MAX: u64 = 64 << 10;
+/// Look-ups of one request for extents; the session asks on from there.
+const EXTENT_LOOKS_MAX: u32 = 4096;
 
 impl Volume {
     /// Looks a page up; begins to read the leaf when it is not in memory.
@@ -325,11 +325,12 @@ impl Volume {
             return;
         }
         let span = self.slots[index as usize].span;
-        let end = span.end.min(span.first + EXTENT_PAGES_MAX);
+        let (end, mut looks) = (span.end, 0);
         let (mut page, mut runs): (u64, Vec<(u64, bool)>) = (span.first, Vec::new());
         let room = self.slots[index as usize].io.as_ref().and_then(|io| io.buffer.as_ref());
         let runs_max = room.map_or(0, |buffer| buffer.len() / Extent::BYTES);
-        while page < end {
+        while page < end && looks < EXTENT_LOOKS_MAX {
+            looks += 1;
             let (count, allocated) = match self.look_up(page, pool) {
                 Looked::Page(_) => (1, true),
                 Looked::Zero => (self.zeros_from(page, pool).min(end - page), false),
