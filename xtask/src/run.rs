@@ -1,13 +1,14 @@
 //! The main job.
 //!
 //! As root: a tenant's host, a gateway, an underlay, a second gateway and a storage server, each in a
-//! namespace of its own, with a stock NBD server at the far end:
+//! namespace of its own. The storage server is a data plane too; it exports a thin volume over NBD:
 //!
 //! ```text
-//!  host 10.0.0.1 ──veth── gateway a ══ VXLAN over 192.0.2.0/24 ══ gateway b ──veth── NBD server 10.0.0.2
+//!  host 10.0.0.1 ──veth── gateway a ══ VXLAN over 192.0.2.0/24 ══ gateway b ──veth── volume 10.0.0.2
 //! ```
 //!
-//! Without root: two gateways joined by UDP sockets on loopback, with the built-in generator as the tenant.
+//! Without root: two gateways joined by UDP sockets on loopback, with the built-in generator as the tenant, and
+//! the volume on loopback beside them.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -36,6 +37,9 @@ pub struct Args {
     /// As if without root: UDP sockets on loopback and the built-in generator
     #[arg(long)]
     rootless: bool,
+    /// Keep the exported volume in this directory, instead of in a temporary one that goes away
+    #[arg(long, value_name = "DIR")]
+    volume_dir: Option<PathBuf>,
 }
 
 /// Runs the main job until Ctrl-C.
@@ -108,7 +112,7 @@ const SERVER: Side = Side {
 };
 
 const VOLUME: &str = r#"
-# The volume is the NBD server of tenant blue. It may move 40 MB/s for as long as its credits last
+# The volume is at the NBD server of tenant blue. It may move 40 MB/s for as long as its credits last
 # (64 MB of them), then 10 MB/s; idle time earns them back.
 [[volume]]
 name = "disk"
@@ -153,6 +157,75 @@ remotes = [{{ ip = "{remote}", mac = "{remote_mac}", vtep = "{peer}" }}]
     Ok((path, socket))
 }
 
+/// The storage server: a thin volume of 10 GiB over NBD, at `address` and at a Unix socket in `folder`.
+struct Store {
+    daemon: Held,
+    socket: PathBuf,
+    nbd_socket: PathBuf,
+}
+
+impl Store {
+    fn start(
+        args: &Args,
+        space: Option<&Namespace>,
+        daemon: &Path,
+        folder: &Path,
+        address: &str,
+    ) -> Outcome<Store> {
+        let (socket, nbd_socket) = (folder.join("store.sock"), folder.join("nbd.sock"));
+        let directory = match &args.volume_dir {
+            Some(given) => {
+                std::path::absolute(given).map_err(|error| format!("{}: {error}", given.display()))?
+            }
+            None => folder.join("volume"),
+        };
+        let text = format!(
+            r#"# The storage server of the demonstration.
+[node]
+name = "store"
+control_socket = "{socket}"
+metrics = "off"
+
+[nbd]
+listen = ["{address}", "{nbd}"]
+public = true
+
+[[export]]
+name = "disk"
+medium = "file"
+directory = "{directory}"
+create = true
+size = "10GiB"
+"#,
+            socket = socket.display(),
+            nbd = nbd_socket.display(),
+            directory = directory.display(),
+        );
+        let path = folder.join("store.toml");
+        std::fs::write(&path, text).map_err(|error| format!("{}: {error}", path.display()))?;
+        let daemon = lab::start_daemon(space, daemon, &path, &socket)?;
+        Ok(Store { daemon, socket, nbd_socket })
+    }
+
+    /// How to attach it on this machine.
+    fn print(&self, daemon: &Path) {
+        let socket = self.nbd_socket.display();
+        let uri = format!("nbd+unix:///disk?socket={socket}");
+        println!("The volume is a thin one of 10 GiB. Attach it from this machine, in another terminal:\n");
+        println!("  nbdinfo '{uri}'");
+        println!("  fio --name=disk --ioengine=nbd --uri='{uri}' --rw=randrw --bs=4k --iodepth=16 --size=1G");
+        println!("  qemu-img convert -n -f raw -O raw image.raw '{uri}'");
+        println!("  nbd-client -unix {socket} -N disk /dev/nbd0        # root, module nbd");
+        println!("  {} stats --watch --socket {}\n", daemon.display(), self.socket.display());
+    }
+}
+
+/// The usual NBD port of loopback, or any other that is free.
+fn loopback_address() -> String {
+    let free = std::net::TcpListener::bind("127.0.0.1:10809").is_ok();
+    format!("127.0.0.1:{}", if free { 10809 } else { 0 })
+}
+
 fn with_namespaces(args: &Args, folder: &Path, daemon: &Path) -> Outcome {
     let [host, gateway_a, gateway_b, server] =
         [Namespace::new()?, Namespace::new()?, Namespace::new()?, Namespace::new()?];
@@ -194,17 +267,17 @@ addresses = ["{underlay}/24"]
         let (config, socket) = config(side, args, folder, &ports, volume)?;
         daemons.push((lab::start_daemon(Some(space), daemon, &config, &socket)?, socket));
     }
-    let nbd = ["nbdkit", "--foreground", "--ipaddr", "10.0.0.2", "--port", "10809", "memory", "256M"];
-    let _nbd = Held::start(Some(&server), &nbd, Stdio::null())?;
-    lab::wait_for("the NBD server through both gateways", Duration::from_secs(20), || {
-        tools::output(host.command("nbdinfo").args(["--size", "nbd://10.0.0.2:10809/"])).is_ok()
+    let store = Store::start(args, Some(&server), daemon, folder, "10.0.0.2:10809")?;
+    lab::wait_for("the volume through both gateways", Duration::from_secs(20), || {
+        tools::output(host.command("nbdinfo").args(["--size", "nbd://10.0.0.2:10809/disk"])).is_ok()
     })?;
-    let fio = "fio --name=disk --ioengine=nbd --uri=nbd://10.0.0.2:10809/ --rw=randread --bs=64k \
+    let fio = "fio --name=disk --ioengine=nbd --uri=nbd://10.0.0.2:10809/disk --rw=randread --bs=64k \
                --iodepth=32 --size=256M --time_based --runtime=30";
-    println!("\nThe host's NBD server is reached through gateway a, {}, gateway b.", args.encapsulation);
+    println!("\nThe host reaches its volume through gateway a, {}, gateway b.", args.encapsulation);
     println!("Attach from the host's namespace, in another terminal:\n");
     println!("  nsenter -t {} -n {fio}\n", host.pid());
-    println!("Volume disk: 40 MB/s while its 64 MB of credits last, then 10 MB/s.\n");
+    println!("At gateway a: 40 MB/s while its 64 MB of credits last, then 10 MB/s.\n");
+    store.print(daemon);
     if let Some(seconds) = args.load {
         let fio = fio.replace("--runtime=30", &format!("--runtime={seconds}"));
         let words: Vec<&str> = fio.split_whitespace().skip(1).collect();
@@ -213,6 +286,7 @@ addresses = ["{underlay}/24"]
     } else {
         watch(args, daemon, &daemons[0].1)?;
     }
+    store.daemon.stop()?;
     daemons.into_iter().try_for_each(|(daemon, _)| daemon.stop())
 }
 
@@ -245,7 +319,11 @@ addresses = ["{ours}/8"]
         let (config, socket) = config(&side, args, folder, &ports, volume)?;
         daemons.push((lab::start_daemon(None, daemon, &config, &socket)?, socket));
     }
+    let store = Store::start(args, None, daemon, folder, &loopback_address())?;
+    println!();
+    store.print(daemon);
     watch(args, daemon, &daemons[1].1)?;
+    store.daemon.stop()?;
     daemons.into_iter().try_for_each(|(daemon, _)| daemon.stop())
 }
 

@@ -75,13 +75,8 @@ pub const TEST_TOOLS: &[Tool] = &[
 ];
 
 /// What the main job uses.
-pub const RUN_TOOLS: &[Tool] = &[
-    ("ip", "iproute2"),
-    ("ethtool", "ethtool"),
-    ("fio", "fio"),
-    ("nbdkit", "nbdkit"),
-    ("nbdinfo", "libnbd-bin"),
-];
+pub const RUN_TOOLS: &[Tool] =
+    &[("ip", "iproute2"), ("ethtool", "ethtool"), ("fio", "fio"), ("nbdinfo", "libnbd-bin")];
 
 /// What the comparison with peers uses.
 pub const PEER_TOOLS: &[Tool] = &[

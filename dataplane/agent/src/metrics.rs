@@ -26,6 +26,7 @@ pub fn text(report: &Report) -> Result<String, std::fmt::Error> {
     workers(&mut registry, report);
     ports(&mut registry, report);
     volumes(&mut registry, report);
+    exports(&mut registry, report);
     let mut text = String::new();
     encode(&mut text, &registry)?;
     Ok(text)
@@ -125,6 +126,36 @@ fn volumes(registry: &mut Registry, report: &Report) {
             if let Some(level) = balance.burst_level {
                 credits
                     .get_or_create(&vec![("volume", volume.name.clone()), ("unit", unit.to_owned())])
+                    .set(level);
+            }
+        }
+    }
+}
+
+fn exports(registry: &mut Registry, report: &Report) {
+    let events = counter(registry, "export_events", "Reads, writes, flushes, discards, bytes and errors");
+    let waited = counter(registry, "export_waited", "Commands that had to wait for credits");
+    let time: Family<Labels, Counter<f64, std::sync::atomic::AtomicU64>> = Family::default();
+    let help = "Sum of the waits for credits";
+    registry.register_with_unit("export_waited_time", help, Unit::Seconds, Family::clone(&time));
+    let connections = gauge(registry, "export_connections", "Connections now");
+    let waiting = gauge(registry, "export_waiting", "Commands waiting for credits now");
+    let credits = gauge(registry, "export_burst_credits", "Credits in the bank");
+    for export in &report.exports {
+        let own = vec![("export", export.name.clone())];
+        waited.get_or_create(&own).inc_by(export.waited_total);
+        time.get_or_create(&own).inc_by(export.waited_ns as f64 / 1e9);
+        connections.get_or_create(&own).set(i64::from(export.connections));
+        waiting.get_or_create(&own).set(i64::from(export.waiting));
+        for (event, count) in &export.counters {
+            events
+                .get_or_create(&vec![("export", export.name.clone()), ("event", event.clone())])
+                .inc_by(*count);
+        }
+        for (unit, balance) in [("bytes", export.bytes), ("operations", export.operations)] {
+            if let Some(level) = balance.burst_level {
+                credits
+                    .get_or_create(&vec![("export", export.name.clone()), ("unit", unit.to_owned())])
                     .set(level);
             }
         }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use engine::counters::CountersSnapshot;
 use engine::frame::DropReason;
-use engine::{PortState, VolumeFigures};
+use engine::{PortState, ServedFigures, VolumeFigures};
 use serde::{Deserialize, Serialize};
 
 use crate::daemon::Daemon;
@@ -26,6 +26,8 @@ pub struct Report {
     pub volumes: Vec<Volume>,
     /// Volumes that it has in all.
     pub volumes_total: usize,
+    /// What it exports, as much as was asked for.
+    pub exports: Vec<Export>,
 }
 
 /// One worker.
@@ -89,6 +91,29 @@ pub struct Volume {
     pub packets: Credits,
 }
 
+/// One exported volume.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Export {
+    /// What hosts call it.
+    pub name: String,
+    /// When its worker looked, ns of the monotonic clock.
+    pub at_ns: u64,
+    /// Connections now.
+    pub connections: u32,
+    /// What was begun (reads, read_bytes, writes, written_bytes, flushes, discards), and answered with errors.
+    pub counters: BTreeMap<String, u64>,
+    /// Commands waiting for credits now.
+    pub waiting: u32,
+    /// Commands that had to wait.
+    pub waited_total: u64,
+    /// Sum of their waits.
+    pub waited_ns: u64,
+    /// Credits in bytes.
+    pub bytes: Credits,
+    /// Credits in operations.
+    pub operations: Credits,
+}
+
 /// Balance in one dimension.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Credits {
@@ -132,8 +157,54 @@ pub fn report(daemon: &Daemon, prefix: &str, limit: usize) -> Report {
     let plan = node.plan();
     let workers = counters.iter().zip(&plan.workers).map(|(record, plan)| worker(record, plan.cpu)).collect();
     let (version, at_ns) = (node.running(), engine::clock::monotonic_ns());
+    let exports = exports(daemon, prefix, limit);
     let (node, volumes_total) = (running.file.node.name.clone(), running.file.volume.len());
-    Report { node, version, at_ns, workers, ports, volumes, volumes_total }
+    Report { node, version, at_ns, workers, ports, volumes, volumes_total, exports }
+}
+
+fn exports(daemon: &Daemon, prefix: &str, limit: usize) -> Vec<Export> {
+    if daemon.offers().is_empty() {
+        return Vec::new();
+    }
+    let figures: HashMap<u32, ServedFigures> =
+        daemon.node().served().into_iter().map(|figures| (figures.volume, figures)).collect();
+    let chosen = daemon.offers().iter().filter(|offer| offer.name().starts_with(prefix)).take(limit);
+    chosen
+        .filter_map(|offer| Some(export(offer.name().to_owned(), figures.get(&offer.volume().0)?)))
+        .collect()
+}
+
+fn export(name: String, figures: &ServedFigures) -> Export {
+    let target = &figures.target;
+    let counters = [
+        ("reads", target.reads),
+        ("read_bytes", target.read_bytes),
+        ("writes", target.writes),
+        ("written_bytes", target.written_bytes),
+        ("flushes", target.flushes),
+        ("discards", target.discards),
+        ("errors", target.errors),
+    ];
+    Export {
+        name,
+        at_ns: figures.at_ns,
+        connections: figures.connections,
+        counters: counters.into_iter().map(|(name, count)| (name.to_owned(), count)).collect(),
+        waiting: figures.credits.parked.items,
+        waited_total: figures.credits.parked_total,
+        waited_ns: figures.credits.parked_ns,
+        bytes: credits(&figures.balance.bytes),
+        operations: credits(&figures.balance.packets),
+    }
+}
+
+fn credits(balance: &engine::throttle::Balance) -> Credits {
+    Credits {
+        burst_level: balance.burst_units.map(|(level, _)| level),
+        burst_cap: balance.burst_units.map(|(_, cap)| cap),
+        work_level: balance.work_units,
+        permitted_rate: balance.permitted_rate,
+    }
 }
 
 fn named(names: &[&str], values: &[u64]) -> BTreeMap<String, u64> {
@@ -183,12 +254,6 @@ fn port(name: String, states: &[PortState], sum: Option<&CountersSnapshot>, numb
 
 fn volume(name: String, figures: &VolumeFigures) -> Volume {
     let (counters, balance) = (&figures.counters, &figures.balance);
-    let credits = |balance: &engine::throttle::Balance| Credits {
-        burst_level: balance.burst_units.map(|(level, _)| level),
-        burst_cap: balance.burst_units.map(|(_, cap)| cap),
-        work_level: balance.work_units,
-        permitted_rate: balance.permitted_rate,
-    };
     Volume {
         name,
         at_ns: figures.at_ns,

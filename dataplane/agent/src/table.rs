@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::fmt::Write;
 
-use crate::report::{Credits, Report, Volume, Worker};
+use crate::report::{Credits, Export, Report, Volume, Worker};
 
 /// Draws `now`; rates are per second since `before`.
 pub fn draw(now: &Report, before: &Report) -> String {
@@ -18,6 +18,7 @@ pub fn draw(now: &Report, before: &Report) -> String {
     workers(&mut out, now, before, &rate);
     ports(&mut out, now, before, &rate);
     volumes(&mut out, now, before, &rate);
+    exports(&mut out, now, before, &rate);
     out
 }
 
@@ -78,6 +79,9 @@ fn workers(out: &mut String, now: &Report, before: &Report, rate: Rate<'_>) {
 }
 
 fn ports(out: &mut String, now: &Report, before: &Report, rate: Rate<'_>) {
+    if now.ports.is_empty() {
+        return;
+    }
     if now.ports.is_empty() {
         return;
     }
@@ -162,6 +166,49 @@ fn volumes(out: &mut String, now: &Report, before: &Report, rate: Rate<'_>) {
             volume.parked_frames,
             volume.marked,
             volume.dropped,
+        );
+    }
+}
+
+fn exports(out: &mut String, now: &Report, before: &Report, rate: Rate<'_>) {
+    if now.exports.is_empty() {
+        return;
+    }
+    let width = width(now.exports.iter().map(|export| &export.name));
+    line!(
+        out,
+        "\n{:<width$}{:>6}{:>10}{:>10}{:>10}{:>10}  {:<24}{:>10}{:>8}{:>8}",
+        "EXPORT",
+        "CONNS",
+        "READ/s",
+        "WRITE/s",
+        "RD BYTE/s",
+        "WR BYTE/s",
+        "CREDITS",
+        "MAY OP",
+        "WAITING",
+        "ERRORS"
+    );
+    let old: HashMap<&str, &Export> =
+        before.exports.iter().map(|export| (export.name.as_str(), export)).collect();
+    for export in &now.exports {
+        let old = *old.get(export.name.as_str()).unwrap_or(&export);
+        let get = |export: &Export, key: &str| export.counters.get(key).copied().unwrap_or(0);
+        let per_s = |key: &str| si(rate(get(export, key), get(old, key)));
+        let credits = if export.bytes.burst_cap.is_some() { export.bytes } else { export.operations };
+        line!(
+            out,
+            "{:<width$}{:>6}{:>10}{:>10}{:>10}{:>10}  {:<24}{:>10}{:>8}{:>8}",
+            export.name,
+            export.connections,
+            per_s("reads"),
+            per_s("writes"),
+            per_s("read_bytes"),
+            per_s("written_bytes"),
+            bar(&credits),
+            export.operations.permitted_rate.map_or("-".to_owned(), |rate| si(rate as f64)),
+            export.waiting,
+            get(export, "errors"),
         );
     }
 }

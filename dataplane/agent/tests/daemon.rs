@@ -323,7 +323,8 @@ fn check_counts_and_a_wrong_plan_is_refused() {
     let path = folder.0.join("check.toml");
     std::fs::write(&path, side(4789, 1, 2, "driver = \"generator\"") + DISK).unwrap();
     let counts = daemon::check(&path).unwrap().counts;
-    let expected = [("worker", 1), ("port", 2), ("tenant", 1), ("rule", 0), ("volume", 1), ("group", 1), ("export", 0)];
+    let expected =
+        [("worker", 1), ("port", 2), ("tenant", 1), ("rule", 0), ("volume", 1), ("group", 1), ("export", 0)];
     assert_eq!(counts, expected);
     std::fs::write(&path, "[[worker]]\n".repeat(65)).unwrap();
     let error = daemon::check(&path).unwrap_err();
@@ -332,4 +333,40 @@ fn check_counts_and_a_wrong_plan_is_refused() {
     assert!(matches!(daemon::check(&path), Err(StartError::Lower { .. })));
     std::fs::remove_file(&path).unwrap();
     assert!(matches!(daemon::check(&path), Err(StartError::Read(_))));
+}
+
+#[test]
+fn an_export_shows_in_the_report_the_table_and_the_metrics() {
+    let folder = Folder::new();
+    let text = format!(
+        "[node]\nmetrics = \"off\"\n[frames]\ncount = 1024\njumbo_count = 8\nhugepages = false\n\
+         [serve]\nmemory = \"64MiB\"\nhugepages = false\n\
+         [[export]]\nname = \"disk\"\nmedium = \"memory\"\nsize = \"1MiB\"\n\
+         operations = {{ burst = {{ bank = 100, fill = 10 }} }}\n\
+         [[export]]\nname = \"files\"\nmedium = \"file\"\ndirectory = \"{}\"\ncreate = true\nsize = \"1GiB\"\n",
+        folder.0.join("files").display()
+    );
+    let node = Gateway::start(&folder, "serve.toml", text.clone());
+    let report = node.report();
+    let names: Vec<&str> = report.exports.iter().map(|export| export.name.as_str()).collect();
+    assert_eq!(names, ["disk", "files"]);
+    assert_eq!(report.exports[0].operations.burst_level, Some(100));
+    assert!(table::draw(&report, &report).contains("files"));
+    let metrics = metrics::text(&report).unwrap();
+    assert!(
+        metrics.contains("tidegate_dataplane_export_burst_credits{export=\"disk\",unit=\"operations\"} 100")
+    );
+    node.reload("bank = 100", "bank = 50").unwrap();
+    wait("the new bank", || node.report().exports[0].operations.burst_cap == Some(50));
+    let refused = node.reload("size = \"1MiB\"", "size = \"2MiB\"").unwrap_err();
+    assert!(matches!(refused, ReloadError::Restart { .. }), "{refused}");
+    node.daemon.stop();
+    // The file volume opens again, and one that was never made is told.
+    let again = Gateway::start(&folder, "serve.toml", text.replace("create = true\nsize = \"1GiB\"", ""));
+    assert_eq!(again.report().exports.len(), 2);
+    again.daemon.stop();
+    let path = folder.0.join("missing.toml");
+    std::fs::write(&path, text.replace("/files", "/nowhere").replace("create = true", "")).unwrap();
+    let Err(missing) = Daemon::start(&path, config::read(&path).unwrap()) else { panic!("it is not there") };
+    assert!(missing.to_string().contains("volume create"), "{missing}");
 }
