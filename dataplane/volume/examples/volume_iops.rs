@@ -135,13 +135,15 @@ impl Run<'_> {
 
 fn table(name: &str, served: &mut Served, media: &mut dyn Media, pool: &mut IoPool, time: Duration) {
     let mut run = Run { served, media, pool, finished: Vec::new(), start: Instant::now() };
+    // Once over everything, so that reads find something and no page of memory is touched for the first time.
     let mut at = 0;
-    // Once over everything, so that reads find something.
-    let mut sequential = || {
-        at += 32;
-        at % BLOCKS
-    };
-    run.measure(Op::Write { fua: false }, 32, 16, Duration::from_secs(3), &mut sequential);
+    while at < BLOCKS {
+        let mut sequential = || {
+            at += 32;
+            (at - 32) % BLOCKS
+        };
+        run.measure(Op::Write { fua: false }, 32, 16, Duration::from_millis(100), &mut sequential);
+    }
     let mut state = 1_u64;
     let mut random = || {
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);

@@ -124,3 +124,36 @@ fn what_has_its_place_is_told_in_runs() {
     assert_eq!(extents(&mut bed, 0, all, 8), expected);
     bed.kill();
 }
+
+#[test]
+fn a_volume_grows_while_it_serves() {
+    let disk = disk(1 << 20, BlockSize::B4096);
+    let mut bed = Bed::new(&disk);
+    assert_eq!(bed.write(256, &filled(PAGE, 1)), Status::OutOfRange);
+    assert_eq!(bed.volume().grow_to(255), Err(Status::Invalid), "smaller");
+    assert_eq!(bed.volume().grow_to(u64::MAX), Err(Status::Invalid), "too large");
+    assert_eq!(bed.volume().grow_to(300), Ok(()));
+    assert_eq!(bed.volume().blocks(), 256, "not durable yet");
+    // A crash at any moment leaves one size or the other.
+    let mut sizes = Vec::new();
+    loop {
+        bed.step();
+        let Some(request) = bed.next_request() else {
+            if bed.volume().wants_step() {
+                continue;
+            }
+            break;
+        };
+        bed.carry_out(request);
+        let durable = bed.volume().blocks();
+        let after = Bed::new(&disk.crash(false, |_, _| false));
+        let found = after.volume.as_ref().map_or(0, |volume| volume.blocks());
+        assert!(found == 300 || (found == 256 && durable == 256), "{found}, {durable}");
+        sizes.push(found);
+        after.kill();
+    }
+    assert_eq!((sizes.first(), sizes.last(), bed.volume().blocks()), (Some(&256), Some(&300), 300));
+    assert_eq!(bed.write(299, &filled(PAGE, 1)), Status::Ok);
+    assert_eq!(bed.read(299, 1).bytes, filled(PAGE, 1));
+    bed.kill();
+}

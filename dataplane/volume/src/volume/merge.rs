@@ -12,7 +12,7 @@
 mod body;
 mod job;
 
-use block::{Act, Fault, FileId, FileName};
+use block::{Act, Fault, FileId, FileName, Status, VOLUME_BYTES_MAX};
 use frame::{IoBuffer, IoPool};
 
 use super::token::Token;
@@ -61,6 +61,10 @@ pub(super) struct Merge {
     sides: [Option<FileId>; 2],
     /// One should begin as soon as it can.
     pub wanted: bool,
+    /// The size in blocks that the volume is to have.
+    blocks: Option<u64>,
+    /// The size in blocks that the one under way says.
+    written_blocks: Option<u64>,
     stage: Stage,
     /// The last batch that the one under way contains, and the segment that follows it.
     batch: u64,
@@ -83,6 +87,8 @@ impl Merge {
             number,
             sides: [None, None],
             wanted: false,
+            blocks: None,
+            written_blocks: None,
             stage: Stage::Idle,
             batch: 0,
             segment: 0,
@@ -133,7 +139,24 @@ impl Merge {
 impl Volume {
     /// Begins a checkpoint as soon as the log allows, unless nothing changed.
     pub fn checkpoint(&mut self) {
-        self.merge.wanted = !self.map.delta.is_empty();
+        self.merge.wanted |= !self.map.delta.is_empty();
+    }
+
+    /// Makes the volume larger while it serves; [`Volume::blocks`] says so when it is durable.
+    ///
+    /// [`Status::Invalid`] when that is smaller, no whole pages, or more than 64 TiB: [`crate::store::resize`] makes a
+    /// volume smaller while nobody serves it.
+    pub fn grow_to(&mut self, blocks: u64) -> Result<(), Status> {
+        let bytes = blocks.saturating_mul(u64::from(self.size.bytes()));
+        if self.health != Health::Sound {
+            return Err(self.failed_status());
+        }
+        if blocks < self.blocks || bytes > VOLUME_BYTES_MAX || !bytes.is_multiple_of(PAGE_BYTES as u64) {
+            return Err(Status::Invalid);
+        }
+        self.merge.blocks = Some(blocks);
+        self.merge.wanted = true;
+        Ok(())
     }
 
     pub(super) fn step_merge(&mut self, pool: &mut IoPool) {
@@ -157,7 +180,8 @@ impl Volume {
     fn begin_merge(&mut self) {
         let long = self.map.delta.len() >= self.config.delta_entries_max
             || self.commit.segment_count() > self.config.log_segments_max;
-        if !(long || self.merge.wanted) || self.map.delta.is_empty() || self.commit.is_writing() {
+        let nothing = self.map.delta.is_empty() && self.merge.blocks.is_none();
+        if !(long || self.merge.wanted) || nothing || self.commit.is_writing() {
             return;
         }
         // A new segment, so that the old ones can go; without room for one, what follows stays in this one.
@@ -200,6 +224,11 @@ impl Volume {
     fn end_merge(&mut self) {
         self.merge.number += 1;
         self.merge.stage = Stage::Idle;
+        if let Some(blocks) = self.merge.written_blocks.take() {
+            self.blocks = blocks;
+            self.merge.blocks = self.merge.blocks.filter(|wanted| *wanted != blocks);
+            self.merge.wanted |= self.merge.blocks.is_some();
+        }
         self.map.merging = None;
         self.stats.checkpoints += 1;
         for place in std::mem::take(&mut self.merge.freed) {

@@ -93,8 +93,9 @@ impl Volume {
     pub(super) fn begin_body(&mut self) {
         let Some(file) = self.merge.sides[self.merge.side()] else { return };
         let (extents, runs) = (self.space.table(), self.space.free_runs(&self.merge.freed));
+        self.merge.written_blocks = self.merge.blocks;
         let fixed = CheckpointFixed {
-            blocks: self.blocks,
+            blocks: self.merge.blocks.unwrap_or(self.blocks),
             segment: self.merge.segment,
             next_extent: self.grow.next_extent,
             sealed_epoch: 0,
