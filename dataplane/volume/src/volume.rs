@@ -164,6 +164,8 @@ enum Stage {
     Find,
     /// Their bytes are on the way.
     Fetch,
+    /// A read is there: it is answered if no higher epoch can have come meanwhile.
+    Answer,
     /// Take room and write.
     Place,
     /// The pages are being written.
@@ -435,6 +437,7 @@ impl Volume {
             (Op::Read | Op::Compare, Stage::Find) => self.find_for_read(index, pool),
             (Op::Extents, Stage::Find) => self.find_extents(index, pool),
             (_, Stage::Find) => self.find_edges(index, pool),
+            (_, Stage::Answer) => self.answer_read(index, pool),
             (_, Stage::Place) => self.place(index, pool),
             (_, Stage::Fetch | Stage::Store | Stage::Log) => {}
         }
@@ -465,7 +468,15 @@ impl Volume {
 
     /// True when a step would change something that no answer of a medium announces.
     pub fn wants_step(&self) -> bool {
-        !self.stalled.is_empty() || !self.queue.is_empty() || self.merge.wants_step()
+        !self.stalled.is_empty()
+            || !self.queue.is_empty()
+            || self.commit.lacks_memory
+            || self.merge.wants_step()
+    }
+
+    /// True when there is a request for the medium, which had no room for it.
+    pub fn wants_dispatch(&self) -> bool {
+        !self.requests.is_empty()
     }
 
     /// Lets in those whose range is free, in their order.

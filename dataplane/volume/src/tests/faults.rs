@@ -120,6 +120,22 @@ fn a_reader_notices_a_higher_epoch_within_fifty_milliseconds() {
 }
 
 #[test]
+fn a_reader_stopped_before_its_answer_looks_again() {
+    let disk = disk(1 << 20, BlockSize::B4096);
+    let mut old = Bed::new(&disk);
+    assert_eq!(old.write(0, &filled(PAGE, 1)), Status::Ok);
+    assert_eq!(old.read(0, 1).status, Status::Ok);
+    old.submit(Op::Read, 0, 1, Some(&filled(PAGE, 0)));
+    let request = old.next_request().expect("the page is read");
+    let new = Bed::new(&disk);
+    old.now_ns += 50_000_001;
+    old.carry_out(request);
+    assert_eq!(old.settle()[0].status, Status::Fenced);
+    old.kill();
+    new.kill();
+}
+
+#[test]
 fn an_owner_stopped_anywhere_in_a_write_is_fenced_when_it_goes_on() {
     // The owner is stopped before each of its requests, as by SIGSTOP; another one takes over, writes, and the
     // first goes on with what it had in hand.

@@ -143,3 +143,30 @@ fn a_volume_lives_on_files_through_restarts() {
         served.close();
     }
 }
+
+#[test]
+fn blocks_of_512_bytes_are_read_and_written_anywhere() {
+    let root = Root::new("small-blocks");
+    let directory = store::create(&root.0.join("v"), 8 << 20, BlockSize::B512).expect("created");
+    let slab = IoSlab::new(IoSlabConfig { regions: 16, hugepages: false }).expect("maps");
+    let mut served = Served::new(&directory, &slab, Config::default());
+    let mut model = vec![0; 8 << 20];
+    for (number, (lba, blocks)) in [(3, 40), (0, 5), (41, 1), (17, 2048), (100, 300)].into_iter().enumerate()
+    {
+        let bytes = vec![number as u8 + 1; blocks as usize * 512];
+        model[lba * 512..][..bytes.len()].copy_from_slice(&bytes);
+        served.submit(Op::Write { fua: true }, lba as u64, blocks, 1, Some(&bytes));
+        assert_eq!(served.until_idle(), [(1, Status::Ok, bytes)]);
+        for (lba, blocks) in [(0, 2048), (1, 2048), (7, 1), (2047, 33)] {
+            served.submit(Op::Read, lba as u64, blocks, 2, Some(&vec![0xee; blocks as usize * 512]));
+            let answers = served.until_idle();
+            assert_eq!(answers[0].1, Status::Ok);
+            assert!(
+                answers[0].2 == model[lba * 512..][..blocks as usize * 512],
+                "from {lba}, {blocks} blocks"
+            );
+        }
+    }
+    served.close();
+    assert_eq!(store::check(&directory).expect("readable").problem_count, 0);
+}

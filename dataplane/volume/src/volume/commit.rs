@@ -76,6 +76,8 @@ pub(super) struct Commit {
     pub looked: bool,
     pub looked_ns: u64,
     pub looks_done: u64,
+    /// There was no memory for a batch: it is tried again at each step.
+    pub lacks_memory: bool,
 }
 
 impl Commit {
@@ -106,6 +108,7 @@ impl Commit {
             looked: false,
             looked_ns: 0,
             looks_done: 0,
+            lacks_memory: false,
         }
     }
 
@@ -259,6 +262,7 @@ impl Volume {
 
     /// Writes the records of all that wait, as many as fit, in one batch.
     fn write_batch(&mut self, pool: &mut IoPool) {
+        self.commit.lacks_memory = false;
         let full = self.map.delta.len() >= 2 * self.config.delta_entries_max;
         if self.commit.writing.is_some() || self.commit.to_log.is_empty() || full {
             return;
@@ -272,7 +276,10 @@ impl Volume {
             }
             room = self.config.log_segment_bytes as usize;
         }
-        let Some(mut buffer) = pool.alloc(room.min(BATCH_BYTES_MAX)) else { return };
+        let least = (HEADER_BYTES + first).next_multiple_of(PAGE_BYTES);
+        let buffer = pool.alloc(room.min(BATCH_BYTES_MAX)).or_else(|| pool.alloc(least));
+        self.commit.lacks_memory = buffer.is_none();
+        let Some(mut buffer) = buffer else { return };
         let number = self.commit.next_batch;
         let (mut requests, mut at) = (Vec::new(), HEADER_BYTES);
         let bytes = pool.bytes_mut(&mut buffer);

@@ -295,7 +295,17 @@ impl Volume {
         }
         self.copy_edges_out(index, pool);
         let status = if op == Op::Compare { self.compare(index, pool) } else { Status::Ok };
-        self.end(index, status, pool);
+        let slot = &mut self.slots[index as usize];
+        (slot.status, slot.stage) = (status, Stage::Answer);
+        self.answer_read(index, pool);
+    }
+
+    /// Answers a read, unless the medium took so long, or the program stood still, that another look is due.
+    pub(super) fn answer_read(&mut self, index: u32, pool: &mut IoPool) {
+        if !self.waits_for_fence(index) {
+            let status = self.slots[index as usize].status;
+            self.end(index, status, pool);
+        }
     }
 
     fn copy_edges_out(&mut self, index: u32, pool: &mut IoPool) {
