@@ -191,7 +191,8 @@ struct Slot {
     edges: [Option<IoBuffer>; 2],
     /// The host's bytes of a compare, while its buffer holds those of the medium.
     expected: Option<IoBuffer>,
-    /// The batch that must be written, or durable, before the answer.
+    /// The batch that must be written, or durable, before the answer; of a read, the look for a higher epoch that it waits
+    /// for, or 0.
     batch: u64,
 }
 

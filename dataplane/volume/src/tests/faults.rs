@@ -136,6 +136,27 @@ fn a_reader_stopped_before_its_answer_looks_again() {
 }
 
 #[test]
+fn reads_are_answered_however_slow_the_turns_are() {
+    let disk = disk(1 << 20, BlockSize::B4096);
+    let mut bed = Bed::new(&disk);
+    assert_eq!(bed.write(0, &filled(PAGE, 1)), Status::Ok);
+    bed.submit(Op::Read, 0, 1, Some(&filled(PAGE, 0)));
+    for _ in 0..100 {
+        bed.now_ns += 200_000_000;
+        bed.step();
+        let Some(request) = bed.next_request() else { continue };
+        bed.now_ns += 200_000_000;
+        bed.carry_out(request);
+        if let Some(answer) = bed.answers().pop() {
+            assert_eq!((answer.status, answer.bytes), (Status::Ok, filled(PAGE, 1)));
+            bed.kill();
+            return;
+        }
+    }
+    panic!("no answer in a hundred turns");
+}
+
+#[test]
 fn an_owner_stopped_anywhere_in_a_write_is_fenced_when_it_goes_on() {
     // The owner is stopped before each of its requests, as by SIGSTOP; another one takes over, writes, and the
     // first goes on with what it had in hand.

@@ -101,13 +101,21 @@ impl Volume {
         Status::Corrupt { lba, extent, offset }
     }
 
-    /// True when no look for a higher epoch is recent enough; the request then waits for one.
+    /// True when no look for a higher epoch is recent enough; the request then waits for one that begins from now on, which
+    /// is enough however long it takes.
     fn waits_for_fence(&mut self, index: u32) -> bool {
-        if self.now_ns.saturating_sub(self.commit.looked_ns) <= FENCE_READ_NS && self.commit.looked {
+        let commit = &mut self.commit;
+        let awaited = &mut self.slots[index as usize].batch;
+        let recent = commit.looked && self.now_ns.saturating_sub(commit.looked_ns) <= FENCE_READ_NS;
+        if recent || (*awaited > 0 && commit.looks_done >= *awaited) {
+            *awaited = 0;
             return false;
         }
+        if *awaited == 0 {
+            *awaited = commit.looks_done + 1 + u64::from(commit.is_looking());
+        }
         self.fenced_reads.push(index);
-        self.commit.look_wanted = true;
+        commit.look_wanted = true;
         true
     }
 
