@@ -72,6 +72,8 @@ pub const TEST_TOOLS: &[Tool] = &[
     ("fio", "fio"),
     ("nbdkit", "nbdkit"),
     ("nbdinfo", "libnbd-bin"),
+    ("nbdsh", "python3-libnbd"),
+    ("qemu-img", "qemu-utils"),
 ];
 
 /// What the main job uses.
