@@ -513,6 +513,7 @@ impl Volume {
 
     /// Gives memory back that the volume keeps: before it is dropped, when nothing is under way.
     pub fn close(mut self, pool: &mut IoPool) {
+        self.drop_body(pool);
         self.map.cache.clear(pool);
     }
 
