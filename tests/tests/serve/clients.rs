@@ -1,0 +1,111 @@
+//! Clients that we did not write.
+
+use std::path::Path;
+
+use tests::gateway::folder;
+
+use crate::place::{Place, client, file, memory};
+
+const MIB: usize = 1 << 20;
+
+/// Bytes that no two places share, with holes in between.
+fn image(path: &Path, bytes: usize) {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut image = vec![0; bytes];
+    for (at, page) in image.chunks_exact_mut(64 << 10).enumerate() {
+        if at % 5 == 3 {
+            continue;
+        }
+        for word in page.chunks_exact_mut(8) {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            word.copy_from_slice(&state.to_be_bytes());
+        }
+    }
+    std::fs::write(path, image).expect("an image can be written");
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a temporary path is text")
+}
+
+/// A thin volume with each block size, and memory.
+fn place(name: &'static str) -> Place {
+    // The volumes lie beside the daemon's own files, so the folder must be known first.
+    let at = folder(name);
+    let exports = [
+        file("file", &at.join("file"), "64MiB", 4096),
+        file("small-blocks", &at.join("small-blocks"), "64MiB", 512),
+        memory("memory", "64MiB", ""),
+    ];
+    Place::new(name, &exports.each_ref().map(String::as_str))
+}
+
+#[test]
+fn libnbd_lists_and_copies_both_ways() {
+    const TEST: &str = "libnbd_lists_and_copies_both_ways";
+    let place = place("serve-libnbd");
+    let source = place.folder.join("source");
+    image(&source, 64 * MIB);
+    let expected = std::fs::read(&source).expect("it was written");
+    for uri in [Place::unix, Place::tcp] {
+        let Some(list) = client(TEST, "nbdinfo", &["--list", &uri(&place, "")]) else { return place.stop() };
+        for (name, block) in [("file", 4096), ("small-blocks", 512), ("memory", 4096)] {
+            let section = list.split("export=").find(|section| section.starts_with(&format!("\"{name}\"")));
+            let section = section.unwrap_or_else(|| panic!("{name} is listed: {list}"));
+            assert!(section.contains("export-size: 67108864 (64M)"), "{section}");
+            assert!(section.contains(&format!("block_size_minimum: {block}")), "{section}");
+            assert!(section.contains("can_flush: true") && section.contains("can_fua: true"), "{section}");
+        }
+        for export in ["file", "small-blocks", "memory"] {
+            let back = place.folder.join("back");
+            let uri = uri(&place, export);
+            if client(TEST, "nbdcopy", &["--flush", text(&source), &uri]).is_none() {
+                return place.stop();
+            }
+            client(TEST, "nbdcopy", &[&uri, text(&back)]);
+            assert!(std::fs::read(&back).expect("it was copied") == expected, "{uri} gives back what it got");
+            std::fs::remove_file(back).expect("it can be removed");
+        }
+    }
+    // From one volume to the other, both ours.
+    client(TEST, "nbdcopy", &["--allocated", &place.unix("file"), &place.tcp("memory")]);
+    place.stop();
+}
+
+#[test]
+fn fio_verifies_what_it_wrote_at_random() {
+    const TEST: &str = "fio_verifies_what_it_wrote_at_random";
+    let place = place("serve-fio");
+    for (export, sizes, align) in [("file", "4k-128k", "4k"), ("small-blocks", "512-64k", "512")] {
+        let uri = format!("--uri={}", place.unix(export));
+        let (sizes, align) = (format!("--bsrange={sizes}"), format!("--blockalign={align}"));
+        let job = ["--name=verify", "--ioengine=nbd", &uri, "--rw=randwrite", &sizes, &align, "--iodepth=32"];
+        let check = ["--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--size=48m", "--fsync=64"];
+        let form = ["--thread", "--output-format=terse", "--verify_state_save=0"];
+        if client(TEST, "fio", &[&job[..], &check[..], &form[..]].concat()).is_none() {
+            break;
+        }
+    }
+    place.stop();
+}
+
+#[test]
+fn qemu_converts_and_compares() {
+    const TEST: &str = "qemu_converts_and_compares";
+    let place = place("serve-qemu");
+    let source = place.folder.join("source");
+    image(&source, 64 * MIB);
+    for uri in [place.unix("file"), place.tcp("small-blocks"), place.tcp("memory")] {
+        let to = ["convert", "-n", "-f", "raw", "-O", "raw", text(&source), &uri];
+        if client(TEST, "qemu-img", &to).is_none() {
+            break;
+        }
+        client(TEST, "qemu-img", &["compare", "-f", "raw", "-F", "raw", text(&source), &uri]);
+        let back = place.folder.join("back.qcow2");
+        client(TEST, "qemu-img", &["convert", "-f", "raw", "-O", "qcow2", &uri, text(&back)]);
+        client(TEST, "qemu-img", &["compare", "-f", "raw", "-F", "qcow2", text(&source), text(&back)]);
+    }
+    place.stop();
+}
