@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+mod volume;
+
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -53,6 +55,9 @@ enum Command {
         #[arg(short, long, value_enum, default_value_t = Output::Table)]
         output: Output,
     },
+    /// Make, check and change thin volumes, which `medium = "file"` serves
+    #[command(subcommand)]
+    Volume(volume::Command),
     /// Print shell completions
     Completions {
         /// The shell
@@ -90,6 +95,7 @@ fn main() -> ExitCode {
         Command::Stats { socket, watch, volumes, limit, output } => {
             stats(&socket, watch, &volumes, limit, output)
         }
+        Command::Volume(command) => volume::run(command),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "tidegate-dataplane", &mut script);

@@ -53,7 +53,8 @@ fn parse(text: &str, units: &[(&str, u64)]) -> Option<u64> {
 }
 
 impl Bytes {
-    fn parse(text: &str) -> Option<Bytes> {
+    /// Reads a size as a person writes it; `None` if it is none.
+    pub fn parse(text: &str) -> Option<Bytes> {
         parse(text, SIZES).map(Bytes)
     }
 }
