@@ -37,7 +37,17 @@ impl Curve {
         self.asks_after = first.seconds_since(before) - first.bytes_since(before) / self.peak;
         self.began = Some(*before);
         if self.level(before) >= self.bank {
-            self.full = Some(*full);
+            // Samples are milliseconds apart; what the bank holds at one of them tells the instant exactly.
+            let shown = first.bank_bytes.expect("the volume has a bank") as f64;
+            let drained_seconds = (shown + first.bytes_since(before) - self.bank) / self.fill;
+            let since_full = first.seconds_since(full);
+            assert!(
+                (-0.001..=since_full + 0.001).contains(&drained_seconds),
+                "the bank was full {since_full} s before, and shows {shown} bytes: {drained_seconds} s of filling"
+            );
+            let mut exactly = *before;
+            exactly.at_ns = first.at_ns - (drained_seconds.max(0.0) * 1e9) as u64;
+            self.full = Some(exactly);
         }
     }
 

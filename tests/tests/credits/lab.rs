@@ -206,6 +206,15 @@ impl Lab {
         Segments { sent: value("OutSegs"), again: value("RetransSegs") }
     }
 
+    /// Something for each processor to do whenever it has nothing to do, until it is dropped: at the lowest
+    /// priority that there is, so that it is not in the way. For a virtual processor that halts gets back
+    /// to work when its host likes, which may be milliseconds later; latencies would be the host's.
+    pub fn keep_processors_awake(&self) -> Vec<Held> {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let words = ["chrt", "--idle", "0", "sh", "-c", "while :; do :; done"];
+        (0..processors).map(|_| self.host.spawn(&words, Stdio::null(), Stdio::inherit())).collect()
+    }
+
     /// Ends everything. Nothing may have gone wrong by then that nobody has seen.
     pub fn stop(self) {
         for gateway in [&self.near, &self.far] {
@@ -246,6 +255,15 @@ impl Segments {
     pub fn share_again_since(&self, earlier: &Segments) -> f64 {
         (self.again - earlier.again) as f64 / (self.sent - earlier.sent).max(1) as f64
     }
+}
+
+/// Time of all processors so far, and what their host took away of it, in ticks; see proc_stat(5).
+pub fn processor_ticks() -> (u64, u64) {
+    let text = std::fs::read_to_string("/proc/stat").expect("every kernel has it");
+    let first =
+        text.lines().next().and_then(|line| line.strip_prefix("cpu ")).expect("all processors come first");
+    let fields: Vec<u64> = first.split_whitespace().map(|field| field.parse().expect("a number")).collect();
+    (fields.iter().take(8).sum(), fields[7])
 }
 
 /// A running fio.

@@ -11,10 +11,10 @@ mod lab;
 use std::sync::{Mutex, PoisonError};
 
 use tests::gateway::{full, until};
-use tests::netns::isolated;
+use tests::netns::{isolated, skip};
 
 use curve::{Curve, Window};
-use lab::{Job, Lab, Sample, has_programs, uri, volume};
+use lab::{Job, Lab, Sample, has_programs, processor_ticks, uri, volume};
 
 /// One test at a time: each measures.
 static TURN: Mutex<()> = Mutex::new(());
@@ -99,7 +99,7 @@ fn admitted_bytes_follow_the_curve() {
 }
 
 /// Runs for what the rest of the machine can disturb.
-const ATTEMPTS: usize = 3;
+const ATTEMPTS: usize = 5;
 
 /// Asks for more than may even wait. Returns goodput, bytes per second, and the share of the server's
 /// segments that were sent again.
@@ -182,11 +182,17 @@ fn ten_volumes_share_a_short_node() {
     });
 }
 
-/// p99 of a neighbour that stays far inside its own rate.
-fn neighbour(lab: &mut Lab) -> f64 {
+/// p99 of a neighbour that stays far inside its own rate; `None` if the host took more than a hundredth of the
+/// processors' time away meanwhile: then it is the host's latency.
+fn neighbour(lab: &mut Lab) -> Option<f64> {
     let place = uri(1);
     let words = ["--name=v1", "--bs=4k", "--iodepth=1", "--rate_iops=500", "--runtime=3", &*place];
-    lab.load(&words).finish()[0].p99_us
+    let (time, stolen) = processor_ticks();
+    let p99_us = lab.load(&words).finish()[0].p99_us;
+    let (time_now, stolen_now) = processor_ticks();
+    let disturbed = (stolen_now - stolen) * 100 > time_now - time;
+    print!("{p99_us:.1}{} | ", if disturbed { " (disturbed)" } else { "" });
+    (!disturbed).then_some(p99_us)
 }
 
 fn median(values: &[f64]) -> f64 {
@@ -209,28 +215,42 @@ fn a_neighbour_keeps_its_latency() {
         let limits = volume(0, noisy) + &volume(1, "bytes = { rate = \"20MB/s\" }");
         let mut lab = Lab::start("neighbour", 2, &limits);
         assert!(lab.congestion_control("cubic"), "this kernel has no cubic");
+        let _awake = lab.keep_processors_awake();
         let place = uri(0);
-        let [mut bursting, mut held, mut quiet] = [const { Vec::new() }; 3];
-        println!("\n| bursting p99 us | held p99 us | alone p99 us |\n|---|---|---|");
+        let (mut bursting, mut held) = (Vec::new(), Vec::new());
+        println!("\n| alone p99 us | bursting p99 us | held p99 us |\n|---|---|---|");
         for _ in 0..REPETITIONS {
+            print!("| ");
+            neighbour(&mut lab);
             until("the bank is full", || lab.sample(0).bank_bytes == Some(100_000_000));
             let noise = lab.load(&["--name=v0", "--bs=64k", "--iodepth=32", "--runtime=10", &*place]);
             until("the noisy one bursts", || lab.sample(0).bank_bytes < Some(95_000_000));
-            bursting.push(neighbour(&mut lab));
+            let beside_burst = neighbour(&mut lab);
             assert!(lab.sample(0).bank_bytes > Some(1_000_000), "it burst all the time");
             until("the bank is empty", || lab.sample(0).bank_bytes < Some(1_000_000));
-            held.push(neighbour(&mut lab));
+            let beside_held = neighbour(&mut lab);
             assert!(lab.sample(0).bank_bytes < Some(1_000_000), "it was held all the time");
+            println!();
             noise.finish();
-            quiet.push(neighbour(&mut lab));
-            let last = |values: &[f64]| values.last().copied().unwrap_or_default();
-            println!("| {:.1} | {:.1} | {:.1} |", last(&bursting), last(&held), last(&quiet));
+            bursting.extend(beside_burst);
+            held.extend(beside_held);
         }
-        let (bursting, held, quiet) = (median(&bursting), median(&held), median(&quiet));
-        println!("medians: {bursting:.1} | {held:.1} | {quiet:.1}; bursting / held {:.3}", bursting / held);
-        assert!(bursting <= 1.2 * held, "{bursting} us beside a burst, {held} us beside one that is held");
+        let fewest = bursting.len().min(held.len());
+        if fewest < REPETITIONS / 2 {
+            skip(
+                "a_neighbour_keeps_its_latency",
+                "the host of this virtual machine is too busy to measure here",
+            );
+        } else {
+            let (bursting, held) = (median(&bursting), median(&held));
+            println!("medians: bursting {bursting:.1} us, held {held:.1} us, ratio {:.3}", bursting / held);
+            assert!(
+                bursting <= 1.2 * held,
+                "{bursting} us beside a burst, {held} us beside one that is held"
+            );
+        }
         lab.stop();
     });
 }
 
-const REPETITIONS: usize = 5;
+const REPETITIONS: usize = 8;
