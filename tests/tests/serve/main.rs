@@ -7,4 +7,5 @@ mod client;
 mod clients;
 mod hostile;
 mod kill;
+mod limits;
 mod place;
