@@ -24,12 +24,12 @@ mod target;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use block::{Done, Io, Lba, Op, Tag, VolumeId};
+use block::{Done, IO_BYTES_MAX, Io, Lba, Op, Tag, VolumeId};
 use frame::{IoBuffer, IoPool, IoSlab, IoSlabConfig};
 use media::{FileConfig, FileMedia, Media};
 use session::Sink;
 use session::nbd::Wait;
-use throttle::{Admission, Cost, Lane, Limits, Shaper, ShaperConfig};
+use throttle::{Admission, Cost, Lane, Limits, ParkLimits, Shaper, ShaperConfig};
 use tracing::{debug, warn};
 
 use crate::wait::{WaitError, WaitPoint};
@@ -42,6 +42,11 @@ pub use target::{Target, TargetCounters, TargetError};
 pub const SERVED_MAX: u32 = 65_536;
 /// Connections per worker, at most.
 pub const CONNECTIONS_MAX: u32 = 65_536;
+/// The part of payload memory that is kept for what volumes need to end what was begun: their log, map and edges.
+const HELD_BACK: u32 = 8;
+/// The part of it that a connection may hold and take more while it waits for credits; at most so many bytes.
+const WAITING: usize = 64;
+const WAITING_BYTES_MAX: usize = 8 << 20;
 /// Bytes that are received at once.
 const RECEIVE_BYTES: usize = 256 << 10;
 /// Turns between two looks at sockets that are silent, while there is work.
@@ -110,6 +115,12 @@ pub(crate) struct Server {
     connections_max: u32,
     /// Connections that this turn looks at.
     active: Vec<u32>,
+    /// The one to begin with.
+    first: usize,
+    /// Regions of payload memory that only volumes may take, to end what clients began.
+    held_back: u32,
+    /// Payload that a connection may hold and take more while it waits for credits.
+    waiting_bytes_max: usize,
     shaper: Shaper<Ticket>,
     flights: Vec<Flight>,
     flights_free: Vec<u32>,
@@ -136,6 +147,9 @@ impl Server {
             free: Vec::new(),
             connections_max,
             active: Vec::new(),
+            first: 0,
+            held_back: (slab.regions() / HELD_BACK).max(1),
+            waiting_bytes_max: (slab.memory().1 / WAITING).clamp(IO_BYTES_MAX, WAITING_BYTES_MAX),
             shaper: Shaper::new(config, now_ns),
             flights: Vec::new(),
             flights_free: Vec::new(),
@@ -175,7 +189,9 @@ impl Server {
 
     /// Sets what a volume may do from now on; balances stay.
     pub fn set_limits(&mut self, now_ns: u64, volume: VolumeId, limits: &Limits) {
-        if let Err(refused) = self.shaper.set_volume(now_ns, volume.0, limits) {
+        // One ticket for each connection waits, whatever it stands for.
+        let park = ParkLimits { items_max: self.connections_max.max(1), bytes_max: u64::MAX };
+        if let Err(refused) = self.shaper.set_volume(now_ns, volume.0, &Limits { park, ..*limits }) {
             warn!(%volume, "limits of a served volume: {refused}");
         }
     }
@@ -199,7 +215,8 @@ impl Server {
             return warn!("a connection is closed: {failure}");
         }
         self.generation = self.generation.wrapping_add(1);
-        self.connections[index as usize] = Some(Connection::new(arrival, self.generation));
+        self.connections[index as usize] =
+            Some(Connection::new(arrival, self.generation, self.waiting_bytes_max));
         self.activate(index);
         // Its client may have said the first words already.
         self.expire_ns = self.expire_ns.min(now_ns + EXPIRE_NS);
@@ -326,8 +343,11 @@ impl Server {
     /// Receives on every active connection and hands out what credits and memory allow.
     fn receive(&mut self, now_ns: u64) -> usize {
         let mut moved = 0;
+        self.pool.hold_back(self.held_back);
+        // Each turn begins with another one, so that memory which is short goes round.
+        self.first = self.first.wrapping_add(1);
         for at in 0..self.active.len() {
-            let index = self.active[at];
+            let index = self.active[self.first.wrapping_add(at) % self.active.len()];
             let Some(connection) = self.connections[index as usize].as_mut() else { continue };
             match connection.receive(&mut self.scratch, &mut self.pool, now_ns) {
                 Received::Bytes(count) => moved += count,
@@ -361,6 +381,7 @@ impl Server {
             }
             self.submitted = submitted;
         }
+        self.pool.hold_back(0);
         moved
     }
 
@@ -381,12 +402,16 @@ impl Server {
                     continue;
                 };
                 let done = Done { tag: flight.tag, ..done };
+                connection.answered();
                 if let Err(unknown) = connection.session.complete(done, &mut self.pool) {
                     warn!("{unknown}");
                 }
                 if !std::mem::replace(&mut connection.listed, true) {
                     self.active.push(flight.connection);
                 }
+            }
+            if let Some(news) = target.news() {
+                warn!(volume = number, "{news}");
             }
             target.listed = target.wants_pump();
             if target.listed {
@@ -426,7 +451,9 @@ impl Server {
         self.expire_ns = now_ns + EXPIRE_NS;
         for index in 0..self.connections.len() {
             let Some(connection) = self.connections[index].as_mut() else { continue };
-            if let Err(why) = connection.session.expire(now_ns) {
+            if !connection.wants_input() && !connection.session.has_output() {
+                connection.session.excuse(now_ns);
+            } else if let Err(why) = connection.session.expire(now_ns) {
                 debug!(volume = %connection.volume(), "a connection ends: {why}");
                 connection.end(&mut self.pool);
                 self.activate(index as u32);
@@ -520,7 +547,7 @@ impl Sink for Hands<'_> {
                 self.credit.wait();
                 false
             }
-            // More connections than a volume may have waiting: this one asks again with the next turn.
+            // Tickets of clients that left take all room: this one asks again with the next turn.
             Admission::Full(_) => {
                 self.credit.refused();
                 false
@@ -544,3 +571,6 @@ impl Sink for Hands<'_> {
         self.submitted.push(io);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -539,6 +539,14 @@ fn a_client_that_stops_half_way_is_ended_and_one_that_waits_is_not() {
         assert_eq!(rig.session.expire(now), Ok(()));
     }
     rig.finish();
+    // So is input that we leave in the socket.
+    let mut rig = self::rig(true);
+    rig.feed(&bytes[..10]);
+    for now in [1, 100 * second, 1000 * second] {
+        rig.session.excuse(now);
+        assert_eq!(rig.session.expire(now + 30 * second), Ok(()));
+    }
+    rig.finish();
 }
 
 #[test]

@@ -112,10 +112,14 @@ pub(super) struct Connection {
     pub generation: u32,
     pub credit: Credit,
     pub block_bytes: u32,
+    /// Payload that it may hold and take more while it waits for credits.
+    waiting_bytes_max: usize,
     /// In the list of active connections.
     pub listed: bool,
     /// It waits for memory.
     pub starved: bool,
+    /// There was no memory for what was received.
+    short: bool,
     /// The socket may have input.
     readable: bool,
     /// The socket may have room.
@@ -124,7 +128,7 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub fn new(arrival: Arrival, generation: u32) -> Connection {
+    pub fn new(arrival: Arrival, generation: u32, waiting_bytes_max: usize) -> Connection {
         let block_bytes = arrival.session.attach().export.block_size().bytes();
         Connection {
             stream: Some(arrival.stream),
@@ -133,8 +137,10 @@ impl Connection {
             generation,
             credit: Credit::default(),
             block_bytes,
+            waiting_bytes_max,
             listed: false,
             starved: false,
+            short: false,
             readable: true,
             writable: true,
             quiet_turns: 0,
@@ -150,6 +156,11 @@ impl Connection {
         (self.readable, self.writable, self.quiet_turns) = (true, true, 0);
     }
 
+    /// The volume answered it: memory came back.
+    pub fn answered(&mut self) {
+        self.short = false;
+    }
+
     pub fn grant(&mut self, ask: Ask) {
         self.credit.granted = Some(ask);
         self.credit.waiting = false;
@@ -157,11 +168,13 @@ impl Connection {
 
     /// At most one receive; what comes goes into the session, what that does not take stays here.
     pub fn receive(&mut self, scratch: &mut [u8], pool: &mut IoPool, now_ns: u64) -> Received {
+        if !self.wants_input() {
+            return Received::Nothing;
+        }
         if !self.rest.is_empty() {
             return self.process_rest(pool, now_ns);
         }
-        let Some(stream) = self.stream.as_mut().filter(|_| self.readable && self.session.wants_input())
-        else {
+        let Some(stream) = self.stream.as_mut().filter(|_| self.readable) else {
             return Received::Nothing;
         };
         let count = match stream.receive(scratch) {
@@ -178,6 +191,7 @@ impl Connection {
         match self.session.process_bytes(&scratch[..count], pool, now_ns) {
             Ok(taken) => {
                 self.rest.extend_from_slice(&scratch[taken..count]);
+                self.short = taken < count && self.session.wants_input();
                 Received::Bytes(count)
             }
             Err(why) => Received::Over(why.to_string()),
@@ -188,6 +202,7 @@ impl Connection {
         match self.session.process_bytes(&self.rest, pool, now_ns) {
             Ok(taken) => {
                 self.rest.drain(..taken);
+                self.short = !self.rest.is_empty() && self.session.wants_input();
                 if taken == 0 { Received::Nothing } else { Received::Bytes(taken) }
             }
             Err(why) => Received::Over(why.to_string()),
@@ -226,6 +241,13 @@ impl Connection {
         self.session.abort(pool);
     }
 
+    /// More input can be taken. What waits for credits leaves the rest in the socket, so that the hosts of a volume
+    /// over its limit do not fill the memory that others need.
+    pub fn wants_input(&self) -> bool {
+        let waits = self.credit.waiting || self.credit.refused;
+        self.session.wants_input() && !(waits && self.session.held_bytes() >= self.waiting_bytes_max)
+    }
+
     /// Nothing is left of it.
     pub fn is_over(&self) -> bool {
         self.session.is_finished()
@@ -236,8 +258,13 @@ impl Connection {
         if self.stream.is_none() {
             return false;
         }
-        let input = self.readable && self.rest.is_empty() && self.session.wants_input();
-        let retry = !self.rest.is_empty() && self.session.outstanding() == 0 && !self.credit.waiting;
-        input || retry || self.starved || self.credit.refused || (self.writable && self.session.has_output())
+        // What is short of memory waits for its own answers, if there are any.
+        let ready = if self.rest.is_empty() {
+            self.readable
+        } else {
+            !self.short || (self.session.outstanding() == 0 && !self.credit.waiting)
+        };
+        let input = ready && self.wants_input();
+        input || self.starved || self.credit.refused || (self.writable && self.session.has_output())
     }
 }

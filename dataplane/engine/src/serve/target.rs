@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use block::{BlockSize, Done, Finished, Io, Op, VolumeId};
 use frame::{Backing, IoBuffer, IoPool, SlabError};
 use media::{FileError, FileMedia, Media, MemoryMedia, NullMedia};
-use volume::{FlatVolume, Volume};
+use volume::{FlatVolume, Health, Volume};
 
 use crate::wait::WaitError;
 
@@ -63,6 +63,8 @@ pub struct Target {
     busy: u32,
     /// In the list of volumes with something to do.
     pub(super) listed: bool,
+    /// What was said of it last.
+    health: Health,
     finished: Vec<Finished<IoBuffer>>,
 }
 
@@ -99,7 +101,8 @@ impl Target {
 
     fn new(volume: VolumeId, body: Body) -> Target {
         let (counters, finished) = (TargetCounters::default(), Vec::new());
-        Target { volume, body, queue: VecDeque::new(), counters, busy: 0, listed: false, finished }
+        let (queue, health) = (VecDeque::new(), Health::Sound);
+        Target { volume, body, queue, counters, busy: 0, listed: false, health, finished }
     }
 
     /// Its number.
@@ -184,10 +187,35 @@ impl Target {
         Some(done)
     }
 
+    /// What an operator should know of it and has not been told.
+    pub(super) fn news(&mut self) -> Option<String> {
+        let Body::Thin { volume, directory } = &self.body else { return None };
+        let health = volume.health();
+        if std::mem::replace(&mut self.health, health) == health {
+            return None;
+        }
+        let (directory, epoch) = (directory.display(), volume.epoch().0);
+        Some(match health {
+            Health::Sound => return None,
+            Health::Broken => format!(
+                "{directory}: its log, map or a sync failed; writes are refused. See the kernel's log, then \
+                 `tidegate-dataplane volume check`; a restart recovers what was flushed"
+            ),
+            Health::Fenced => format!(
+                "{directory}: another owner took it over from epoch {epoch}; everything is refused here. Export it \
+                 from one daemon, once"
+            ),
+        })
+    }
+
     /// [`Target::pump`] has something to do that no answer of the files announces.
     pub(super) fn wants_pump(&self) -> bool {
         match &self.body {
-            Body::Thin { volume, .. } => volume.wants_step() || (!self.queue.is_empty() && volume.room() > 0),
+            Body::Thin { volume, .. } => {
+                let begins = !self.queue.is_empty() && volume.room() > 0;
+                // The answers that make room at the medium may be another volume's.
+                begins || volume.wants_step() || volume.wants_dispatch()
+            }
             _ => !self.queue.is_empty(),
         }
     }

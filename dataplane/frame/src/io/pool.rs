@@ -67,6 +67,8 @@ pub struct IoPool {
     /// Most regions that this pool takes from the slab.
     regions_max: u32,
     held: u32,
+    /// Free regions of the slab that stay untouched.
+    held_back: u32,
     /// The regions of this pool, by index in the slab; `None` for those of others.
     regions: Vec<Option<Box<Region>>>,
     partial: [Vec<u32>; 5],
@@ -81,6 +83,7 @@ impl IoPool {
             id: slab.next_pool.fetch_add(1, Ordering::Relaxed),
             regions_max,
             held: 0,
+            held_back: 0,
             regions: (0..slab.regions).map(|_| None).collect(),
             partial: Default::default(),
             whole: Vec::with_capacity(KEEP_WHOLE + 1),
@@ -90,6 +93,12 @@ impl IoPool {
     /// The slab that the buffers live in.
     pub fn slab(&self) -> &Arc<IoSlab> {
         &self.slab
+    }
+
+    /// Leaves so many free regions of the slab untouched from now on. Who begins work holds some back for those who
+    /// end it, else what is begun could take all that is needed to end it.
+    pub fn hold_back(&mut self, regions: u32) {
+        self.held_back = regions;
     }
 
     /// A buffer of `bytes` with whatever content, or `None` when the pool is exhausted or `bytes` is more
@@ -118,6 +127,9 @@ impl IoPool {
             if let Some(&index) = self.partial[class].last() {
                 return Some(index);
             }
+        }
+        if self.held_back > 0 && self.whole.len() + self.slab.shared().free.len() <= self.held_back as usize {
+            return None;
         }
         let index = self.whole.pop().or_else(|| self.take_region())?;
         match &mut self.regions[index as usize] {

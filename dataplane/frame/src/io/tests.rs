@@ -153,3 +153,17 @@ mod model {
         }
     }
 }
+
+#[test]
+fn what_is_held_back_is_there_for_whoever_holds_less_back() {
+    let slab = slab(4);
+    let mut pool = IoPool::new(&slab, 4);
+    pool.hold_back(3);
+    let first = pool.alloc(64 << 10).expect("one region is free to take");
+    let second = pool.alloc(64 << 10).expect("a region that is cut already counts no more");
+    assert!(pool.alloc(IO_REGION_BYTES).is_none());
+    pool.hold_back(0);
+    let all: Vec<_> = std::iter::from_fn(|| pool.alloc(IO_REGION_BYTES)).collect();
+    assert_eq!(all.len(), 3);
+    all.into_iter().chain([first, second]).for_each(|buffer| pool.free(buffer));
+}

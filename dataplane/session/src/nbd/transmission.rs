@@ -183,6 +183,11 @@ impl Transmission {
         self.outstanding
     }
 
+    /// Payload memory held for the client.
+    pub fn held_bytes(&self) -> usize {
+        self.held_bytes
+    }
+
     /// The connection is to be closed and the session can be dropped: the client disconnected and all its
     /// requests were answered, or the session was aborted, and no buffer is out.
     pub fn is_finished(&self) -> bool {
@@ -297,6 +302,11 @@ impl Transmission {
         } else {
             Err(TransmissionError::Stalled { stalled_ns })
         }
+    }
+
+    /// Says that it is us who do not read: [`Self::expire`] begins to count anew.
+    pub fn excuse(&mut self, now_ns: u64) {
+        self.mark = Mark { moved_bytes: self.moved_bytes, since_ns: now_ns };
     }
 
     /// Gives up: nothing more is taken, handed out or said, and all payload that is here is freed. What was

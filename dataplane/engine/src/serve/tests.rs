@@ -1,0 +1,200 @@
+//! Connections over socket pairs, volumes below them, and turns one by one.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use block::BlockSize;
+use session::nbd::{Attach, Export, Limits as Bounds, Transmission};
+use throttle::{DimLimits, Work};
+
+use super::*;
+
+const BLOCKS: u64 = 1 << 16;
+const READ: u16 = 0;
+const WRITE: u16 = 1;
+const FUA: u16 = 1;
+/// Turns after which a client that says and reads nothing must have been left to the wait point.
+const QUIET_TURNS: usize = 200;
+
+struct Bench {
+    server: Server,
+    wait: WaitPoint,
+    now_ns: u64,
+}
+
+impl Bench {
+    fn new(regions: u32, target: Target, limits: Limits) -> Bench {
+        let slab = IoSlab::new(IoSlabConfig { regions, hugepages: false }).unwrap();
+        let memory = IoSlabConfig { regions, hugepages: false };
+        let mut wait = WaitPoint::new().unwrap();
+        let mut server = Server::new(&slab, &ServePlan { memory, connections_max: 16 }, 1);
+        let volume = target.volume();
+        server.add(target, &mut wait).unwrap();
+        server.set_limits(1, volume, &limits);
+        Bench { server, wait, now_ns: 1 }
+    }
+
+    fn connect(&mut self) -> UnixStream {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        let export = Export::new("disk", "", VolumeId(0), BlockSize::B4096, BLOCKS).unwrap();
+        let attach = Attach { export, structured: false, allocation: false, secured: false };
+        let session = Box::new(Transmission::new(attach, Bounds::default()));
+        let arrival = Arrival { stream: Stream::Unix(theirs), session, rest: Vec::new() };
+        self.server.connect(self.now_ns, arrival, &mut self.wait);
+        ours
+    }
+
+    fn turn(&mut self) {
+        self.now_ns += 1000;
+        self.server.turn(self.now_ns, &mut self.wait).unwrap();
+    }
+
+    /// As a worker does: goes on while there is something to do, else waits for whatever announces more.
+    fn turn_or_wait(&mut self) {
+        self.turn();
+        if !self.server.has_work() {
+            self.wait.block(Some(100_000_000), || false).unwrap();
+            self.server.ready(self.wait.ready());
+        }
+    }
+
+    fn sleeps(&mut self) -> bool {
+        (0..QUIET_TURNS).for_each(|_| self.turn());
+        !self.server.has_work()
+    }
+}
+
+fn request(command: u16, flags: u16, cookie: u64, offset: u64, length: u32) -> Vec<u8> {
+    let mut octets = 0x2560_9513_u32.to_be_bytes().to_vec();
+    octets.extend(flags.to_be_bytes());
+    octets.extend(command.to_be_bytes());
+    octets.extend(cookie.to_be_bytes());
+    octets.extend(offset.to_be_bytes());
+    octets.extend(length.to_be_bytes());
+    octets
+}
+
+fn null() -> Target {
+    Target::null(VolumeId(0), BlockSize::B4096, BLOCKS)
+}
+
+#[test]
+fn a_client_that_does_not_read_lets_the_worker_sleep_and_gets_everything_later() {
+    let mut bench = Bench::new(64, null(), Limits::unlimited());
+    let mut client = bench.connect();
+    // More requests than a session has slots, and more answers than the socket holds.
+    let (requests, bytes) = (300_u64, 64 << 10);
+    let octets: Vec<u8> = (0..requests).flat_map(|cookie| request(READ, 0, cookie, 0, bytes)).collect();
+    client.write_all(&octets).unwrap();
+    assert!(bench.sleeps(), "nothing can be done before the client reads");
+    let reader = std::thread::spawn(move || {
+        let mut answer = vec![0; 16 + bytes as usize];
+        client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        (0..requests).all(|_| client.read_exact(&mut answer).is_ok() && answer[4..8] == [0; 4])
+    });
+    while !reader.is_finished() {
+        bench.turn_or_wait();
+    }
+    assert!(reader.join().unwrap(), "every request is answered");
+    assert!(bench.sleeps());
+    bench.server.stop(bench.now_ns);
+}
+
+#[test]
+fn many_connections_with_long_requests_wait_for_credits_without_keeping_the_worker_awake() {
+    let work = DimLimits { work: Some(Work::at(1)), ..DimLimits::default() };
+    let mut bench = Bench::new(64, null(), Limits { packets: work, ..Limits::unlimited() });
+    let mut clients: Vec<_> = (0..16).map(|_| bench.connect()).collect();
+    for client in &mut clients {
+        // 4 operations each.
+        client.write_all(&request(READ, 0, 7, 0, 1 << 20)).unwrap();
+    }
+    assert!(bench.sleeps(), "all wait for credits");
+    for client in &mut clients {
+        client.set_nonblocking(true).unwrap();
+    }
+    let mut received = [0; 16];
+    let mut scratch = vec![0; 1 << 20];
+    for _ in 0..16 * 4 * 200 {
+        bench.now_ns += 10_000_000;
+        bench.turn();
+        for (client, sum) in clients.iter_mut().zip(&mut received) {
+            *sum += client.read(&mut scratch).unwrap_or(0);
+        }
+    }
+    assert_eq!(received, [16 + (1 << 20); 16]);
+    bench.server.stop(bench.now_ns);
+}
+
+#[test]
+fn writes_that_wait_for_credits_leave_memory_to_others() {
+    let work = DimLimits { work: Some(Work::at(1)), ..DimLimits::default() };
+    let mut bench = Bench::new(64, null(), Limits { packets: work, ..Limits::unlimited() });
+    let mut clients: Vec<_> = (0..16).map(|_| bench.connect()).collect();
+    let mut octets = request(WRITE, 0, 0, 0, 1 << 20);
+    octets.resize(octets.len() + (1 << 20), 0);
+    let (mut sent, mut quiet) = ([0; 16], 0);
+    clients.iter().for_each(|client| client.set_nonblocking(true).unwrap());
+    let mut send = || {
+        let each = clients.iter_mut().zip(&mut sent);
+        let sent = each.map(|(client, sent)| {
+            let count = client.write(&octets[*sent % octets.len()..]).unwrap_or(0);
+            *sent += count;
+            count
+        });
+        sent.sum::<usize>() > 0
+    };
+    // As much as is taken.
+    while quiet < QUIET_TURNS {
+        quiet = if send() { 0 } else { quiet + 1 };
+        bench.turn();
+    }
+    assert!(bench.sleeps());
+    let held: usize = bench.server.connections.iter().flatten().map(|c| c.session.held_bytes()).sum();
+    assert!((16 << 20..48 << 20).contains(&held), "{held}");
+    // Long after a client that stalls would have been ended they are still there: it is us who do not read.
+    for _ in 0..40 {
+        bench.now_ns += EXPIRE_NS;
+        (0..QUIET_TURNS).for_each(|_| {
+            send();
+            bench.turn();
+        });
+    }
+    assert_eq!(bench.server.connections.iter().flatten().count(), 16);
+    bench.server.stop(bench.now_ns);
+}
+
+#[test]
+fn writes_that_take_all_memory_leave_the_volume_enough_to_end_them() {
+    let path = std::env::temp_dir().join(format!("tidegate-memory-{}", std::process::id()));
+    let _old = std::fs::remove_dir_all(&path);
+    let place = volume::store::create(&path, BLOCKS << 12, BlockSize::B4096).unwrap();
+    let (volume, _) = volume::open(&place, VolumeId(0), volume::Config::default()).unwrap();
+    let mut bench = Bench::new(64, Target::thin(volume, path.clone()), Limits::unlimited());
+    let writers: Vec<_> = (0..4_u64)
+        .map(|number| {
+            let mut client = bench.connect();
+            client.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+            client.set_write_timeout(Some(Duration::from_secs(60))).unwrap();
+            std::thread::spawn(move || {
+                let payload = vec![number as u8 + 1; 1 << 20];
+                for cookie in 0..48 {
+                    let offset = (number * 48 + cookie) << 20;
+                    client.write_all(&request(WRITE, FUA, cookie, offset, 1 << 20)).unwrap();
+                    client.write_all(&payload).unwrap();
+                }
+                let mut answer = [0; 16];
+                (0..48).all(|_| client.read_exact(&mut answer).is_ok() && answer[4..8] == [0; 4])
+            })
+        })
+        .collect();
+    while writers.iter().any(|writer| !writer.is_finished()) {
+        bench.now_ns = crate::clock::monotonic_ns();
+        bench.turn_or_wait();
+    }
+    assert!(writers.into_iter().all(|writer| writer.join().unwrap()), "every write is answered");
+    bench.server.stop(bench.now_ns);
+    std::fs::remove_dir_all(&path).unwrap();
+}
