@@ -71,7 +71,10 @@ pub enum Command {
 enum Refusal {
     #[error("{}: there is no volume; `volume list DIRECTORY` shows those in a directory", .0.display())]
     Missing(PathBuf),
-    #[error("{}: process {process} is using it; stop that data plane, or remove the export from it, first", path.display())]
+    #[error(
+        "{}: process {process} is using it; stop that data plane, or start it without this export, first",
+        path.display()
+    )]
     InUse { path: PathBuf, process: u32 },
     #[error("the size must be whole 4 KiB pages")]
     Pages,
@@ -80,7 +83,11 @@ enum Refusal {
         path.display(), shown(*wanted), shown(*now)
     )]
     Smaller { path: PathBuf, now: u64, wanted: u64 },
-    #[error("{}: {count} {}; restore those blocks from a copy", path.display(), if *count == 1 { "problem" } else { "problems" })]
+    #[error(
+        "{}: {count} {}; restore those blocks from a copy",
+        path.display(),
+        if *count == 1 { "problem" } else { "problems" }
+    )]
     Damaged { path: PathBuf, count: u64 },
     #[error(
         "{}: {count} did not fit, but process {process} is using it and changes it meanwhile; stop that data plane and \
