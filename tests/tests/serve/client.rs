@@ -52,11 +52,16 @@ impl Client {
         Ok(cookie)
     }
 
-    /// The cookie of the next answer, which must tell of success; what it carries is the caller's to read.
-    pub fn answer(&mut self) -> io::Result<u64> {
+    /// The next answer, without what it carries.
+    pub fn reply(&mut self) -> io::Result<SimpleReply> {
         let mut octets = [0; SimpleReply::BYTES];
         self.socket.read_exact(&mut octets)?;
-        let reply = SimpleReply::parse(&octets).expect("a simple reply");
+        Ok(SimpleReply::parse(&octets).expect("a simple reply"))
+    }
+
+    /// The cookie of the next answer, which must tell of success; what it carries is the caller's to read.
+    pub fn answer(&mut self) -> io::Result<u64> {
+        let reply = self.reply()?;
         assert_eq!(reply.error, ErrorCode::OK, "request {} is answered well", reply.cookie);
         Ok(reply.cookie)
     }

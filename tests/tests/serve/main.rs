@@ -1,10 +1,12 @@
 //! Volumes served by the daemon that a user runs, to clients over NBD: programs that we did not write, a
-//! writer that survives kill -9, limits as a client feels them, and clients that mean no good.
+//! writer that survives kill -9, limits as a client feels them, a bit that turned, and clients that mean no
+//! good.
 //!
 //! No test here needs root. A program that is not installed is skipped aloud.
 
 mod client;
 mod clients;
+mod damage;
 mod hostile;
 mod kill;
 mod limits;
