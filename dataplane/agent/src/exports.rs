@@ -73,11 +73,11 @@ fn open(served: &Served, hugepages: bool) -> Result<(Target, BlockSize, u64), Se
             }
             Ok((target, *size, *blocks))
         }
-        Place::Files { directory, create } => {
+        Place::Files { directory, create, leaves } => {
             let failed = |source| ServeError::Open { path: directory.clone(), source };
             let place = find(directory, *create)?;
-            let (volume, recovery) =
-                volume::open(&place, served.volume, volume::Config::default()).map_err(failed)?;
+            let config = volume::Config { leaf_cache_leaves: *leaves, ..volume::Config::default() };
+            let (volume, recovery) = volume::open(&place, served.volume, config).map_err(failed)?;
             info!(
                 export = served.name,
                 directory = %directory.display(),

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use engine::session::nbd::{Attach, Handshake, HandshakeError, Limits, Next, TlsPolicy, Transmission};
 use engine::{Arrival, Stream};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
@@ -23,6 +24,10 @@ use crate::daemon::Daemon;
 const HANDSHAKES_MAX: usize = 1024;
 /// How long a handshake may take.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
+/// Silence after which a host is asked whether it is still there; how often, and how many times.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+const KEEPALIVE_PROBE: Duration = Duration::from_secs(15);
+const KEEPALIVE_PROBES: u32 = 4;
 /// Read at once during a handshake.
 const CHUNK_BYTES: usize = 16 << 10;
 /// Pause after the system had no descriptor left for a client.
@@ -148,6 +153,7 @@ impl Client {
         let talked = match &mut self {
             Client::Tcp(socket) => {
                 socket.set_nodelay(true)?;
+                SockRef::from(&*socket).set_tcp_keepalive(&keepalive())?;
                 tokio::time::timeout(HANDSHAKE_TIME, talk(socket, daemon)).await
             }
             Client::Unix(socket) => tokio::time::timeout(HANDSHAKE_TIME, talk(socket, daemon)).await,
@@ -163,6 +169,11 @@ impl Client {
         daemon.connect(Arrival { stream, session, rest });
         Ok(())
     }
+}
+
+/// A host that vanished without a word is found after two minutes, and its place is free again.
+fn keepalive() -> TcpKeepalive {
+    TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE_PROBE).with_retries(KEEPALIVE_PROBES)
 }
 
 /// Speaks until the client has chosen. Returns its choice, and what it has said beyond that.

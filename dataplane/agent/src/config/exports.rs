@@ -1,11 +1,13 @@
 //! Volumes that are served, from the file to the engine.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use engine::block::{BlockSize, VOLUME_BYTES_MAX, VolumeId};
 use engine::frame::IoSlabConfig;
 use engine::throttle::Limits;
+use engine::volume::{self, format::LEAF_BYTES};
 use engine::{CONNECTIONS_MAX, SERVED_MAX, ServePlan};
 
 use super::file::{self, File, Medium};
@@ -14,6 +16,11 @@ use super::lower::{LowerError, unique};
 
 /// Least payload memory: two of the longest requests.
 const MEMORY_BYTES_MIN: u64 = 64 << 20;
+/// For each further worker: twice what its pool keeps although it is idle.
+const MEMORY_WORKER_BYTES: u64 = 8 << 20;
+
+/// The part of payload memory that volumes may fill with their maps.
+const CACHE_PART: u64 = 4;
 
 /// Where NBD clients come in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,10 +52,11 @@ pub(crate) enum Place {
         size: BlockSize,
         blocks: u64,
     },
-    /// `create`: how large to make it if it is not there.
+    /// `create`: how large to make it if it is not there; `leaves` of its map that may be kept in memory.
     Files {
         directory: PathBuf,
         create: Option<(BlockSize, u64)>,
+        leaves: usize,
     },
 }
 
@@ -66,8 +74,11 @@ pub(crate) fn plan(file: &File) -> Result<Option<ServePlan>, LowerError> {
         };
     }
     let bytes = file.serve.memory.0;
-    if bytes < MEMORY_BYTES_MIN {
-        return Err(error("[serve]", "memory is at least 64MiB: two of the longest requests"));
+    let workers = file.worker.len().max(1) as u64;
+    let least = MEMORY_BYTES_MIN + MEMORY_WORKER_BYTES * (workers - 1);
+    if bytes < least {
+        let what = format!("memory is at least {}MiB with {workers} workers", least >> 20);
+        return Err(error("[serve]", what));
     }
     let regions = u32::try_from(bytes >> 20).ok().filter(|regions| *regions <= engine::frame::IO_REGIONS_MAX);
     let regions = regions.ok_or_else(|| error("[serve]", "memory is at most 64GiB"))?;
@@ -108,11 +119,29 @@ pub(crate) fn served(file: &File) -> Result<Vec<Served>, LowerError> {
     if file.export.len() > SERVED_MAX as usize {
         return Err(error("[[export]]", format!("at most {SERVED_MAX} volumes can be served")));
     }
+    let mut directories = BTreeMap::new();
+    for export in &file.export {
+        let Some(directory) = export.directory.as_deref() else { continue };
+        // Parts that mean nothing ("//", "/./") are left out; links are found when the second owner fences the first.
+        let directory: PathBuf = directory.components().collect();
+        if let Some(other) = directories.insert(directory, &export.name) {
+            let what = format!("export \"{other}\" has the same directory; a volume has one owner");
+            return Err(error(&format!("export \"{}\"", export.name), what));
+        }
+    }
     let workers = file.worker.len().max(1);
-    (0..).zip(&file.export).map(|(number, export)| one(VolumeId(number), export, workers)).collect()
+    let leaves = leaves(file);
+    (0..).zip(&file.export).map(|(number, export)| one(VolumeId(number), export, workers, leaves)).collect()
 }
 
-fn one(volume: VolumeId, export: &file::Export, workers: usize) -> Result<Served, LowerError> {
+/// Leaves of the map that each volume in files may keep: all together at most a quarter of the payload memory.
+fn leaves(file: &File) -> usize {
+    let volumes = file.export.iter().filter(|export| export.medium == Medium::File).count().max(1);
+    let share = file.serve.memory.0 / CACHE_PART / LEAF_BYTES as u64 / volumes as u64;
+    volume::Config::default().leaf_cache_leaves.min(share as usize)
+}
+
+fn one(volume: VolumeId, export: &file::Export, workers: usize, leaves: usize) -> Result<Served, LowerError> {
     let place = format!("export \"{}\"", export.name);
     if export.worker >= workers {
         return Err(error(
@@ -133,7 +162,7 @@ fn one(volume: VolumeId, export: &file::Export, workers: usize) -> Result<Served
             let directory = export.directory.as_deref().filter(|path| path.is_absolute());
             let directory = directory.ok_or_else(missing)?.to_owned();
             let create = if export.create { Some((size, blocks.ok_or_else(needed)?)) } else { None };
-            Place::Files { directory, create }
+            Place::Files { directory, create, leaves }
         }
     };
     if export.medium != Medium::File && (export.directory.is_some() || export.create) {

@@ -463,3 +463,59 @@ fn a_port_becomes_what_its_keys_say() {
         ("eth0", 3, 512, 8)
     );
 }
+
+/// What is wrong with exports.
+fn unserved(text: &str) -> String {
+    let file = parse(text).expect("the text is TOML with known keys");
+    let refused = exports::listen(&file).err().or_else(|| exports::served(&file).err());
+    refused
+        .or_else(|| exports::plan(&file).err())
+        .map_or_else(|| panic!("was taken: {text}"), |e| e.to_string())
+}
+
+#[test]
+fn exports_that_cannot_be() {
+    const DISK: &str = "[[export]]\nname = \"disk\"\nmedium = \"memory\"\nsize = \"1MiB\"\n";
+    const FILES: &str = "[[export]]\nname = \"a\"\nmedium = \"file\"\ndirectory = \"/v/one\"\n";
+    let with = |more: &str| format!("{DISK}{more}");
+    for (text, expected) in [
+        ("[nbd]\nlisten = [\"127.0.0.1:1\"]".to_owned(), "there is nothing to serve"),
+        (with("[nbd]\nlisten = [\"nbd\"]"), "an address with a port"),
+        (with("[nbd]\nlisten = [\"0.0.0.0:10809\"]"), "set public = true"),
+        (with("[serve]\nmemory = \"32MiB\""), "memory is at least 64MiB"),
+        (with("[serve]\nmemory = \"71MiB\"\n[[worker]]\n[[worker]]"), "at least 72MiB with 2 workers"),
+        (with("[serve]\nmemory = \"65GiB\""), "memory is at most 64GiB"),
+        (with("[serve]\nconnections = 0"), "connections is 1 to"),
+        (with("worker = 1"), "there is no worker 1"),
+        (with("block = 1024"), "block is 512 or 4096"),
+        (with("create = true"), "belong to medium = \"file\""),
+        (with(DISK), "export \"disk\" appears twice"),
+        (DISK.replace("1MiB", "1000"), "whole number of blocks"),
+        (DISK.replace("size = \"1MiB\"\n", ""), "size is missing"),
+        (FILES.replace("/v", "v"), "an absolute path"),
+        (format!("{FILES}create = true"), "size is missing"),
+        (
+            format!("{FILES}{}", FILES.replace("\"a\"", "\"b\"").replace("/v/one", "/v//one/.")),
+            "export \"b\": export \"a\" has the same directory; a volume has one owner",
+        ),
+    ] {
+        let refused = unserved(&text);
+        assert!(refused.contains(expected), "{text}: {refused}");
+    }
+}
+
+#[test]
+fn volumes_share_what_they_keep_of_their_maps() {
+    let text = |volumes: usize| {
+        let one = |n| format!("[[export]]\nname = \"{n}\"\nmedium = \"file\"\ndirectory = \"/v/{n}\"\n");
+        (0..volumes).map(one).collect::<String>()
+    };
+    for (volumes, expected) in [(1, 512), (8, 512), (64, 64), (4096, 1)] {
+        let served = exports::served(&parse(&text(volumes)).unwrap()).unwrap();
+        let kept = |served: &exports::Served| match served.place {
+            exports::Place::Files { leaves, .. } => leaves,
+            _ => 0,
+        };
+        assert!(served.iter().all(|served| kept(served) == expected), "{volumes}");
+    }
+}
