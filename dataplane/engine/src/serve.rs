@@ -486,6 +486,9 @@ impl Server {
         for connection in self.connections.iter_mut().flatten() {
             connection.end(&mut self.pool);
         }
+        for target in self.targets.iter_mut().flatten() {
+            target.rest();
+        }
         // Bounded: nothing new comes, and each round carries out all that is under way.
         for _ in 0..STOP_ROUNDS {
             self.pump(now_ns);

@@ -225,6 +225,7 @@ pub(crate) fn decide<L: Lane>(
         while rest != 0 {
             let index = rest.trailing_zeros() as usize;
             rest &= rest - 1;
+            left &= !(1 << index);
             let flow = &mut flows[index % BATCH];
             let source = &sources[usize::from(flow.source) % BATCH];
             let (Some(lane), Some(frame)) = (lanes.get(usize::from(source.lane)), batch.get_mut(index))
@@ -238,12 +239,14 @@ pub(crate) fn decide<L: Lane>(
                         rules[index % BATCH] = route.rule;
                         lane.follow(tables, pool, frame, source, flow, route)
                     }
-                    Probe::Next => continue,
+                    Probe::Next => {
+                        left |= 1 << index;
+                        continue;
+                    }
                     Probe::Nobody => Verdict::Drop(L::NO_ROUTE),
                 },
             };
             verdicts[index % BATCH] = verdict;
-            left &= !(1 << index);
         }
         round += 1;
     }

@@ -467,6 +467,11 @@ impl Volume {
         self.step_merge(pool);
     }
 
+    /// True when it is idle and no checkpoint is under way or wanted: it can be closed with nothing left to do.
+    pub fn is_settled(&self) -> bool {
+        self.is_idle() && self.merge.is_settled()
+    }
+
     /// True when a step would change something that no answer of a medium announces.
     pub fn wants_step(&self) -> bool {
         !self.stalled.is_empty()

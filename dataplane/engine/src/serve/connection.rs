@@ -75,11 +75,11 @@ pub(super) struct Credit {
 }
 
 impl Credit {
-    /// Uses what was granted, if it is for this command. What was granted for another one is spent: its
-    /// command is gone.
+    /// Uses what was granted, if it is for this command. It is kept while another one comes first; there is
+    /// never more than one.
     pub fn take(&mut self, ask: Ask) -> bool {
         self.refused = false;
-        self.granted.take() == Some(ask)
+        self.granted.take_if(|granted| *granted == ask).is_some()
     }
 
     pub fn waits(&self) -> bool {

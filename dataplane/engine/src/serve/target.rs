@@ -220,10 +220,18 @@ impl Target {
         }
     }
 
+    /// No more requests come: what the log says is to stand in a checkpoint, so that the next owner need not tell
+    /// from the log alone what was durable.
+    pub(super) fn rest(&mut self) {
+        if let Body::Thin { volume, .. } = &mut self.body {
+            volume.checkpoint();
+        }
+    }
+
     /// Nothing is under way.
     pub(super) fn is_idle(&self) -> bool {
         match &self.body {
-            Body::Thin { volume, .. } => volume.is_idle() && self.busy == 0,
+            Body::Thin { volume, .. } => volume.is_settled() && self.busy == 0,
             _ => self.busy == 0,
         }
     }

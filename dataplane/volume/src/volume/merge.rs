@@ -115,6 +115,11 @@ impl Merge {
         !matches!(self.stage, Stage::Idle)
     }
 
+    /// Nothing is under way or wanted, as far as the medium lets it.
+    pub fn is_settled(&self) -> bool {
+        matches!(self.stage, Stage::Refused(_)) || !self.is_under_way() && !self.wants_step()
+    }
+
     /// True when it goes on without an answer of the medium.
     pub fn wants_step(&self) -> bool {
         match &self.stage {
