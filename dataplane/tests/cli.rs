@@ -202,7 +202,7 @@ fn check_says_what_is_right_and_what_is_wrong() {
     let config = place.config();
     let said = right(&["check", "--config"], &[&config]);
     assert!(
-        said.ends_with("is right: 1 worker, 2 ports, 1 tenant, 0 rules, 2 volumes, 0 groups\n"),
+        said.ends_with("is right: 1 worker, 2 ports, 1 tenant, 0 rules, 2 volumes, 0 groups, 0 exports\n"),
         "{said}"
     );
     place.change("jumbo_count", "jumbo_cuont");
