@@ -23,12 +23,14 @@ pub struct Curve {
     began: Option<Sample>,
     /// Seconds after `began` at which the line of the peak begins.
     asks_after: f64,
+    /// When it began is not known exactly: nothing can be said of this run.
+    pub disturbed: bool,
 }
 
 impl Curve {
     /// Of a volume with these limits, in bytes and bytes per second, whose bank is full.
     pub fn new(bank: f64, fill: f64, peak: f64) -> Curve {
-        Curve { bank, fill, peak, full: None, began: None, asks_after: 0.0 }
+        Curve { bank, fill, peak, full: None, began: None, asks_after: 0.0, disturbed: false }
     }
 
     /// The volume is asked for more than may pass from `first` on, so that its peak's bucket is empty then, and
@@ -41,10 +43,8 @@ impl Curve {
             let shown = first.bank_bytes.expect("the volume has a bank") as f64;
             let drained_seconds = (shown + first.bytes_since(before) - self.bank) / self.fill;
             let since_full = first.seconds_since(full);
-            assert!(
-                (-0.001..=since_full + 0.001).contains(&drained_seconds),
-                "the bank was full {since_full} s before, and shows {shown} bytes: {drained_seconds} s of filling"
-            );
+            // Else it was full again in between, after a stall that no sample saw.
+            self.disturbed |= !(-0.001..=since_full + 0.001).contains(&drained_seconds);
             let mut exactly = *before;
             exactly.at_ns = first.at_ns - (drained_seconds.max(0.0) * 1e9) as u64;
             self.full = Some(exactly);
@@ -84,12 +84,15 @@ impl Curve {
         at.bytes_since(began) / self.admitted(at) - 1.0
     }
 
-    /// The bank that the gateway shows is the bank that the samples make.
-    pub fn check_bank(&self, at: &Sample) {
+    /// Whether the bank that the gateway shows is the bank that the samples make. It is never more; it is less
+    /// after a stall in which it was full again and what it earned was lost.
+    pub fn bank_follows(&self, at: &Sample) -> bool {
         let shown = at.bank_bytes.expect("the volume has a bank") as f64;
         let expected = self.level(at);
         println!("bank after a rest: {:.3} MB, expected {:.3} MB", shown / 1e6, expected / 1e6);
-        assert!((shown - expected).abs() <= 0.01 * self.bank, "the bank holds {shown}, expected {expected}");
+        let error = (shown - expected) / self.bank;
+        assert!(error <= 0.01 || self.disturbed, "the bank holds {shown}, expected {expected}");
+        error >= -0.01
     }
 }
 

@@ -49,7 +49,7 @@ fn follow(lab: &mut Lab, curve: &mut Curve, seconds: u64) -> Vec<Window> {
     for second in 1..=seconds {
         let now = lab.sample_at(0, first.at_ns + second * NS);
         let beyond = curve.beyond(&now);
-        assert!(beyond <= 0.02, "{beyond} more than the limits allow, by {now:?}");
+        assert!(beyond <= 0.02 || curve.disturbed, "{beyond} more than the limits allow, by {now:?}");
         windows.push(curve.window(&last, &now));
         last = now;
     }
@@ -58,8 +58,9 @@ fn follow(lab: &mut Lab, curve: &mut Curve, seconds: u64) -> Vec<Window> {
     windows
 }
 
-/// Asks until the bank is empty and longer, rests, asks again. All windows.
-fn drain_rest_drain(lab: &mut Lab, curve: &mut Curve) -> Vec<Window> {
+/// Asks until the bank is empty and longer, rests, asks again. All windows, and whether the bank was as it
+/// should be after the rest.
+fn drain_rest_drain(lab: &mut Lab, curve: &mut Curve) -> (Vec<Window>, bool) {
     until("the bank is full", || lab.sample(0).bank_bytes == Some(BANK as i64));
     let (drain, rest, again) = if full() { (12, 1, 6) } else { (3, 1, 2) };
     let mut windows = follow(lab, curve, drain);
@@ -72,9 +73,9 @@ fn drain_rest_drain(lab: &mut Lab, curve: &mut Curve) -> Vec<Window> {
         still
     });
     let rested = lab.sample_at(0, quiet.at_ns + rest * NS);
-    curve.check_bank(&rested);
+    let bank_follows = curve.bank_follows(&rested);
     windows.extend(follow(lab, curve, again));
-    windows
+    (windows, bank_follows)
 }
 
 const BANK: f64 = 20.0 * MB;
@@ -88,10 +89,10 @@ fn admitted_bytes_follow_the_curve() {
         // longer than the peak's bucket holds, 10 ms; then it is tried again.
         let follows = (0..ATTEMPTS).any(|_| {
             let mut curve = Curve::new(BANK, 10.0 * MB, 20.0 * MB);
-            let windows = drain_rest_drain(&mut lab, &mut curve);
+            let (windows, bank_follows) = drain_rest_drain(&mut lab, &mut curve);
             println!("\n| window | admitted | curve | off by |\n|---|---|---|---|");
             windows.iter().for_each(|window| println!("{window}"));
-            windows.iter().all(|window| window.error().abs() <= 0.02)
+            bank_follows && !curve.disturbed && windows.iter().all(|window| window.error().abs() <= 0.02)
         });
         if !follows && !full() {
             eprintln!("below the curve in some window of each run: the machine was too busy to tell");
