@@ -19,8 +19,6 @@ use thiserror::Error;
 
 use crate::codes::flags;
 
-/// "Newstyle negotiation": the port that IANA assigned.
-pub const TCP_PORT: u16 = 10809;
 /// "Conventions": a string "MUST be no longer than 4096 bytes".
 pub const TEXT_BYTES_MAX: usize = 4096;
 /// "Size constraints": "any payload not exceeding 2^25 (33,554,432) bytes SHOULD NOT be considered a denial

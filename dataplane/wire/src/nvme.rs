@@ -17,8 +17,6 @@ use crate::field::{array, le16, le32, le64, put};
 pub const COMMAND_BYTES: usize = 64;
 /// Length of a completion ("Completion Queue Entry").
 pub const COMPLETION_BYTES: usize = 16;
-/// A namespace identifier that means all of them.
-pub const NAMESPACE_ALL: u32 = 0xffff_ffff;
 
 codes! {
     /// Opcodes of the admin queue (clause 5), and the one of all Fabrics commands (clause 6).

@@ -23,16 +23,8 @@ use crate::EmitError;
 use crate::codes::{codes, flags};
 use crate::field::{le32, put};
 
-/// Clause 3.1.2: discovery controllers listen here.
-pub const DISCOVERY_TCP_PORT: u16 = 8009;
-/// Clause 3.1.2: assigned to NVMe over Fabrics; customary for I/O controllers.
-pub const TCP_PORT: u16 = 4420;
 /// Length of a digest.
 pub const DIGEST_BYTES: usize = 4;
-/// Clause 3.3: data alignment shall not exceed this.
-pub const ALIGNMENT_BYTES_MAX: u8 = 128;
-/// Clause 3.3.1: "The maximum amount of in-capsule data for Fabrics and Admin Commands is 8,192 bytes".
-pub const ADMIN_IN_CAPSULE_BYTES_MAX: u32 = 8192;
 /// Clause 3.5: "The maximum C2HTermReq PDU data size shall not exceed 128 bytes".
 pub const TERMINATION_DATA_BYTES_MAX: usize = 128;
 /// Clause 3.5: "152 bytes (24-byte PDU Header plus 128-byte PDU data)".
@@ -255,11 +247,6 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Bytes before data: header, digest and padding.
-    pub const fn head_bytes(&self) -> usize {
-        self.data_at
-    }
-
     /// The whole unit.
     pub const fn pdu_bytes(&self) -> u64 {
         self.data_at as u64 + self.data_bytes as u64 + if self.data_digest { DIGEST_BYTES as u64 } else { 0 }

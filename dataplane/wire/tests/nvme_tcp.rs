@@ -56,7 +56,7 @@ fn the_request_to_connect() {
     // Nothing is agreed yet, so it has no digest, whatever is asked for.
     assert_eq!(bytes(&Pdu::IcReq(request), 0, digests()), golden);
     let (layout, pdu) = read(&golden, digests()).expect("sound");
-    assert_eq!((layout.pdu_bytes(), layout.head_bytes(), pdu), (128, 128, Pdu::IcReq(request)));
+    assert_eq!((layout.pdu_bytes(), layout.data_at, pdu), (128, 128, Pdu::IcReq(request)));
     assert_eq!(request.alignment.bytes(), 16);
     for (at, value, fatal) in [
         (8, 1, Fatal::parameter(8)),
@@ -452,7 +452,7 @@ proptest! {
         let head = Pdu::Data(direction, data).head(length_bytes, agreed).expect("sound");
         let (layout, pdu) = read(head.octets(), agreed).expect("sound");
         prop_assert_eq!(pdu, Pdu::Data(direction, data));
-        prop_assert_eq!(layout.head_bytes(), head.octets().len());
+        prop_assert_eq!(layout.data_at, head.octets().len());
         prop_assert_eq!(layout.data_bytes, length_bytes);
         prop_assert_eq!(layout.data_at % usize::from(alignment.bytes()), 0);
         let head = Pdu::Command(a_read()).head(length_bytes, agreed).expect("sound");
