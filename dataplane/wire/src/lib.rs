@@ -7,8 +7,9 @@
 //! discovery), and the two tunnel headers [`vxlan`] and [`geneve`]. [`checksum`] holds the Internet
 //! checksum. [`parse`](parse()) walks a whole frame in one pass and is what the packet path uses; the
 //! views are for headers that are looked at one at a time (neighbours, tunnel options, tests). On top of
-//! TCP, [`nbd`] and [`nvme_tcp`] with [`nvme`] serve block devices; their messages are small and become plain
-//! values at once.
+//! TCP, [`nbd`] and [`nvme_tcp`] with [`nvme`] are the protocols of block devices; their messages are small and
+//! become plain values at once. NBD is served; of NVMe there are only the formats yet, and only tests and
+//! fuzzing use them.
 //!
 //! Invariants: no function here panics, allocates or reads outside its slice, whatever the bytes; a
 //! `View` that exists has passed its length checks; emitters refuse instead of writing half a header.

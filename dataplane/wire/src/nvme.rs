@@ -5,6 +5,8 @@
 //! command is carried out. [`fabrics`] holds the commands that exist only over a network. All numbers are
 //! little-endian.
 //!
+//! Nothing is served over NVMe yet: only tests and fuzzing use this module and [`crate::nvme_tcp`].
+//!
 //! Invariants: as for the crate. Any 64 bytes are a command and any 16 a completion, and both are written
 //! again as the same bytes.
 

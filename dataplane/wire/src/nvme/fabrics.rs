@@ -1,4 +1,5 @@
-//! Fabrics commands (clause 6): connect a queue, read and write the controller's properties, disconnect.
+//! Fabrics commands (clause 6): connect a queue, read and write the controller's properties, disconnect. Only
+//! tests and fuzzing use them yet.
 
 use super::{AdminOpcode, Command, Completion, Sgl, StatusCode};
 use crate::EmitError;
