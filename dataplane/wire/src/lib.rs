@@ -7,8 +7,8 @@
 //! discovery), and the two tunnel headers [`vxlan`] and [`geneve`]. [`checksum`] holds the Internet
 //! checksum. [`parse`](parse()) walks a whole frame in one pass and is what the packet path uses; the
 //! views are for headers that are looked at one at a time (neighbours, tunnel options, tests). On top of
-//! TCP, [`nbd`] and [`nvme_tcp`] with [`nvme`] are the protocols of block devices; their messages are small and
-//! become plain values at once. NBD is served; of NVMe there are only the formats yet, and only tests and
+//! TCP, [`nbd`] and [`nvme_tcp`] with [`nvme`] are the protocols of block devices; their messages are small
+//! and become plain values at once. NBD is served; of NVMe there are only the formats yet, and only tests and
 //! fuzzing use them.
 //!
 //! Invariants: no function here panics, allocates or reads outside its slice, whatever the bytes; a

@@ -217,11 +217,6 @@ impl Command {
         }
         octets
     }
-
-    /// Dword 10, 11, 12, 13, 14 or 15 by its number; 0 for any other.
-    pub fn dword(&self, number: usize) -> u32 {
-        number.checked_sub(10).and_then(|i| self.dwords_10_15.get(i)).copied().unwrap_or(0)
-    }
 }
 
 /// The two descriptors that NVMe/TCP has: TCP transport, clause 3.3.2.

@@ -104,29 +104,30 @@ pub struct Connect {
 impl Fabrics {
     /// Reads a command whose opcode is [`AdminOpcode::FABRICS`].
     pub fn parse(command: &Command) -> Result<Self, StatusCode> {
-        let octets = command.octets();
-        let (property, is_long) = (Property(command.dword(11)), octets[40] & 0b111 == 1);
+        let [dword10, dword11, dword12, dword13, ..] = command.dwords_10_15;
+        // "ATTRIB: bits 2:0, 000b 4 bytes, 001b 8 bytes, others reserved."
+        let (property, attributes) = (Property(dword11), dword10 & 0b111);
+        let is_long = attributes == 1;
         // "Record Format: [...] shall be 0h. If the NVM subsystem does not support the value specified, then
         // a status code of Incompatible Format shall be returned."
-        let format = le16(&octets, 40);
-        Ok(match FabricsType(octets[4]) {
+        let format = dword10 as u16;
+        Ok(match FabricsType(command.namespace as u8) {
             FabricsType::CONNECT | FabricsType::DISCONNECT if format != 0 => {
                 return Err(StatusCode::INCOMPATIBLE_FORMAT);
             }
             FabricsType::CONNECT => Self::Connect(Connect {
-                queue: le16(&octets, 42),
-                entries: u32::from(le16(&octets, 44)) + 1,
-                flags: ConnectFlags(octets[46]),
-                keep_alive_ms: command.dword(12),
+                queue: (dword10 >> 16) as u16,
+                entries: (dword11 & 0xffff) + 1,
+                flags: ConnectFlags((dword11 >> 16) as u8),
+                keep_alive_ms: dword12,
             }),
             FabricsType::DISCONNECT => Self::Disconnect,
-            // "ATTRIB: bits 2:0, 000b 4 bytes, 001b 8 bytes, others reserved."
-            FabricsType::PROPERTY_GET | FabricsType::PROPERTY_SET if octets[40] & 0b111 > 1 => {
+            FabricsType::PROPERTY_GET | FabricsType::PROPERTY_SET if attributes > 1 => {
                 return Err(StatusCode::INVALID_FIELD);
             }
             FabricsType::PROPERTY_GET => Self::PropertyGet { property, is_long },
             FabricsType::PROPERTY_SET => {
-                let value = u64::from(command.dword(13)) << 32 | u64::from(command.dword(12));
+                let value = u64::from(dword13) << 32 | u64::from(dword12);
                 Self::PropertySet { property, is_long, value }
             }
             other => Self::Other(other),
