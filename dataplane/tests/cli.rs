@@ -6,7 +6,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 /// Nothing that is waited for takes longer, even on a busy machine.
@@ -155,15 +155,15 @@ impl Running {
         }
     }
 
-    /// Waits for the end.
+    /// Waits for the end, which closes the log.
     fn ended(&mut self) -> ExitStatus {
         let until = Instant::now() + PATIENCE;
         loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
+            match self.log.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(_line) => {}
+                Err(RecvTimeoutError::Disconnected) => return self.child.wait().unwrap(),
+                Err(RecvTimeoutError::Timeout) => panic!("still running"),
             }
-            assert!(Instant::now() < until, "still running");
-            std::thread::sleep(Duration::from_millis(2));
         }
     }
 }

@@ -3,15 +3,11 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use agent::client;
 use agent::report::Report;
 
 use crate::netns::{Held, Namespace};
-
-/// Longest that anything expected may take to happen.
-pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running data plane.
 #[derive(Debug)]
@@ -78,7 +74,7 @@ impl Gateway {
             ),
         };
         let gateway = Gateway { process, socket, config };
-        until(&format!("gateway {name} answers"), || gateway.try_stats().is_some());
+        gateway.until(&format!("gateway {name} answers"), || gateway.try_stats().is_some());
         gateway
     }
 
@@ -107,7 +103,15 @@ impl Gateway {
 
     /// Waits until all ports are up.
     pub fn ports_up(&self) {
-        until("all ports are up", || self.stats().ports.iter().all(|port| port.state == "up"));
+        self.until("all ports are up", || self.stats().ports.iter().all(|port| port.state == "up"));
+    }
+
+    /// Waits until `ready` holds, which is what the data plane brings about.
+    ///
+    /// # Panics
+    /// When it ends before, or it does not hold within [`crate::netns::PATIENCE`].
+    pub fn until(&self, what: &str, ready: impl FnMut() -> bool) {
+        self.process.until(what, ready);
     }
 
     /// Ends it as a service manager would.
@@ -117,12 +121,8 @@ impl Gateway {
     pub fn stop(mut self) {
         let pid = rustix::process::Pid::from_child(&self.process.0);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it can be told");
-        let mut status = None;
-        until("the data plane ends", || {
-            status = self.process.0.try_wait().expect("it is our child");
-            status.is_some()
-        });
-        assert!(status.is_some_and(|status| status.success()), "the data plane ended with {status:?}");
+        let status = self.process.ended("the data plane");
+        assert!(status.success(), "the data plane ended with {status:?}");
         assert!(!self.socket.exists(), "its socket is gone");
     }
 }
@@ -134,18 +134,6 @@ fn write_config(path: &Path, socket: &Path, name: &str, body: &str) {
         socket.display()
     );
     std::fs::write(path, head + body).expect("the configuration can be written");
-}
-
-/// Looks every few milliseconds until `ready` holds.
-///
-/// # Panics
-/// When it does not within [`PATIENCE`].
-pub fn until(what: &str, mut ready: impl FnMut() -> bool) {
-    let end = Instant::now() + PATIENCE;
-    while !ready() {
-        assert!(Instant::now() < end, "{what}: not within {} s", PATIENCE.as_secs());
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 /// True when claims are to be shown in full (`cargo xtask verify`), false in the short form of CI.

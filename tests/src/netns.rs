@@ -12,9 +12,12 @@
 
 use std::io::Write as _;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, open};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
 /// Set in the process that [`isolated`] starts, so that it does not start another.
@@ -164,9 +167,50 @@ impl Namespace {
     }
 }
 
+/// Longest that anything expected may take to happen.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Time between two looks at what announces itself to nobody.
+const LOOK: Duration = Duration::from_millis(5);
+
 /// A child process that does not outlive its owner.
 #[derive(Debug)]
 pub struct Held(pub Child);
+
+impl Held {
+    /// Waits for its end, but no longer than `limit`. True when it has ended.
+    ///
+    /// # Panics
+    /// When the kernel has no process descriptors (Linux 5.3).
+    pub fn ends_within(&self, limit: Duration) -> bool {
+        let process =
+            pidfd_open(Pid::from_child(&self.0), PidfdFlags::empty()).expect("it is not waited for yet");
+        let mut ends = [PollFd::new(&process, PollFlags::IN)];
+        let limit = Timespec::try_from(limit).expect("a limit of seconds");
+        // A signal that interrupts is none of the end.
+        poll(&mut ends, Some(&limit)).unwrap_or(0) > 0
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Panics
+    /// When it does not end within [`PATIENCE`].
+    pub fn ended(&mut self, what: &str) -> ExitStatus {
+        assert!(self.ends_within(PATIENCE), "{what} does not end within {} s", PATIENCE.as_secs());
+        self.0.wait().expect("it is our child")
+    }
+
+    /// Waits until `ready` holds, which is what this process brings about.
+    ///
+    /// # Panics
+    /// When the process ends before, or it does not hold within [`PATIENCE`].
+    pub fn until(&self, what: &str, mut ready: impl FnMut() -> bool) {
+        let end = Instant::now() + PATIENCE;
+        while !ready() {
+            assert!(Instant::now() < end, "{what}: not within {} s", PATIENCE.as_secs());
+            assert!(!self.ends_within(LOOK), "{what}: never, for the process has ended");
+        }
+    }
+}
 
 impl Drop for Held {
     fn drop(&mut self) {

@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use engine::idle::IdleParams;
 use engine::{Node, Plan, PortPlan, PortRole, Snapshot, Throttle, WorkerPlan};
@@ -11,7 +12,8 @@ use overlay::{Attachment, Config, PortId, Prefix, Remote, Source, Tables, Tenant
 use port::PortSpec;
 use port::generator::{Flow, udp_frame};
 use port::null::NullSpec;
-use tests::gateway::{full, until};
+use tests::gateway::full;
+use tests::netns::PATIENCE;
 use wire::{Mac, Vni};
 
 const HOST: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
@@ -98,13 +100,19 @@ fn every_record_balances_under_random_frames() {
     let node = Node::start(plan, snapshot).expect("it starts");
     let wanted: u64 = if full() { 10_000_000 } else { 1_000_000 };
     let mut records = 0_u64;
-    until("enough frames passed", || {
+    let end = Instant::now() + PATIENCE;
+    let mut enough = || {
         node.counters().iter().all(|record| {
             records += 1;
             assert!(record.turn.balanced(), "record {records}: {:?}", record.turn);
             record.turn.rx >= wanted
         })
-    });
+    };
+    while !enough() {
+        assert!(Instant::now() < end, "not enough frames passed within {} s", PATIENCE.as_secs());
+        let death = node.deaths().recv_timeout(Duration::from_millis(5));
+        assert!(death.is_err(), "{death:?}");
+    }
     let last = node.stop();
     let turn = last[0].turn;
     assert!(turn.balanced(), "the last record: {turn:?}");

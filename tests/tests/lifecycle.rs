@@ -1,6 +1,6 @@
 //! Reloads under load, and sudden death.
 
-use tests::gateway::{Gateway, drops, folder, frames, full, until};
+use tests::gateway::{Gateway, drops, folder, frames, full};
 
 fn side(generator: bool, ours: &str, theirs: &str, ports: (u16, u16), extra: &str) -> String {
     let tenant = if generator {
@@ -52,7 +52,7 @@ fn reloads_under_load_lose_nothing() {
     let source = Gateway::start(None, &place, "source", &source_config(0));
     source.ports_up();
     sink.ports_up();
-    until("traffic flows", || frames(&sink.stats(), "delivered") > 1000);
+    sink.until("traffic flows", || frames(&sink.stats(), "delivered") > 1000);
     // The generator may have begun before the uplink was open.
     let early = drops(&source.stats(), "port_down");
     let reloads = if full() { 1000 } else { 50 };
@@ -65,7 +65,7 @@ fn reloads_under_load_lose_nothing() {
     source.rewrite("source", "[[tenant]]\nname = 3\n");
     source.reload().expect_err("a wrong file is refused");
     let before = frames(&source.stats(), "tx");
-    until("traffic still flows", || frames(&source.stats(), "tx") > before);
+    source.until("traffic still flows", || frames(&source.stats(), "tx") > before);
     let sent = {
         // Once the source has gone, what it sent is final.
         let report = source.stats();
@@ -73,7 +73,7 @@ fn reloads_under_load_lose_nothing() {
         frames(&report, "tx")
     };
     source.stop();
-    until("everything arrived", || frames(&sink.stats(), "delivered") >= sent);
+    sink.until("everything arrived", || frames(&sink.stats(), "delivered") >= sent);
     let report = sink.stats();
     assert_eq!(frames(&report, "dropped"), 0, "nothing was misdirected: {:?}", report.workers);
     assert_eq!(drops(&report, "unknown_vni"), 0);
@@ -94,7 +94,7 @@ fn a_killed_daemon_is_replaced_by_the_next() {
     std::fs::remove_file(&first.config).expect("it was written");
     let second = Gateway::start(None, &place, "first", &config);
     second.ports_up();
-    until("traffic flows again", || frames(&second.stats(), "tx") > 0);
+    second.until("traffic flows again", || frames(&second.stats(), "tx") > 0);
     second.stop();
     std::fs::remove_dir_all(place).expect("the folder can be removed");
 }

@@ -3,7 +3,7 @@
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 
-use tests::gateway::{Gateway, daemon, folder, until};
+use tests::gateway::{Gateway, daemon, folder};
 use tests::lab::{HOST, HOST_MAC, Lab, PEER, PEER_MAC};
 use tests::netns::{Held, Namespace, isolated, skip, veth};
 use tests::traffic::copy;
@@ -164,12 +164,7 @@ fn a_worker_that_dies_takes_the_daemon_with_it() {
             .spawn()
             .expect("strace starts"),
     );
-    let mut status = None;
-    until("the daemon ends", || {
-        status = process.0.try_wait().expect("it is our child");
-        status.is_some()
-    });
-    let status = status.expect("it ended");
+    let status = process.ended("the daemon");
     let log = std::fs::read_to_string(&log).expect("the daemon logs");
     assert_eq!((status.code(), status.signal()), (Some(1), None), "{log}");
     assert!(log.contains("a worker has died: cannot wait for input: "), "{log}");

@@ -71,15 +71,17 @@ impl Gateway {
     /// Waits until `count` more frames than now were counted under `what`.
     fn wait_for_more(&self, what: &str, count: u64) {
         let from = self.frames(what);
-        wait(what, || self.frames(what) >= from + count);
+        self.until(what, || self.frames(what) >= from + count);
     }
-}
 
-fn wait(what: &str, mut there: impl FnMut() -> bool) {
-    let until = Instant::now() + PATIENCE;
-    while !there() {
-        assert!(Instant::now() < until, "waited in vain for {what}");
-        std::thread::sleep(Duration::from_millis(2));
+    /// Waits until something holds that the node brings about; fails at once if one of its workers dies.
+    fn until(&self, what: &str, mut there: impl FnMut() -> bool) {
+        let end = Instant::now() + PATIENCE;
+        while !there() {
+            assert!(Instant::now() < end, "waited in vain for {what}");
+            let death = self.daemon.node().deaths().recv_timeout(Duration::from_millis(2));
+            assert!(death.is_err(), "{what}: {death:?}");
+        }
     }
 }
 
@@ -231,7 +233,7 @@ fn a_new_volume_inherits_nothing_from_one_that_went() {
     let report = from.report();
     assert_eq!((report.volumes.len(), report.volumes[0].name.as_str()), (1, "other"));
     assert!(report.volumes[0].admitted_packets < before, "{:?}", report.volumes[0]);
-    wait("the new volume to pay", || from.report().volumes[0].admitted_packets > 50);
+    from.until("the new volume to pay", || from.report().volumes[0].admitted_packets > 50);
     // The same name again is a new volume too, once it was gone.
     from.reload("name = \"disk\"", "name = \"disk\"").unwrap();
     assert_eq!(from.report().volumes[0].name, "disk");
@@ -310,7 +312,7 @@ fn a_port_that_cannot_be_opened_is_shown_with_the_reason() {
                 replay = \"/nonexistent.pcap\"\n";
     let gateway = Gateway::start(&folder, "down.toml", text.to_owned());
     let why = || gateway.report().ports[0].why.clone().unwrap_or_default();
-    wait("the reason", || why().contains("/nonexistent.pcap"));
+    gateway.until("the reason", || why().contains("/nonexistent.pcap"));
     let report = gateway.report();
     assert_eq!(report.ports[0].state, "down");
     assert!(table::draw(&report, &report).contains("/nonexistent.pcap"));
@@ -357,7 +359,7 @@ fn an_export_shows_in_the_report_the_table_and_the_metrics() {
         metrics.contains("tidegate_dataplane_export_burst_credits{export=\"disk\",unit=\"operations\"} 100")
     );
     node.reload("bank = 100", "bank = 50").unwrap();
-    wait("the new bank", || node.report().exports[0].operations.burst_cap == Some(50));
+    node.until("the new bank", || node.report().exports[0].operations.burst_cap == Some(50));
     let refused = node.reload("size = \"1MiB\"", "size = \"2MiB\"").unwrap_err();
     assert!(matches!(refused, ReloadError::Restart { .. }), "{refused}");
     node.daemon.stop();

@@ -10,9 +10,10 @@
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use agent::report::Volume;
-use tests::gateway::{Gateway, folder, until};
+use tests::gateway::{Gateway, folder};
 use tests::netns::{Held, Namespace, skip, veth};
 
 const HOST: &str = "10.0.0.1";
@@ -128,7 +129,7 @@ impl Lab {
         assert!(lab.congestion_control("reno"));
         for number in 0..volumes {
             let address = (SERVER, (FIRST_PORT + number) as u16);
-            until("an NBD server answers through both gateways", || {
+            lab.near.until("an NBD server answers through both gateways", || {
                 lab.host.run(|| std::net::TcpStream::connect(address).is_ok())
             });
         }
@@ -185,8 +186,10 @@ impl Lab {
             let sample = self.sample(number);
             match after_ns.checked_sub(sample.at_ns) {
                 None | Some(0) => return sample,
-                // It is not waited for anything that happens: the time between two samples is what is measured.
-                Some(left_ns) => std::thread::sleep(std::time::Duration::from_nanos(left_ns)),
+                Some(left_ns) => {
+                    let over = self.near.process.ends_within(Duration::from_nanos(left_ns));
+                    assert!(!over, "the gateway ended");
+                }
             }
         }
     }
@@ -282,13 +285,13 @@ pub struct Job {
 
 impl Load {
     /// True until it has ended.
-    pub fn runs(&mut self) -> bool {
-        self.fio.0.try_wait().expect("it is our child").is_none()
+    pub fn runs(&self) -> bool {
+        !self.fio.ends_within(Duration::ZERO)
     }
 
     /// Waits for its end. What its jobs saw, in their order.
     pub fn finish(mut self) -> Vec<Job> {
-        until("fio ends", || !self.runs());
+        self.fio.ended("fio");
         let text = std::fs::read_to_string(&self.file).expect("fio writes its result");
         let begin = text.find('{').unwrap_or_else(|| panic!("fio: {text}"));
         let json: serde_json::Value = serde_json::from_str(&text[begin..]).expect("fio writes JSON");

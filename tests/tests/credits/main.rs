@@ -10,7 +10,7 @@ mod lab;
 
 use std::sync::{Mutex, PoisonError};
 
-use tests::gateway::{full, until};
+use tests::gateway::full;
 use tests::netns::{isolated, skip};
 
 use curve::{Curve, Window};
@@ -37,7 +37,7 @@ fn follow(lab: &mut Lab, curve: &mut Curve, seconds: u64) -> Vec<Window> {
     let (runtime, place) = (format!("--runtime={}", seconds + 1), uri(0));
     let load = lab.load(&["--name=v0", "--bs=64k", "--iodepth=16", &*place, &*runtime]);
     let (mut full, mut first) = (before, before);
-    until("fio asks for more than may pass", || {
+    lab.near.until("fio asks for more than may pass", || {
         first = lab.sample(0);
         if first.bank_bytes == Some(BANK as i64) {
             full = first;
@@ -61,12 +61,12 @@ fn follow(lab: &mut Lab, curve: &mut Curve, seconds: u64) -> Vec<Window> {
 /// Asks until the bank is empty and longer, rests, asks again. All windows, and whether the bank was as it
 /// should be after the rest.
 fn drain_rest_drain(lab: &mut Lab, curve: &mut Curve) -> (Vec<Window>, bool) {
-    until("the bank is full", || lab.sample(0).bank_bytes == Some(BANK as i64));
+    lab.near.until("the bank is full", || lab.sample(0).bank_bytes == Some(BANK as i64));
     let (drain, rest, again) = if full() { (12, 1, 6) } else { (3, 1, 2) };
     let mut windows = follow(lab, curve, drain);
     // What was outstanding still arrives; then the bank fills while nobody asks.
     let mut quiet = lab.sample(0);
-    until("nothing is admitted any more", || {
+    lab.near.until("nothing is admitted any more", || {
         let now = lab.sample_at(0, quiet.at_ns + NS / 10);
         let still = now.admitted_bytes == quiet.admitted_bytes;
         quiet = now;
@@ -120,7 +120,7 @@ fn goodput(lab: &mut Lab, seconds: u64) -> (f64, f64) {
     let load = lab.load(&["--name=v0", "--bs=64k", "--iodepth=32", "--ramp_time=1", &*place, &*runtime]);
     if !full() {
         // In a short run, what is lost when TCP first meets the limit would weigh too much.
-        until("the balance is spent", || lab.sample(0).bytes_since(&before) > 15.0 * MB);
+        lab.near.until("the balance is spent", || lab.sample(0).bytes_since(&before) > 15.0 * MB);
         sent_before = lab.segments();
     }
     let load = load.finish();
@@ -166,9 +166,9 @@ fn ten_volumes_share_a_short_node() {
         let names: Vec<String> = (0..10).flat_map(|v| [format!("--name=v{v}"), uri(v)]).collect();
         let mut words = vec!["--bs=32k", depth, &*runtime];
         words.extend(names.iter().map(String::as_str));
-        let mut load = lab.load(&words);
+        let load = lab.load(&words);
         // The second's worth that each balance holds is spent only as fast as the node lets it.
-        until("all volumes ask", || lab.volumes().iter().all(|volume| volume.parked_bytes > 0));
+        lab.near.until("all volumes ask", || lab.volumes().iter().all(|volume| volume.parked_bytes > 0));
         let before: Vec<Sample> = lab.volumes().iter().map(Sample::of).collect();
         lab.sample_at(0, before[0].at_ns + seconds * NS);
         let after: Vec<Sample> = lab.volumes().iter().map(Sample::of).collect();
@@ -234,12 +234,12 @@ fn a_neighbour_keeps_its_latency() {
         for _ in 0..REPETITIONS {
             print!("| ");
             neighbour(&mut lab);
-            until("the bank is full", || lab.sample(0).bank_bytes == Some(100_000_000));
+            lab.near.until("the bank is full", || lab.sample(0).bank_bytes == Some(100_000_000));
             let noise = lab.load(&["--name=v0", "--bs=64k", "--iodepth=32", "--runtime=10", &*place]);
-            until("the noisy one bursts", || lab.sample(0).bank_bytes < Some(95_000_000));
+            lab.near.until("the noisy one bursts", || lab.sample(0).bank_bytes < Some(95_000_000));
             let beside_burst = neighbour(&mut lab);
             assert!(lab.sample(0).bank_bytes > Some(1_000_000), "it burst all the time");
-            until("the bank is empty", || lab.sample(0).bank_bytes < Some(1_000_000));
+            lab.near.until("the bank is empty", || lab.sample(0).bank_bytes < Some(1_000_000));
             let beside_held = neighbour(&mut lab);
             assert!(lab.sample(0).bank_bytes < Some(1_000_000), "it was held all the time");
             println!();

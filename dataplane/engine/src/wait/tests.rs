@@ -4,7 +4,6 @@ use super::*;
 use crate::clock::monotonic_ns;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 /// Ends every wait of these tests that should have been ended by an event.
 const BOUND_NS: u64 = 20_000_000_000;
@@ -108,12 +107,20 @@ fn what_cannot_be_waited_for_is_refused() {
     assert!(text.contains("cannot be polled"), "{text}");
 }
 
-/// Items from two threads, at random moments, to a worker that sleeps without time-out whenever it sees
-/// none: a lost wake-up would hang it. F8's A4; `TIDEGATE_WAKE_ITEMS=1000000` for the long run.
+/// Whether a thread of this process sleeps in the kernel (proc_pid_stat(5)).
+fn sleeps(thread: rustix::process::Pid) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/self/task/{}/stat", thread.as_raw_nonzero())).unwrap();
+    stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('S'))
+}
+
+/// Items from two threads, at random moments and now and then once the worker is asleep, to a worker that
+/// sleeps without time-out whenever it sees none: a lost wake-up would hang it. F8's A4;
+/// `TIDEGATE_WAKE_ITEMS=1000000` for the long run.
 #[test]
 fn single_items_at_random_moments_all_arrive() {
     let items: u64 = std::env::var("TIDEGATE_WAKE_ITEMS").ok().and_then(|n| n.parse().ok()).unwrap_or(20_000);
     let queues = Arc::new([AtomicU64::new(0), AtomicU64::new(0)]);
+    let worker = rustix::thread::gettid();
     let mut point = WaitPoint::new().unwrap();
     let producers: Vec<_> = (0..2)
         .map(|at| {
@@ -121,6 +128,12 @@ fn single_items_at_random_moments_all_arrive() {
             std::thread::spawn(move || {
                 let mut random = 0x9e37_79b9_7f4a_7c15_u64 + at as u64;
                 for _ in 0..items / 2 {
+                    if random.is_multiple_of(64) {
+                        // It goes to sleep at last, since this item is yet to come.
+                        while !sleeps(worker) {
+                            std::thread::yield_now();
+                        }
+                    }
                     queues[at].fetch_add(1, Ordering::Release);
                     waker.wake();
                     random ^= random << 13;
@@ -129,15 +142,12 @@ fn single_items_at_random_moments_all_arrive() {
                     for _ in 0..random % 2_000 {
                         std::hint::spin_loop();
                     }
-                    if random.is_multiple_of(64) {
-                        std::thread::sleep(Duration::from_micros(random % 50));
-                    }
                 }
             })
         })
         .collect();
     let seen = || queues.iter().map(|queue| queue.load(Ordering::Acquire)).sum::<u64>();
-    let (mut taken, mut sleeps) = (0, 0_u64);
+    let (mut taken, mut woken) = (0, 0_u64);
     while taken < items / 2 * 2 {
         let now = seen();
         if now > taken {
@@ -146,9 +156,9 @@ fn single_items_at_random_moments_all_arrive() {
         }
         let end = point.block(Some(BOUND_NS), || seen() > taken).unwrap();
         assert_ne!(end, WaitEnd::TimedOut, "lost wake-up after {taken} items");
-        sleeps += u64::from(end == WaitEnd::Woken);
+        woken += u64::from(end == WaitEnd::Woken);
     }
-    assert!(sleeps > 0);
+    assert!(woken > 0);
     for producer in producers {
         producer.join().unwrap();
     }
