@@ -4,8 +4,8 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 
-use crate::gateway::until;
 use crate::netns::{Held, Namespace};
 
 /// `sha256sum` of what is written to it.
@@ -88,7 +88,7 @@ pub fn capture(space: &Namespace, interface: &str, file: &Path) -> Held {
     let file = file.to_string_lossy();
     let words = ["dumpcap", "-q", "-i", interface, "-c", "20000", "-w", &*file];
     let held = space.spawn(&words, Stdio::null(), Stdio::null());
-    until("the capture runs", || Path::new(&*file).exists());
+    held.until("the capture runs", || Path::new(&*file).exists());
     held
 }
 
@@ -100,7 +100,7 @@ pub fn end(mut capturing: Held) {
     let pid = rustix::process::Pid::from_child(&capturing.0);
     // It may have ended by itself, after its last packet.
     let _ = rustix::process::kill_process(pid, rustix::process::Signal::INT);
-    until("the capture ends", || capturing.0.try_wait().expect("it is our child").is_some());
+    capturing.ended("the capture");
 }
 
 /// Packets of a capture that match a display filter, checksums verified.
@@ -110,6 +110,9 @@ pub fn end(mut capturing: Held) {
 pub fn dissect(file: &Path, filter: &str, fields: &[&str]) -> Vec<String> {
     let mut command = Command::new("tshark");
     command.args(["-n", "-r"]).arg(file).args(["-Y", filter, "-T", "fields"]);
+    for name in other_protocols() {
+        command.args(["--disable-protocol", name]);
+    }
     for field in fields {
         command.args(["-e", field]);
     }
@@ -119,6 +122,42 @@ pub fn dissect(file: &Path, filter: &str, fields: &[&str]) -> Vec<String> {
     let output = command.output().expect("tshark runs");
     assert!(output.status.success(), "tshark: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()
+}
+
+/// What tshark may see in a capture of ours.
+const DISSECTED: [&str; 14] = [
+    "frame",
+    "eth",
+    "ethertype",
+    "vlan",
+    "arp",
+    "ip",
+    "ipv6",
+    "icmp",
+    "icmpv6",
+    "udp",
+    "tcp",
+    "vxlan",
+    "geneve",
+    "data",
+];
+
+/// All protocols besides. The payload is random bytes, and tshark looks for some seventy protocols in
+/// them: now and then it believes to have found one, malformed, or gathers a message of gigabytes.
+fn other_protocols() -> &'static [String] {
+    static NAMES: OnceLock<Vec<String>> = OnceLock::new();
+    NAMES.get_or_init(|| {
+        let output = Command::new("tshark").args(["-G", "protocols"]).output().expect("tshark runs");
+        // "There is one record per line. The fields are tab-delimited. [...] Field 3 = protocol filter name".
+        let names = String::from_utf8_lossy(&output.stdout)
+            .lines()
+            .filter_map(|line| line.split('\t').nth(2))
+            .filter(|name| !DISSECTED.contains(name) && !name.starts_with("_ws."))
+            .map(str::to_owned)
+            .collect::<Vec<_>>();
+        assert!(names.len() > 1000, "tshark -G protocols: {}", String::from_utf8_lossy(&output.stderr));
+        names
+    })
 }
 
 /// Packets that are malformed or carry a wrong checksum.

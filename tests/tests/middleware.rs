@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use agent::report::Report;
-use tests::gateway::{Gateway, folder, until};
+use tests::gateway::{Gateway, folder};
 use tests::lab::{HOST, HOST_MAC, Lab, PEER, PEER_MAC};
 use tests::netns::isolated;
 use tests::traffic::{WRONG, copy, dissect};
@@ -84,7 +84,7 @@ fn tcp_survives_a_faulty_underlay_and_every_fault_is_counted() {
         copy(&lab.host, &lab.peer, PEER, 5001, 8 << 20);
         copy(&lab.peer, &lab.host, HOST, 5002, 8 << 20);
         let mut last = gateway.stats();
-        until("every frame is accounted for", || {
+        gateway.until("every frame is accounted for", || {
             last = gateway.stats();
             adds_up(&last)
         });
@@ -97,9 +97,17 @@ fn tcp_survives_a_faulty_underlay_and_every_fault_is_counted() {
         let (sent, received) = passed(&last);
         // Late retransmissions may have passed since.
         assert!(packets(&file) >= sent + received, "{} of {sent} and {received}", packets(&file));
-        let from_us = dissect(&file, &format!("ip.src == {OURS} && vxlan.vni == 100"), &["frame.number"]);
+        let from_us = dissect(
+            &file,
+            &format!("ip.src == {OURS} && vxlan.vni == 100"),
+            &["frame.number", "_ws.expert.message"],
+        );
         assert!(from_us.len() as u64 <= packets(&file) && from_us.len() > 1000, "{}", from_us.len());
-        let wrong = dissect(&file, &format!("ip.src == {OURS} && ({WRONG})"), &["frame.number"]);
+        let wrong = dissect(
+            &file,
+            &format!("ip.src == {OURS} && ({WRONG})"),
+            &["frame.number", "_ws.expert.message"],
+        );
         assert!(wrong.is_empty(), "what we send is right until the faults get it: {wrong:?}");
         std::fs::remove_dir_all(place).expect("the folder can be removed");
     });
