@@ -4,8 +4,6 @@
 //! worker that owns the volume, and nothing of it stays. Handshakes are bounded in number and in time.
 
 use std::io;
-use std::os::unix::fs::FileTypeExt;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -19,6 +17,7 @@ use tracing::{debug, warn};
 
 use crate::config::exports::Listen;
 use crate::daemon::Daemon;
+use crate::unix::{self, Unlink};
 
 /// Clients that may be in the middle of a handshake; more wait to be accepted.
 const HANDSHAKES_MAX: usize = 1024;
@@ -47,17 +46,6 @@ pub(crate) enum Listener {
     Unix(UnixListener, Unlink),
 }
 
-/// Removes a Unix socket when nobody listens any more.
-pub(crate) struct Unlink(PathBuf);
-
-impl Drop for Unlink {
-    fn drop(&mut self) {
-        if let Err(failure) = std::fs::remove_file(&self.0) {
-            warn!("{} stays behind: {failure}", self.0.display());
-        }
-    }
-}
-
 /// Why a client did not come to an export.
 #[derive(Debug, thiserror::Error)]
 enum Refusal {
@@ -77,20 +65,9 @@ enum Refusal {
 pub(crate) async fn bind(listen: &Listen) -> Result<Listener, ListenError> {
     let bound = match listen {
         Listen::Tcp(address) => TcpListener::bind(address).await.map(Listener::Tcp),
-        Listen::Unix(path) => bind_unix(path),
+        Listen::Unix(path) => unix::bind(path).map(|(listener, file)| Listener::Unix(listener, file)),
     };
     bound.map_err(|source| ListenError { place: shown(listen), source })
-}
-
-/// A socket that a dead daemon left is replaced; anything else is left alone.
-fn bind_unix(path: &Path) -> io::Result<Listener> {
-    let dead = std::fs::symlink_metadata(path).is_ok_and(|there| there.file_type().is_socket())
-        && std::os::unix::net::UnixStream::connect(path)
-            .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
-    if dead {
-        std::fs::remove_file(path)?;
-    }
-    Ok(Listener::Unix(UnixListener::bind(path)?, Unlink(path.to_owned())))
 }
 
 fn shown(listen: &Listen) -> String {

@@ -3,7 +3,7 @@
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -19,6 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
 
 use crate::daemon::{Daemon, StartError};
+use crate::unix::{self, Unlink};
 use crate::{metrics, nbd, report};
 
 /// Volumes in one report unless asked otherwise.
@@ -76,8 +77,7 @@ async fn serve(config: &Path, ready: impl FnOnce(&str)) -> Result<(), RunError> 
     let metrics_address = crate::config::lower::metrics_address(&file)
         .map_err(|source| StartError::Lower { path: config.to_owned(), source })?;
     let socket = socket_path(&file.node);
-    let control = bind_socket(&socket)?;
-    let _socket = Unlink(socket.clone());
+    let (control, _unlink) = bind_control(&socket)?;
     let metrics = match metrics_address {
         None => None,
         Some(address) => Some(bind_metrics(address).await?),
@@ -215,48 +215,22 @@ pub fn socket_path(node: &crate::config::file::Node) -> PathBuf {
 /// Folder of control sockets.
 pub const SOCKETS: &str = "/run/tidegate";
 
-/// Binds the socket for its owner alone. One that a dead daemon left is replaced; a live one is not, and
-/// nor is anything else.
-fn bind_socket(path: &Path) -> Result<tokio::net::UnixListener, RunError> {
+/// Binds the control socket for its owner alone.
+fn bind_control(path: &Path) -> Result<(tokio::net::UnixListener, Unlink), RunError> {
     let failed = |source| RunError::Socket { path: path.to_owned(), source };
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).map_err(failed)?;
     }
-    match std::fs::symlink_metadata(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
-        Err(error) => return Err(failed(error)),
-        Ok(there) if !there.file_type().is_socket() => {
-            return Err(failed(std::io::Error::new(
-                ErrorKind::AlreadyExists,
-                "there is a file of that name",
-            )));
-        }
-        Ok(_) => match std::os::unix::net::UnixStream::connect(path) {
-            Ok(_) => return Err(RunError::AlreadyRunning(path.to_owned())),
-            Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
-                std::fs::remove_file(path).map_err(failed)?;
-            }
-            Err(error) => return Err(failed(error)),
-        },
-    }
-    let listener = tokio::net::UnixListener::bind(path).map_err(failed)?;
+    let bound = unix::bind(path).map_err(|error| match error.kind() {
+        ErrorKind::AddrInUse => RunError::AlreadyRunning(path.to_owned()),
+        _ => failed(error),
+    })?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
-    Ok(listener)
+    Ok(bound)
 }
 
 async fn bind_metrics(address: SocketAddr) -> Result<tokio::net::TcpListener, RunError> {
     tokio::net::TcpListener::bind(address).await.map_err(|source| RunError::Metrics { address, source })
-}
-
-/// Removes the socket when the daemon ends, however it ends short of kill -9.
-struct Unlink(PathBuf);
-
-impl Drop for Unlink {
-    fn drop(&mut self) {
-        if let Err(failure) = std::fs::remove_file(&self.0) {
-            warn!("{} stays behind: {failure}", self.0.display());
-        }
-    }
 }
 
 /// What the control socket answers.
