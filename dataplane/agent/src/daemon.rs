@@ -16,6 +16,7 @@ use engine::session::nbd::Export;
 use engine::{Arrival, Node, Plan, PlanError, PortState, PublishError, Snapshot};
 use tracing::{info, warn};
 
+use crate::config::exports::Served;
 use crate::config::{self, File, LowerError, Names, ReadError};
 use crate::exports::{self, ServeError};
 
@@ -34,9 +35,8 @@ pub struct Daemon {
     publishing: Mutex<()>,
     /// How long workers may take to confirm a snapshot.
     confirm: Duration,
-    /// What clients are told, in the order of the file, and the workers that have it.
+    /// What clients are told, in the order of the file.
     offers: Vec<Export>,
-    owners: Vec<usize>,
 }
 
 /// What a data plane runs, as a person named it.
@@ -160,16 +160,14 @@ impl Daemon {
         let served = config::exports::served(&file)
             .map_err(|source| StartError::Lower { path: path.to_owned(), source })?;
         let node = Node::start(plan, snapshot)?;
-        let (mut offers, mut owners) = (Vec::new(), Vec::new());
-        for volume in &served {
-            let offer = exports::offer(&node, volume, file.serve.hugepages)
-                .map_err(|source| StartError::Serve { name: volume.name.clone(), source })?;
-            offers.push(offer.export);
-            owners.push(offer.worker);
-        }
+        let offer = |volume: &Served| {
+            exports::offer(&node, volume, file.serve.hugepages)
+                .map_err(|source| StartError::Serve { name: volume.name.clone(), source })
+        };
+        let offers = served.iter().map(offer).collect::<Result<_, _>>()?;
         let running = ArcSwap::from_pointee(Running { file: Arc::new(file), names, version: FIRST });
         let (path, publishing) = (path.to_owned(), Mutex::new(()));
-        Ok(Daemon { path, node, running, publishing, confirm: CONFIRM, offers, owners })
+        Ok(Daemon { path, node, running, publishing, confirm: CONFIRM, offers })
     }
 
     /// What clients can attach.
@@ -180,10 +178,11 @@ impl Daemon {
     /// Hands a client to the worker that owns what it chose.
     pub(crate) fn connect(&self, arrival: Arrival) {
         let volume = arrival.session.attach().export.volume();
-        if let Some(worker) = self.owners.get(volume.0 as usize)
-            && !self.node.connect(*worker, arrival)
+        // Volumes are numbered in the order of the file, and a reload moves none.
+        if let Some(export) = self.running.load().file.export.get(volume.0 as usize)
+            && !self.node.connect(export.worker, arrival)
         {
-            warn!(worker, "a client came for a worker that has ended");
+            warn!(export.worker, "a client came for a worker that has ended");
         }
     }
 

@@ -11,15 +11,6 @@ use tracing::{info, warn};
 
 use crate::config::exports::{Place, Served};
 
-/// A volume that hosts can attach.
-#[derive(Clone, Debug)]
-pub(crate) struct Offer {
-    /// The worker that has it.
-    pub worker: usize,
-    /// What clients are told.
-    pub export: Export,
-}
-
 /// Why a volume cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
@@ -53,14 +44,14 @@ pub enum ServeError {
     Export(#[from] ExportError),
 }
 
-/// Opens a volume and gives it to its worker.
-pub(crate) fn offer(node: &Node, served: &Served, hugepages: bool) -> Result<Offer, ServeError> {
+/// Opens a volume and gives it to its worker. Returns what clients are told about it.
+pub(crate) fn offer(node: &Node, served: &Served, hugepages: bool) -> Result<Export, ServeError> {
     let (target, size, blocks) = open(served, hugepages)?;
     node.serve(served.worker, target, &served.limits)?;
     let mut export = Export::new(&served.name, &served.description, served.volume, size, blocks)?;
     export.read_only = served.read_only;
     export.fast_zero = true;
-    Ok(Offer { worker: served.worker, export })
+    Ok(export)
 }
 
 fn open(served: &Served, hugepages: bool) -> Result<(Target, BlockSize, u64), ServeError> {
