@@ -98,40 +98,32 @@ struct Keys<'a> {
 impl Keys<'_> {
     fn limits(&self, place: &str, preset: Option<Preset>) -> Result<Limits, LowerError> {
         let error = |what: String| LowerError::Key { place: place.to_owned(), what };
+        let bytes = self.bytes.as_ref().map(|keys| byte_limits(place, keys)).transpose()?;
+        let counts = self.counts.as_ref().map(|keys| packet_limits(place, keys)).transpose()?;
         let mut limits = match preset {
             None => Limits::unlimited(),
             Some(Preset::Gp2Like) => {
                 let needs = "preset = \"gp2-like\" needs size, for example size = \"100GiB\"";
                 Limits::gp2_like(self.size.ok_or_else(|| error(needs.into()))?.0 >> 30)
             }
-            Some(Preset::Gp3Like) => return self.gp3_like(&error),
+            Some(Preset::Gp3Like) => return gp3_like(bytes, counts, self.what).map_err(error),
         };
-        if let Some(bytes) = self.bytes {
-            limits.bytes = byte_limits(place, bytes)?;
-        }
-        if let Some(counts) = self.counts {
-            limits.packets = packet_limits(place, counts)?;
-        }
+        limits.bytes = bytes.unwrap_or(limits.bytes);
+        limits.packets = counts.unwrap_or(limits.packets);
         Ok(limits)
     }
+}
 
-    fn gp3_like(&self, error: &dyn Fn(String) -> LowerError) -> Result<Limits, LowerError> {
-        let counts = self.counts.as_ref().and_then(|limits| limits.rate);
-        let bytes = self.bytes.as_ref().and_then(|limits| limits.rate);
-        let (Some(counts), Some(bytes)) = (counts, bytes) else {
-            return Err(error(format!("preset = \"gp3-like\" needs {}.rate and bytes.rate", self.what)));
-        };
-        let more = self.bytes.as_ref().is_some_and(|keys| {
-            keys.burst.is_some() || keys.peak.is_some() || keys.debt.is_some() || !keys.bands.is_empty()
-        }) || self.counts.as_ref().is_some_and(|keys| {
-            keys.burst.is_some() || keys.peak.is_some() || keys.debt.is_some() || !keys.bands.is_empty()
-        });
-        if more {
-            let what = "preset = \"gp3-like\" takes only the rates; leave the preset out to set more";
-            return Err(error(what.into()));
-        }
-        Ok(Limits::gp3_like(counts, bytes.0))
+fn gp3_like(bytes: Option<DimLimits>, counts: Option<DimLimits>, what: &str) -> Result<Limits, String> {
+    let rate = |dim: Option<DimLimits>| Some(dim?.work?.rate);
+    let (Some(byte_rate), Some(count_rate)) = (rate(bytes), rate(counts)) else {
+        return Err(format!("preset = \"gp3-like\" needs {what}.rate and bytes.rate"));
+    };
+    let only = |rate| Some(DimLimits { work: Some(Work::at(rate)), ..DimLimits::default() });
+    if (bytes, counts) != (only(byte_rate), only(count_rate)) {
+        return Err("preset = \"gp3-like\" takes only the rates; leave the preset out to set more".into());
     }
+    Ok(Limits::gp3_like(count_rate, byte_rate))
 }
 
 fn byte_limits(place: &str, keys: &ByteLimits) -> Result<DimLimits, LowerError> {
