@@ -7,14 +7,16 @@
 //!   MTU; what is larger (a super-segment of up to 64 KiB) is left by the kernel on the socket's queue
 //!   (`PACKET_COPY_THRESH`, `TP_STATUS_COPY`) and fetched by one `recvmmsg` per burst straight into jumbo
 //!   frames: one copy, made by the kernel, and the slot keeps its place in the order.
-//! - **Transmit: the ring for ordinary frames, `sendmmsg` on a second socket for larger ones.** The ring
-//!   attaches pages of the slot to the socket buffer, and veth must copy such pages again. A virtio-net
-//!   header whose `hdr_len` is the whole frame makes the kernel copy it once into the buffer's linear part:
-//!   1.5 us instead of 2.2 us per frame of 64 bytes. `sendmmsg` costs 2.0 us there, but needs no second
-//!   copy of 64 KiB in a slot. Order is kept: the ring is kicked before, at one system call per change
-//!   between the two kinds.
-//! - `PACKET_QDISC_BYPASS`: no queueing discipline, so no second queue behind ours; a capture on the
-//!   interface may not show what we send.
+//! - **Transmit: the ring for ordinary frames, `sendmmsg` on a second socket for super-segments and for what
+//!   is larger than a slot.** The ring attaches pages of the slot to the socket buffer, and veth must copy
+//!   such pages again. A virtio-net header whose `hdr_len` is the whole frame makes the kernel copy it once
+//!   into the buffer's linear part: 1.5 us instead of 2.2 us per frame of 64 bytes. `sendmmsg` costs 2.0 us
+//!   there, but needs no second copy of 64 KiB in a slot. Order is kept: the ring is kicked before, at one
+//!   system call per change between the two kinds.
+//! - `PACKET_QDISC_BYPASS` for the ring: no queueing discipline, so no second queue behind ours; a capture on
+//!   the interface may not show what we send. Not for super-segments: on that way the kernel drops those
+//!   which the interface does not cut itself. Where the interface has a queueing discipline with a backlog,
+//!   ordinary frames may overtake them; veth has none.
 //! - `PACKET_LOSS`: the kernel skips a slot that it cannot parse instead of stopping at it.
 //! - VLAN tags, which the kernel takes off, are put back.
 //! - `CSUM_VALID` comes from `DATA_VALID` alone: `TP_STATUS_CSUM_VALID` is also set by kernels for sums that
@@ -72,7 +74,7 @@ struct PacketPort {
     tx: TxRing,
     rx_socket: PacketSocket,
     tx_socket: PacketSocket,
-    /// Sends what does not fit a slot.
+    /// Sends super-segments, and what does not fit a slot.
     bulk_socket: PacketSocket,
     caps: PortCaps,
     counters: PortCounters,
@@ -132,7 +134,7 @@ impl PacketPort {
         Ok(())
     }
 
-    /// Sends a run of frames that fit no slot and returns how many are done with.
+    /// Sends a run of frames that are not for the ring and returns how many are done with.
     fn send_bulk(&mut self, pool: &Pool, run: &[Frame]) -> Result<usize, PortError> {
         if self.kick != Kick::No {
             self.kick()?;
@@ -155,13 +157,14 @@ impl PacketPort {
     /// Takes frames from the front until the kernel takes no more; returns how many are done with.
     fn send(&mut self, pool: &Pool, frames: &[Frame]) -> (usize, Result<(), PortError>) {
         let slot_bytes = self.tx.frame_bytes_max();
+        let for_ring = |meta: &Meta| meta.gso == GsoKind::None && meta.len() <= slot_bytes;
         let mut done = 0;
         while let Some(frame) = frames.get(done) {
             let (meta, bytes) = (pool.meta(frame), pool.bytes(frame));
             if !self.may_leave(meta, bytes) {
                 self.counters.tx_errors += 1;
                 done += 1;
-            } else if bytes.len() <= slot_bytes {
+            } else if for_ring(meta) {
                 // All of it in the linear part: see the module's head.
                 if !self.tx.put(&vnet::encode(meta, bytes, bytes.len()), bytes) {
                     break;
@@ -169,13 +172,13 @@ impl PacketPort {
                 self.kick = Kick::Due;
                 done += 1;
             } else {
-                let fits = |frame: &Frame| pool.meta(frame).len() <= slot_bytes;
-                let run = frames[done..].iter().position(fits).unwrap_or(frames.len() - done);
+                let ordinary = |frame: &Frame| for_ring(pool.meta(frame));
+                let run = frames[done..].iter().position(ordinary).unwrap_or(frames.len() - done);
                 match self.send_bulk(pool, &frames[done..done + run]) {
                     Ok(sent) => done += sent,
                     Err(error) => return (done, Err(error)),
                 }
-                if frames.get(done).is_some_and(|frame| !fits(frame)) {
+                if frames.get(done).is_some_and(|frame| !ordinary(frame)) {
                     break;
                 }
             }

@@ -131,9 +131,6 @@ fn set_up_tx(
 
 fn set_up_bulk(name: &str, socket: &PacketSocket, index: i32) -> Result<(), OpenError> {
     set_up(name, socket)?;
-    socket
-        .set(libc::PACKET_QDISC_BYPASS, &ON)
-        .map_err(|source| explain(name, "setting PACKET_QDISC_BYPASS", source))?;
     grant_buffers(name, socket)?;
     socket.bind(index, SEND_ONLY).map_err(|source| explain(name, "binding", source))
 }
