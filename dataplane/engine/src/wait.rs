@@ -11,8 +11,9 @@
 //! away. Descriptors are level-triggered: input that is left unread ends the next wait at once.
 
 use crate::handshake::Handshake;
-use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::event::epoll::{self, EventFlags};
+use rustix::event::{EventfdFlags, Timespec, eventfd};
+use rustix::fd::{BorrowedFd, OwnedFd};
 use rustix::io::{Errno, read, write};
 use std::mem::MaybeUninit;
 use std::num::NonZeroU64;
@@ -96,14 +97,10 @@ impl WaitPoint {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(create("epoll"))?;
         let eventfd =
             eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(create("eventfd"))?;
-        let mut point = Self {
-            epoll,
-            ready: Vec::with_capacity(EVENTS),
-            shared: Arc::new(Shared { handshake: Handshake::new(), eventfd }),
-        };
-        let shared = Arc::clone(&point.shared);
-        point.register(shared.eventfd.as_fd(), COMMAND)?;
-        Ok(point)
+        let command = epoll::EventData::new_u64(u64::from(COMMAND));
+        epoll::add(&epoll, &eventfd, command, EventFlags::IN).map_err(create("epoll"))?;
+        let shared = Arc::new(Shared { handshake: Handshake::new(), eventfd });
+        Ok(Self { epoll, ready: Vec::with_capacity(EVENTS), shared })
     }
 
     /// Asks the kernel to end waits of the calling thread on time instead of up to 50 us late. Called once
@@ -119,23 +116,13 @@ impl WaitPoint {
 
     /// Waits for input on `fd` from now on and names it `token` in [`WaitPoint::ready`].
     pub fn add(&mut self, fd: BorrowedFd<'_>, token: u32) -> Result<(), WaitError> {
-        if token >= TOKEN_MAX {
-            return Err(WaitError::Token { token });
-        }
-        self.register(fd, token)
+        self.register(fd, token, EventFlags::IN)
     }
 
     /// Names `fd` once each time that it becomes ready, for input, output or its end: whoever is told must use
     /// it up before the next time. For sockets, of which most are silent.
     pub fn add_edge(&mut self, fd: BorrowedFd<'_>, token: u32) -> Result<(), WaitError> {
-        if token >= TOKEN_MAX {
-            return Err(WaitError::Token { token });
-        }
-        use epoll::EventFlags;
-        let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
-        epoll::add(&self.epoll, fd, epoll::EventData::new_u64(u64::from(token)), flags)
-            .map_err(|source| WaitError::Add { token, source })?;
-        Ok(())
+        self.register(fd, token, EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET)
     }
 
     /// Stops waiting for `fd`. A descriptor that is closed for good leaves by itself.
@@ -176,11 +163,12 @@ impl WaitPoint {
         &self.ready
     }
 
-    fn register(&mut self, fd: BorrowedFd<'_>, token: u32) -> Result<(), WaitError> {
-        let data = epoll::EventData::new_u64(u64::from(token));
-        epoll::add(&self.epoll, fd, data, epoll::EventFlags::IN)
-            .map_err(|source| WaitError::Add { token, source })?;
-        Ok(())
+    fn register(&mut self, fd: BorrowedFd<'_>, token: u32, flags: EventFlags) -> Result<(), WaitError> {
+        if token >= TOKEN_MAX {
+            return Err(WaitError::Token { token });
+        }
+        epoll::add(&self.epoll, fd, epoll::EventData::new_u64(u64::from(token)), flags)
+            .map_err(|source| WaitError::Add { token, source })
     }
 
     fn wait(&mut self, timeout_ns: Option<u64>) -> Result<WaitEnd, WaitError> {

@@ -123,9 +123,6 @@ enum Flow {
 impl Worker {
     /// Runs until [`Command::Stop`] or until every sender of commands is gone. [`Worker::stop`] must follow.
     pub fn run(&mut self) -> Result<(), WaitError> {
-        if !WaitPoint::prepare_thread() {
-            warn!("the kernel keeps its timer slack: sleeps may end 50 us late");
-        }
         loop {
             let now_ns = self.clock.turn();
             self.gateway.now_ns = now_ns;

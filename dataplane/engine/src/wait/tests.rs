@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::clock::monotonic_ns;
+use rustix::fd::AsFd;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::sync::atomic::{AtomicU64, Ordering};
 
