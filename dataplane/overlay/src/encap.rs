@@ -79,8 +79,7 @@ pub fn encapsulate(
     if meta.gso != GsoKind::None {
         return cut(hop, neighbours, pool, frame, tunnel, out);
     }
-    // Nobody beyond the tunnel finishes an inner checksum: the underlay sees only the outer packet.
-    if meta.flags.has(Flags::CSUM_PARTIAL) && !segment::complete_checksum(pool, &mut frame) {
+    if meta.flags.has(Flags::CSUM_PARTIAL) && !complete_checksum(pool, &mut frame) {
         pool.free(frame);
         return Encapsulated::Dropped(DropReason::Malformed);
     }
@@ -89,6 +88,20 @@ pub fn encapsulate(
         Dispatched::Held => Encapsulated::Held,
         Dispatched::Dropped(why) => Encapsulated::Dropped(why),
     }
+}
+
+/// Finishes the transport checksum of a frame that leaves it to a device: nobody beyond the tunnel does, for
+/// the underlay sees only the outer packet. False, and no change, when its place lies outside the frame.
+#[inline]
+fn complete_checksum(pool: &Pool, frame: &mut Frame) -> bool {
+    let (meta, bytes) = pool.parts_mut(frame);
+    if !checksum::complete(bytes, meta.csum_start, meta.csum_offset) {
+        return false;
+    }
+    meta.flags.clear(Flags::CSUM_PARTIAL);
+    meta.flags.set(Flags::CSUM_VALID);
+    (meta.csum_start, meta.csum_offset) = (0, 0);
+    true
 }
 
 /// Tells the sender how long a packet may be that fits the underlay.

@@ -32,7 +32,7 @@ const HEADER_BYTES_MAX: usize = 256;
 /// Why a super-segment was not cut. Nothing was allocated then, and nothing handed out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SegmentError {
-    /// `gso` is `None`: send it as it is, or complete its checksum with [`complete_checksum`].
+    /// `gso` is `None`: send it as it is.
     #[error("the frame is not a super-segment; send it as it is")]
     NotSuper,
     /// Headers, metadata and length do not describe one TCP or UDP super-segment.
@@ -112,31 +112,6 @@ pub fn segment(
         out(pool, piece);
     }
     Ok(cut.pieces)
-}
-
-/// Finishes the transport checksum of an ordinary frame with [`Flags::CSUM_PARTIAL`], in place. Frames
-/// without that flag are left alone.
-///
-/// As virtio 1.2, clause 5.1.6.2 has it: the sum runs from `csum_start` to the end of the frame, over the
-/// pseudo-header sum that the sender left in the field ([`checksum::offloaded`]). False, and no change, when
-/// the place lies outside the frame: drop it as [`DropReason::Malformed`].
-#[inline]
-#[must_use]
-pub fn complete_checksum(pool: &Pool, frame: &mut Frame) -> bool {
-    let (meta, bytes) = pool.parts_mut(frame);
-    if !meta.flags.has(Flags::CSUM_PARTIAL) {
-        return true;
-    }
-    let start = usize::from(meta.csum_start);
-    let Some(covered) = bytes.get_mut(start..) else { return false };
-    let at = usize::from(meta.csum_offset);
-    let sum = Checksum::new().bytes(covered);
-    let Some(field) = covered.get_mut(at..at + 2) else { return false };
-    field.copy_from_slice(&checksum::offloaded(sum, at).to_be_bytes());
-    meta.flags.clear(Flags::CSUM_PARTIAL);
-    meta.flags.set(Flags::CSUM_VALID);
-    (meta.csum_start, meta.csum_offset) = (0, 0);
-    true
 }
 
 /// TCP flags that do not stay with every segment (RFC 9293, clause 3.1; CWR: RFC 3168).

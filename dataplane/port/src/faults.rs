@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
-use frame::{BATCH, Batch, Flags, Frame, GsoKind, Pool};
+use frame::{BATCH, Batch, Flags, Frame, Pool};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -312,7 +312,7 @@ fn copy(pool: &mut Pool, frame: &Frame) -> Option<Frame> {
 /// Flips one bit, as a wire does: behind the checksum's back. False for a frame that is spared.
 fn corrupt(dice: &mut ChaCha8Rng, pool: &mut Pool, frame: &mut Frame) -> bool {
     let (meta, bytes) = pool.parts_mut(frame);
-    if bytes.is_empty() || meta.gso != GsoKind::None || !complete_partial_checksum(bytes, meta) {
+    if bytes.is_empty() || !complete_partial_checksum(bytes, meta) {
         return false;
     }
     meta.flags.clear(Flags::CSUM_VALID);

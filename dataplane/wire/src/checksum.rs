@@ -124,14 +124,22 @@ pub const fn udp(sum: Checksum) -> u16 {
     }
 }
 
-/// The field for a sum that a sender left to its device, `offset` bytes into the transport header.
+/// Finishes a checksum that a sender left to its device: the sum runs from `start` to the end of `bytes`,
+/// over the pseudo-header sum that the sender left in the field, `offset` bytes behind `start` (virtio 1.2,
+/// clause 5.1.6.2). False, and no change, when the field lies outside `bytes`.
 ///
 /// Only UDP knows a value that means "none" (RFC 768); its field lies at offset 6 and no other protocol's
 /// does. TCP (RFC 9293, clause 3.1) and ICMPv6 send a computed zero as it is.
-#[inline(always)]
-pub const fn offloaded(sum: Checksum, offset: usize) -> u16 {
-    const UDP_OFFSET: usize = 6;
-    if offset == UDP_OFFSET { udp(sum) } else { sum.finish() }
+#[must_use]
+pub fn complete(bytes: &mut [u8], start: u16, offset: u16) -> bool {
+    const UDP_OFFSET: u16 = 6;
+    let Some(covered) = bytes.get_mut(usize::from(start)..) else { return false };
+    let sum = Checksum::new().bytes(covered);
+    let at = usize::from(offset);
+    let Some(field) = covered.get_mut(at..at + 2) else { return false };
+    let value = if offset == UDP_OFFSET { udp(sum) } else { sum.finish() };
+    field.copy_from_slice(&value.to_be_bytes());
+    true
 }
 
 /// The checksum after one word of the covered bytes went from `old` to `new`.

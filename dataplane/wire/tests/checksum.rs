@@ -49,6 +49,36 @@ fn the_corner_of_rfc_1624() {
     assert_eq!(checksum::update(0xdd2f, 0x5555, 0x3285), 0x0000);
 }
 
+/// The same words, with the field behind them.
+#[test]
+fn a_checksum_left_to_a_device_is_finished() {
+    let mut bytes = [0xaa, 0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7, 0x00, 0x00];
+    assert!(checksum::complete(&mut bytes, 1, 8));
+    assert_eq!(bytes[9..], (!0xddf2_u16).to_be_bytes());
+    assert_eq!(checksum::sum(&bytes[1..]), 0xffff);
+}
+
+#[test]
+fn a_finished_sum_of_zero_is_all_ones_in_udp_alone() {
+    let mut bytes = [0xff, 0xff, 0, 0, 0, 0, 0, 0];
+    assert!(checksum::complete(&mut bytes, 0, 6));
+    assert_eq!(bytes, [0xff, 0xff, 0, 0, 0, 0, 0xff, 0xff]);
+    let mut bytes = [0xff, 0xff, 0, 0];
+    assert!(checksum::complete(&mut bytes, 0, 2));
+    assert_eq!(bytes, [0xff, 0xff, 0, 0]);
+}
+
+#[test]
+fn a_checksum_outside_the_bytes_is_refused() {
+    let mut bytes = [1; 8];
+    for (start, offset) in
+        [(9, 0), (8, 0), (4, 3), (0, 7), (4, u16::MAX), (u16::MAX, 16), (u16::MAX, u16::MAX)]
+    {
+        assert!(!checksum::complete(&mut bytes, start, offset), "{start} {offset}");
+        assert_eq!(bytes, [1; 8]);
+    }
+}
+
 #[test]
 fn udp_writes_zero_as_all_ones() {
     assert_eq!(checksum::udp(Checksum::new().u16(0xffff)), 0xffff);
@@ -130,6 +160,17 @@ proptest! {
         prop_assert!(udp::View::parse(&datagram).unwrap().checksum_ok_v6(a6, b6, false));
         datagram[6] ^= 0x10;
         prop_assert!(!udp::View::parse(&datagram).unwrap().checksum_ok_v6(a6, b6, true));
+    }
+
+    #[test]
+    fn a_device_finishes_what_the_sender_began(data in prop::collection::vec(any::<u8>(), 0..100)) {
+        let mut left = common::udp(&data);
+        let mut filled = left.clone();
+        let pseudo = checksum::pseudo_v4(common::V4_A, common::V4_B, protocol::UDP, left.len() as u32);
+        udp::fill_checksum(&mut filled, pseudo);
+        left[6..8].copy_from_slice(&pseudo.folded().to_be_bytes());
+        prop_assert!(checksum::complete(&mut left, 0, 6));
+        prop_assert_eq!(left, filled);
     }
 
     #[test]

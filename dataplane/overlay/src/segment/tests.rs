@@ -1,6 +1,6 @@
 //! Segmentation against its promises; byte equality with the kernel is tests/tests/gso.
 
-use super::sample::{ACK, PSH as PUSH, Sample, assert_checksums, load, pattern, pool};
+use super::sample::{PSH as PUSH, Sample, assert_checksums, pattern, pool};
 use super::*;
 use proptest::prelude::*;
 
@@ -88,7 +88,6 @@ proptest! {
             Ok(pieces) => free(&mut pool, pieces),
             Err(_) => prop_assert_eq!(pool.available(), before),
         }
-        let _ = complete_checksum(&pool, &mut frame);
         pool.free(frame);
     }
 }
@@ -156,37 +155,6 @@ fn without_a_partial_checksum_the_pseudo_header_is_summed_here() {
         let pieces = cut(&mut pool, &frame).expect("cuts");
         pieces.iter().for_each(|piece| assert_checksums(pool.bytes(piece)));
         free(&mut pool, pieces);
-        pool.free(frame);
-    }
-}
-
-#[test]
-fn completing_a_checksum_makes_it_right() {
-    let mut pool = pool(64, 64);
-    for (udp, ipv6, len) in [(false, false, 0), (true, false, 1), (false, true, 99), (true, true, 1400)] {
-        let sample = Sample { udp, ipv6, payload: pattern(len, 9), ..Sample::default() };
-        let mut frame = sample.super_segment(&mut pool, 1400);
-        assert!(complete_checksum(&pool, &mut frame));
-        assert_checksums(pool.bytes(&frame));
-        assert_eq!(pool.bytes(&frame), sample.bytes());
-        let done = pool.bytes(&frame).to_vec();
-        assert!(complete_checksum(&pool, &mut frame), "a complete frame is left alone");
-        assert_eq!(pool.bytes(&frame), done);
-        pool.free(frame);
-    }
-}
-
-#[test]
-fn a_checksum_outside_the_frame_is_refused() {
-    let mut pool = pool(64, 64);
-    let sample = Sample { flags: ACK, payload: pattern(10, 0), ..Sample::default() };
-    for (start, offset) in [(65, 0), (34, 31), (34, u16::MAX), (u16::MAX, 16)] {
-        let mut frame = load(&mut pool, &sample.bytes());
-        let meta = pool.meta_mut(&mut frame);
-        meta.flags.set(Flags::CSUM_PARTIAL);
-        (meta.csum_start, meta.csum_offset) = (start, offset);
-        assert!(!complete_checksum(&pool, &mut frame), "{start} {offset}");
-        assert_eq!(pool.bytes(&frame), sample.bytes());
         pool.free(frame);
     }
 }

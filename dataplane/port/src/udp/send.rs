@@ -3,7 +3,7 @@
 use std::io;
 
 use arrayvec::ArrayVec;
-use frame::{BATCH, Flags, Frame, GsoKind, Meta, Pool};
+use frame::{BATCH, Frame, Pool};
 
 use super::control;
 use super::peers::Peers;
@@ -186,9 +186,6 @@ impl Outbox {
 /// super-segment, which should have been cut before.
 #[inline(always)]
 fn finish_checksum(pool: &Pool, frame: &mut Frame) -> bool {
-    let (meta, bytes): (&mut Meta, &mut [u8]) = pool.parts_mut(frame);
-    if meta.gso == GsoKind::None && !meta.flags.has(Flags::CSUM_PARTIAL) {
-        return true;
-    }
+    let (meta, bytes) = pool.parts_mut(frame);
     complete_partial_checksum(bytes, meta)
 }
