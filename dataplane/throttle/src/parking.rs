@@ -125,6 +125,30 @@ impl<T> Arena<T> {
         self.slots.get(queue.head as usize)?.waiting.as_ref()
     }
 
+    /// Takes the first of `queue` for which `is_meant` holds, wherever it stands.
+    pub(crate) fn remove(&mut self, queue: &mut Queue, is_meant: impl Fn(&T) -> bool) -> Option<Waiting<T>> {
+        let (mut before, mut at) = (NONE, queue.head);
+        while let Some(slot) = self.slots.get_mut(at as usize) {
+            let next = slot.next;
+            if let Some(waiting) = slot.waiting.take_if(|waiting| is_meant(&waiting.item)) {
+                slot.next = self.free;
+                self.free = at;
+                match self.slots.get_mut(before as usize) {
+                    Some(slot) => slot.next = next,
+                    None => queue.head = next,
+                }
+                if queue.tail == at {
+                    queue.tail = before;
+                }
+                queue.items -= 1;
+                queue.bytes -= u64::from(waiting.request.units[0]);
+                return Some(waiting);
+            }
+            (before, at) = (at, next);
+        }
+        None
+    }
+
     /// Takes what waits first in `queue`.
     pub(crate) fn pop(&mut self, queue: &mut Queue) -> Option<Waiting<T>> {
         let at = queue.head;
@@ -168,6 +192,21 @@ mod tests {
             assert!(arena.pop(&mut a).is_none() && arena.front(&b).is_none());
         }
         assert!(Arena::new(0).push(&mut a, waiting(0, 0)).is_err());
+    }
+
+    #[test]
+    fn any_of_a_list_can_be_taken_out() {
+        for meant in 0..4 {
+            let mut arena = Arena::new(4);
+            let mut queue = Queue::EMPTY;
+            (0..4).for_each(|item| assert!(arena.push(&mut queue, waiting(item, 10)).is_ok()));
+            assert!(arena.remove(&mut queue, |_| false).is_none());
+            assert_eq!(arena.remove(&mut queue, |&item| item == meant).map(|w| w.item), Some(meant));
+            assert_eq!((queue.items, queue.bytes), (3, 30));
+            assert!(arena.push(&mut queue, waiting(9, 1)).is_ok() && arena.is_full(), "its slot is free");
+            let rest: Vec<u32> = std::iter::from_fn(|| arena.pop(&mut queue).map(|w| w.item)).collect();
+            assert_eq!(rest, (0..4).filter(|&item| item != meant).chain([9]).collect::<Vec<_>>());
+        }
     }
 
     #[test]

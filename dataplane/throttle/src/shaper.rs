@@ -536,8 +536,33 @@ impl<T> Shaper<T> {
 
     /// Takes the first request of a lane out of the arena and out of the books.
     pub(crate) fn unpark(&mut self, volume: u32, lane: usize) -> Option<Released<T>> {
+        let waiting = self.arena.pop(&mut self.lots[volume as usize].lanes[lane])?;
+        Some(self.unbook(volume, lane, waiting))
+    }
+
+    /// Takes one waiting request of a volume back unpaid: the first for which `is_meant` holds. Those behind it
+    /// move up. It looks at one after the other.
+    pub fn cancel(&mut self, now_ns: u64, volume: u32, is_meant: impl Fn(&T) -> bool) -> Option<Released<T>> {
+        self.tick(now_ns);
+        let lot = self.lots.get_mut(volume as usize)?;
+        let mut found = None;
+        for (lane, queue) in lot.lanes.iter_mut().enumerate() {
+            if let Some(waiting) = self.arena.remove(queue, &is_meant) {
+                found = Some((lane, waiting));
+                break;
+            }
+        }
+        let (lane, waiting) = found?;
+        let released = self.unbook(volume, lane, waiting);
+        // Who is first now may wait for something else, or nobody is.
+        self.wheel.set(volume, self.now_ns);
+        Some(released)
+    }
+
+    /// Takes a request out of the books.
+    fn unbook(&mut self, volume: u32, lane: usize, waiting: Waiting<T>) -> Released<T> {
+        let Waiting { item, request, since_ns, mark } = waiting;
         let lot = &mut self.lots[volume as usize];
-        let Waiting { item, request, since_ns, mark } = self.arena.pop(&mut lot.lanes[lane])?;
         let waited_ns = self.now_ns - since_ns;
         lot.parked_ns = lot.parked_ns.saturating_add(waited_ns);
         if lot.is_empty() {
@@ -546,7 +571,7 @@ impl<T> Shaper<T> {
         self.parked.items -= 1;
         self.parked.bytes -= u64::from(request.units[0]);
         let lane = if lane == 0 { Lane::Forward } else { Lane::Reverse };
-        Some(Released { volume, lane, item, mark, waited_ns })
+        Released { volume, lane, item, mark, waited_ns }
     }
 }
 

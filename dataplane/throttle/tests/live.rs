@@ -50,6 +50,28 @@ fn a_bank_resized_during_a_burst_keeps_its_balance() {
 }
 
 #[test]
+fn what_is_cancelled_is_not_paid_for_and_those_behind_move_up() {
+    let mut s = Shaper::new(config(1), 0);
+    s.set_volume(0, 0, &work(1)).unwrap();
+    assert!(matches!(s.admit(0, 0, Lane::Forward, packets(101), 0), Admission::Pass(_)));
+    for (item, count) in [(1, 1_000), (2, 1), (3, 1)] {
+        assert!(matches!(s.admit(0, 0, Lane::Forward, packets(count), item), Admission::Parked { .. }));
+    }
+    assert!(s.cancel(0, 0, |&item| item == 9).is_none() && s.cancel(0, 7, |_| true).is_none());
+    assert_eq!(s.cancel(S / 2, 0, |&item| item == 1).map(|r| (r.item, r.waited_ns)), Some((1, S / 2)));
+    let mut out = Vec::new();
+    assert_eq!(s.release(S / 2, 9, &mut |released| out.push(released.item)), 0);
+    assert_eq!(s.next_deadline_ns(), Some(100 * S + 1));
+    assert_eq!(s.release(100 * S + 1, 9, &mut |released| out.push(released.item)), 1);
+    assert_eq!(s.release(101 * S + 1, 9, &mut |released| out.push(released.item)), 1);
+    assert_eq!((out, s.next_deadline_ns()), (vec![2, 3], None), "1 s apart, and 1,000 s are not charged");
+    assert!(matches!(s.admit(101 * S + 1, 0, Lane::Forward, packets(5), 4), Admission::Parked { .. }));
+    assert_eq!(s.cancel(101 * S + 2, 0, |_| true).map(|r| r.item), Some(4));
+    assert_eq!(s.release(200 * S, 9, &mut |_| panic!("nobody is left")), 0);
+    assert_eq!((s.next_deadline_ns(), s.parked()), (None, Parked::default()));
+}
+
+#[test]
 fn what_waits_is_timed_anew() {
     let mut s = Shaper::new(config(1), 0);
     s.set_volume(0, 0, &work(1)).unwrap();
