@@ -26,11 +26,14 @@ use crate::space::Space;
 
 use commit::Commit;
 use grow::Grow;
-use merge::Merge;
+use merge::{Merge, Refusal};
 use token::Token;
 
 /// Reads look for a higher epoch when the last look is older than this (decision D10).
 const FENCE_READ_NS: u64 = 50_000_000;
+
+/// How long a refusal of room is believed.
+const REFUSED_NS: u64 = 1_000_000_000;
 
 /// Limits of a thin volume. The defaults suit volumes of gigabytes to terabytes.
 #[derive(Clone, Copy, Debug)]
@@ -472,12 +475,23 @@ impl Volume {
         self.is_idle() && self.merge.is_settled()
     }
 
-    /// True when a step would change something that no answer of a medium announces.
+    /// True when a step would change something that no answer of a medium announces. What waits for room that the
+    /// medium refused is left to [`Volume::retry_at_ns`].
     pub fn wants_step(&self) -> bool {
         !self.stalled.is_empty()
             || !self.queue.is_empty()
             || self.commit.lacks_memory
-            || self.merge.wants_step()
+            || (self.merge.wants_step() && self.retry_at_ns().is_none())
+    }
+
+    /// When a step should ask again for room that the medium refused to a checkpoint.
+    pub fn retry_at_ns(&self) -> Option<u64> {
+        let refused_ns = match self.merge.refusal() {
+            Refusal::None => None,
+            Refusal::Checkpoint(at_ns) => Some(at_ns),
+            Refusal::Leaves => self.grow.refused_ns,
+        };
+        refused_ns.map(|at_ns| at_ns.saturating_add(REFUSED_NS))
     }
 
     /// True when there is a request for the medium, which had no room for it.

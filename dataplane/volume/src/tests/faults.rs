@@ -338,6 +338,35 @@ fn a_full_disk_refuses_new_pages_and_nothing_else() {
 }
 
 #[test]
+fn a_checkpoint_without_room_rests_until_it_is_worth_asking_again() {
+    let disk = disk(64 << 20, BlockSize::B4096);
+    let mut bed = Bed::new(&disk);
+    let end = 20;
+    for page in 0..end {
+        assert_eq!(bed.write(page, &filled(PAGE, page as u8)), Status::Ok);
+    }
+    disk.limit(Some(disk.pages()));
+    bed.volume().checkpoint();
+    bed.settle();
+    assert!(bed.volume().is_settled() && !bed.volume().wants_step(), "nothing to do at once");
+    let retry_ns = bed.volume().retry_at_ns().expect("a time to ask again");
+    assert!(retry_ns > bed.now_ns);
+    assert_eq!((bed.read(0, 1).bytes, bed.volume().health()), (filled(PAGE, 0), Health::Sound));
+    let before = bed.volume().stats().checkpoints;
+    bed.now_ns = retry_ns;
+    bed.settle();
+    assert!(!bed.volume().wants_step() && bed.volume().retry_at_ns() > Some(retry_ns), "still no room");
+    disk.limit(None);
+    bed.now_ns = bed.volume().retry_at_ns().expect("a time to ask again");
+    bed.settle();
+    assert_eq!((bed.volume().stats().checkpoints, bed.volume().retry_at_ns()), (before + 1, None));
+    for page in 0..end {
+        assert_eq!(bed.read(page, 1).bytes, filled(PAGE, page as u8));
+    }
+    bed.kill();
+}
+
+#[test]
 fn trimmed_pages_go_back_to_the_disk() {
     let disk = disk(64 << 20, BlockSize::B4096);
     let mut bed = Bed::open(&disk, Config { reuse_pages_max: 8, ..small() }).expect("opens");

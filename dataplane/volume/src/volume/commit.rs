@@ -13,14 +13,13 @@ use std::collections::VecDeque;
 use block::{Act, Epoch, Fault, FileId, FileName, Op, Status};
 use frame::{IoBuffer, IoPool};
 
+use super::merge::Refusal;
 use super::token::Token;
-use super::{Health, Volume};
+use super::{Health, REFUSED_NS, Volume};
 use crate::format::{ExtentKind, HEADER_BYTES, Header, Kind, PAGE_BYTES};
 
 /// Longest batch in bytes.
 const BATCH_BYTES_MAX: usize = 64 << 10;
-/// How long a refusal of room for the log is believed.
-const REFUSED_NS: u64 = 1_000_000_000;
 
 /// The segment that follows the current one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -308,7 +307,7 @@ impl Volume {
         if !matches!(self.commit.next, Next::Refused { .. }) {
             return;
         }
-        if self.merge.is_under_way() && !self.merge.lacks_room() {
+        if self.merge.is_under_way() && self.merge.refusal() == Refusal::None {
             return;
         }
         if !self.merge.is_under_way() && self.commit.segment_count() > 1 && !self.map.delta.is_empty() {

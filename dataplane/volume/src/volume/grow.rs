@@ -7,15 +7,14 @@
 use block::{Act, ExtentId, Fault, FileId, FileName, Op};
 use frame::{IoBuffer, IoPool};
 
+use super::merge::Refusal;
 use super::read::Looked;
 use super::token::Token;
 use super::write::Room;
-use super::{Health, Volume};
+use super::{Health, REFUSED_NS, Volume};
 use crate::format::{ExtentKind, HEADER_BYTES, Header, Kind, LEAF_BYTES, PAGE_BYTES};
 use crate::space::Growth;
 
-/// How long a refusal of room is believed.
-const REFUSED_NS: u64 = 1_000_000_000;
 /// Punches at the medium at once.
 const PUNCHES_MAX: u32 = 4;
 /// Leaves that must have room, beyond twice those that there are.
@@ -42,7 +41,7 @@ struct Growing {
 pub(super) struct Grow {
     pub next_extent: u32,
     growing: [Option<Growing>; 2],
-    refused_ns: Option<u64>,
+    pub refused_ns: Option<u64>,
     punches: u32,
     /// Pages asked for by requests that wait.
     wanted: u32,
@@ -83,7 +82,7 @@ impl Volume {
     fn is_stuck(&self) -> bool {
         let frees_nothing =
             self.map.delta.is_empty() && !self.merge.is_under_way() && !self.space.has_pending();
-        (frees_nothing || self.merge.lacks_room()) && self.commit.is_quiet()
+        (frees_nothing || self.merge.refusal() != Refusal::None) && self.commit.is_quiet()
     }
 
     /// Whether some page of a request has no place yet; `None` while a leaf is on its way.

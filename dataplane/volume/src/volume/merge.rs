@@ -16,7 +16,7 @@ use block::{Act, Fault, FileId, FileName, Status, VOLUME_BYTES_MAX};
 use frame::{IoBuffer, IoPool};
 
 use super::token::Token;
-use super::{Health, Volume};
+use super::{Health, REFUSED_NS, Volume};
 use crate::format::{ExtentKind, PAGE_BYTES, Place};
 
 use body::Body;
@@ -24,9 +24,6 @@ use job::Job;
 
 /// Leaves at the medium at once.
 const LEAVES_MAX: u32 = 8;
-/// How long a refusal of room is believed.
-const REFUSED_NS: u64 = 1_000_000_000;
-
 /// What an answer belongs to: in the upper 8 bits of the token's number.
 const WHICH_SHIFT: u32 = 24;
 const LEAF: u32 = 0;
@@ -51,6 +48,16 @@ enum Stage {
     SyncBody,
     /// Waiting for that look for a higher epoch.
     Look(u64),
+}
+
+/// What a checkpoint found no room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    None,
+    /// Itself, at this time.
+    Checkpoint(u64),
+    /// Its leaves: the volume has to grow.
+    Leaves,
 }
 
 /// The state of checkpoints.
@@ -117,7 +124,7 @@ impl Merge {
 
     /// Nothing is under way or wanted, as far as the medium lets it.
     pub fn is_settled(&self) -> bool {
-        matches!(self.stage, Stage::Refused(_)) || !self.is_under_way() && !self.wants_step()
+        self.refusal() != Refusal::None || !self.is_under_way() && !self.wants_step()
     }
 
     /// True when it goes on without an answer of the medium.
@@ -130,9 +137,13 @@ impl Merge {
         }
     }
 
-    /// True when it waits for room.
-    pub fn lacks_room(&self) -> bool {
-        matches!(self.stage, Stage::Refused(_)) || (matches!(self.stage, Stage::Leaves) && self.lacks_slots)
+    /// The room that it waits for.
+    pub fn refusal(&self) -> Refusal {
+        match self.stage {
+            Stage::Refused(at_ns) => Refusal::Checkpoint(at_ns),
+            Stage::Leaves if self.lacks_slots => Refusal::Leaves,
+            _ => Refusal::None,
+        }
     }
 
     /// The side that the checkpoint under way is written to.
