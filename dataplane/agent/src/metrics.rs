@@ -133,7 +133,11 @@ fn volumes(registry: &mut Registry, report: &Report) {
 }
 
 fn exports(registry: &mut Registry, report: &Report) {
-    let events = counter(registry, "export_events", "Reads, writes, flushes, discards, bytes and errors");
+    let events = counter(
+        registry,
+        "export_events",
+        "Reads, writes, flushes, discards, bytes, errors and refused connections",
+    );
     let waited = counter(registry, "export_waited", "Commands that had to wait for credits");
     let time: Family<Labels, Counter<f64, std::sync::atomic::AtomicU64>> = Family::default();
     let help = "Sum of the waits for credits";

@@ -100,7 +100,8 @@ pub struct Export {
     pub at_ns: u64,
     /// Connections now.
     pub connections: u32,
-    /// What was begun (reads, read_bytes, writes, written_bytes, flushes, discards), and answered with errors.
+    /// What was begun (reads, read_bytes, writes, written_bytes, flushes, discards), answered with errors,
+    /// and connections closed at once because there were too many.
     pub counters: BTreeMap<String, u64>,
     /// Commands waiting for credits now.
     pub waiting: u32,
@@ -184,6 +185,7 @@ fn export(name: String, figures: &ServedFigures) -> Export {
         ("flushes", target.flushes),
         ("discards", target.discards),
         ("errors", target.errors),
+        ("connections_refused", figures.refused),
     ];
     Export {
         name,

@@ -13,19 +13,24 @@
 //!
 //! Credits are asked before a command leaves its session, so a host over its limit sees a slow queue. Each
 //! connection waits with one ticket in the shaper; when that is paid for, the command that it stands for
-//! goes first.
+//! goes first. The ticket of a client that goes is taken back unpaid.
+//!
+//! Payload memory and places for connections are shared by one rule: what a volume's clients have of them grows only
+//! while more than that is left. However many clients one volume has, another finds room (Choudhury and
+//! Hahne, "Dynamic queue length thresholds for shared-memory packet switches", 1998).
 //!
 //! Invariants: every I/O that a session handed out is answered to it, also when its client is gone; what a
-//! client holds of memory and of requests is bounded by its session; nothing here waits.
+//! client holds of memory and of requests is bounded by its session; a turn receives from and answers a bounded
+//! number of connections, which take turns; nothing here waits.
 
 mod connection;
 mod target;
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use block::{Done, IO_BYTES_MAX, Io, Lba, Op, Tag, VolumeId};
-use frame::{IoBuffer, IoPool, IoSlab, IoSlabConfig};
+use frame::{IO_REGION_BYTES, IoBuffer, IoPool, IoShare, IoSlab, IoSlabConfig};
 use media::{FileConfig, FileMedia, Media};
 use session::Sink;
 use session::nbd::Wait;
@@ -49,6 +54,10 @@ const WAITING: usize = 64;
 const WAITING_BYTES_MAX: usize = 8 << 20;
 /// Bytes that are received at once.
 const RECEIVE_BYTES: usize = 256 << 10;
+/// Connections that a turn receives from, and that it answers.
+const TURN_CONNECTIONS: usize = 32;
+/// Tickets that a turn lets go.
+const TURN_TICKETS: usize = 256;
 /// Turns between two looks at sockets that are silent, while there is work.
 const LOOK_TURNS: u32 = 16;
 /// Time between two looks at clients that stopped in the middle of a message.
@@ -79,6 +88,8 @@ pub struct ServedFigures {
     pub target: TargetCounters,
     /// Connections.
     pub connections: u32,
+    /// Connections that were closed at once, because there were too many.
+    pub refused: u64,
     /// What its limits have let through and held up.
     pub credits: throttle::VolumeCounters,
     /// Balances now.
@@ -96,7 +107,6 @@ struct Flight {
 #[derive(Clone, Copy, Debug)]
 struct Ticket {
     connection: u32,
-    generation: u32,
     ask: Ask,
 }
 
@@ -113,10 +123,12 @@ pub(crate) struct Server {
     connections: Vec<Option<Connection>>,
     free: Vec<u32>,
     connections_max: u32,
-    /// Connections that this turn looks at.
-    active: Vec<u32>,
-    /// The one to begin with.
-    first: usize,
+    /// Connections that there is something to do for, in the order in which they have their turn.
+    active: VecDeque<u32>,
+    /// Those that this turn looks at.
+    visited: Vec<u32>,
+    /// Those that wait for memory to come back.
+    starving: Vec<u32>,
     /// Regions of payload memory that only volumes may take, to end what clients began.
     held_back: u32,
     /// Payload that a connection may hold and take more while it waits for credits.
@@ -128,7 +140,10 @@ pub(crate) struct Server {
     scratch: Box<[u8]>,
     turns_to_look: u32,
     expire_ns: u64,
-    generation: u32,
+    /// When to ask again for room that a medium refused.
+    retry_ns: Option<u64>,
+    /// Connections refused since that was last said.
+    refused: u64,
 }
 
 impl Server {
@@ -146,8 +161,9 @@ impl Server {
             connections: Vec::new(),
             free: Vec::new(),
             connections_max,
-            active: Vec::new(),
-            first: 0,
+            active: VecDeque::new(),
+            visited: Vec::with_capacity(TURN_CONNECTIONS),
+            starving: Vec::new(),
             held_back: (slab.regions() / HELD_BACK).max(1),
             waiting_bytes_max: (slab.memory().1 / WAITING).clamp(IO_BYTES_MAX, WAITING_BYTES_MAX),
             shaper: Shaper::new(config, now_ns),
@@ -157,7 +173,8 @@ impl Server {
             scratch: vec![0; RECEIVE_BYTES].into_boxed_slice(),
             turns_to_look: 0,
             expire_ns: now_ns,
-            generation: 0,
+            retry_ns: None,
+            refused: 0,
         }
     }
 
@@ -199,25 +216,28 @@ impl Server {
     /// Takes a connection whose handshake is done.
     pub fn connect(&mut self, now_ns: u64, arrival: Arrival, wait: &mut WaitPoint) {
         let volume = arrival.session.attach().export.volume();
-        if !self.targets.get(volume.0 as usize).is_some_and(Option::is_some) {
+        let live = self.connections.len() - self.free.len();
+        let left = (self.connections_max as usize).saturating_sub(live);
+        let Some(target) = self.targets.get_mut(volume.0 as usize).and_then(Option::as_mut) else {
             return debug!(%volume, "a client came for a volume that is not here any more");
-        }
-        let index = match self.free.pop() {
-            Some(index) => index,
-            None if self.connections.len() < self.connections_max as usize => {
-                self.connections.push(None);
-                self.connections.len() as u32 - 1
-            }
-            None => return warn!(max = self.connections_max, "a connection too many is closed"),
         };
+        if target.connections as usize >= left {
+            target.refused += 1;
+            self.refused += 1;
+            return;
+        }
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.connections.push(None);
+            self.connections.len() as u32 - 1
+        });
         if let Err(failure) = wait.add_edge(arrival.stream.fd(), FIRST_TOKEN + index) {
             self.free.push(index);
             return warn!("a connection is closed: {failure}");
         }
-        self.generation = self.generation.wrapping_add(1);
-        self.connections[index as usize] =
-            Some(Connection::new(arrival, self.generation, self.waiting_bytes_max));
-        self.activate(index);
+        target.connections += 1;
+        let connection =
+            self.connections[index as usize].insert(Connection::new(arrival, self.waiting_bytes_max));
+        activate(&mut self.active, index, connection);
         // Its client may have said the first words already.
         self.expire_ns = self.expire_ns.min(now_ns + EXPIRE_NS);
     }
@@ -236,9 +256,12 @@ impl Server {
         if let Some(files) = self.files.as_mut().filter(|files| files.in_flight() > 0) {
             files.poll(&mut self.finished);
         }
-        moved += self.send();
+        moved += self.send(now_ns);
         if now_ns >= self.expire_ns {
             self.expire(now_ns);
+        }
+        if self.retry_ns.is_some_and(|retry_ns| now_ns >= retry_ns) {
+            self.retry(now_ns);
         }
         Ok(moved)
     }
@@ -255,7 +278,7 @@ impl Server {
             let Some(index) = token.checked_sub(FIRST_TOKEN) else { continue };
             if let Some(connection) = self.connections.get_mut(index as usize).and_then(Option::as_mut) {
                 connection.wake();
-                self.activate(index);
+                activate(&mut self.active, index, connection);
             }
         }
     }
@@ -263,7 +286,7 @@ impl Server {
     /// When [`Server::turn`] has something to do that no descriptor announces.
     pub fn next_deadline_ns(&self) -> Option<u64> {
         let expire = (self.connections.len() > self.free.len()).then_some(self.expire_ns);
-        expire.into_iter().chain(self.shaper.next_deadline_ns()).min()
+        expire.into_iter().chain(self.shaper.next_deadline_ns()).chain(self.retry_ns).min()
     }
 
     /// True while there is something to do at once.
@@ -291,28 +314,18 @@ impl Server {
         }
     }
 
-    fn activate(&mut self, index: u32) {
-        if let Some(connection) = self.connections[index as usize].as_mut()
-            && !std::mem::replace(&mut connection.listed, true)
-        {
-            self.active.push(index);
-        }
-    }
-
     /// Hands out the credits that have come.
     fn release(&mut self, now_ns: u64) -> usize {
         if self.shaper.next_deadline_ns().is_none_or(|due| due > now_ns) {
             return 0;
         }
         let (connections, active) = (&mut self.connections, &mut self.active);
-        self.shaper.release(now_ns, usize::MAX, &mut |released| {
-            let ticket: Ticket = released.item;
-            let Some(connection) = connections[ticket.connection as usize].as_mut() else { return };
-            if connection.generation == ticket.generation {
-                connection.grant(ticket.ask);
-                if !std::mem::replace(&mut connection.listed, true) {
-                    active.push(ticket.connection);
-                }
+        self.shaper.release(now_ns, TURN_TICKETS, &mut |released| {
+            let Ticket { connection: index, ask } = released.item;
+            // INVARIANT: a connection that goes takes its ticket along.
+            if let Some(connection) = connections[index as usize].as_mut() {
+                connection.credit.grant(ask);
+                activate(active, index, connection);
             }
         })
     }
@@ -340,28 +353,31 @@ impl Server {
         count
     }
 
-    /// Receives on every active connection and hands out what credits and memory allow.
+    /// Receives on the connections whose turn it is and hands out what credits and memory allow.
     fn receive(&mut self, now_ns: u64) -> usize {
         let mut moved = 0;
-        self.pool.hold_back(self.held_back);
-        // Each turn begins with another one, so that memory which is short goes round.
-        self.first = self.first.wrapping_add(1);
-        for at in 0..self.active.len() {
-            let index = self.active[self.first.wrapping_add(at) % self.active.len()];
+        let count = self.active.len().min(TURN_CONNECTIONS);
+        self.visited.extend(self.active.drain(..count));
+        for at in 0..count {
+            let index = self.visited[at];
             let Some(connection) = self.connections[index as usize].as_mut() else { continue };
+            let volume = connection.volume();
+            // INVARIANT: a volume stays as long as it has connections.
+            let Some(target) = self.targets[volume.0 as usize].as_mut() else { continue };
+            connection.account(&mut target.held_bytes);
+            self.pool.set_share(Some(share(self.held_back, target, connection)));
             match connection.receive(&mut self.scratch, &mut self.pool, now_ns) {
                 Received::Bytes(count) => moved += count,
                 Received::Nothing => {}
                 Received::Over(why) => {
-                    debug!(volume = %connection.volume(), "a connection ends: {why}");
+                    debug!(%volume, "a connection ends: {why}");
                     connection.end(&mut self.pool);
                 }
             }
             let mut hands = Hands {
                 connection: index,
-                generation: connection.generation,
+                block_bytes: connection.session.attach().export.block_size().bytes(),
                 credit: &mut connection.credit,
-                block_bytes: connection.block_bytes,
                 shaper: &mut self.shaper,
                 flights: &mut self.flights,
                 flights_free: &mut self.flights_free,
@@ -369,19 +385,14 @@ impl Server {
                 now_ns,
             };
             connection.starved = connection.session.step(&mut self.pool, &mut hands) == Wait::Memory;
+            connection.account(&mut target.held_bytes);
             moved += self.submitted.len();
-            let mut submitted = std::mem::take(&mut self.submitted);
-            for io in submitted.drain(..) {
-                let volume = io.volume;
-                // INVARIANT: a volume stays as long as it has connections.
-                if let Some(target) = self.targets[volume.0 as usize].as_mut() {
-                    target.process(io);
-                    self.set_busy(volume);
-                }
+            if !self.submitted.is_empty() {
+                self.submitted.drain(..).for_each(|io| target.process(io));
+                self.set_busy(volume);
             }
-            self.submitted = submitted;
         }
-        self.pool.hold_back(0);
+        self.pool.set_share(None);
         moved
     }
 
@@ -402,13 +413,10 @@ impl Server {
                     continue;
                 };
                 let done = Done { tag: flight.tag, ..done };
-                connection.answered();
                 if let Err(unknown) = connection.session.complete(done, &mut self.pool) {
                     warn!("{unknown}");
                 }
-                if !std::mem::replace(&mut connection.listed, true) {
-                    self.active.push(flight.connection);
-                }
+                activate(&mut self.active, flight.connection, connection);
             }
             if let Some(news) = target.news() {
                 warn!(volume = number, "{news}");
@@ -417,33 +425,67 @@ impl Server {
             if target.listed {
                 self.busy[kept] = number;
                 kept += 1;
+            } else {
+                self.retry_ns = self.retry_ns.into_iter().chain(target.retry_at_ns()).min();
             }
         }
         self.busy.truncate(kept);
         moved
     }
 
-    /// Sends what there is to say, and lets go of connections that are silent or over.
-    fn send(&mut self) -> usize {
+    /// Sends what there is to say, to those that were received from and to those that got answers since, and lets
+    /// go of connections that are silent or over.
+    fn send(&mut self, now_ns: u64) -> usize {
         let mut moved = 0;
-        let mut kept = 0;
-        for at in 0..self.active.len() {
-            let index = self.active[at];
+        while self.visited.len() < TURN_CONNECTIONS
+            && let Some(index) = self.active.pop_front()
+        {
+            self.visited.push(index);
+        }
+        // Another one is the first next time, so that memory which is short goes round.
+        let one = usize::from(self.visited.len() > 1);
+        self.visited.rotate_left(one);
+        for index in self.visited.drain(..) {
             let slot = &mut self.connections[index as usize];
             let Some(connection) = slot.as_mut() else { continue };
             moved += connection.send(&mut self.pool);
             if connection.is_over() {
+                let volume = connection.volume();
+                if connection.credit.waits() {
+                    self.shaper.cancel(now_ns, volume.0, |ticket| ticket.connection == index);
+                }
+                // INVARIANT: a volume stays as long as it has connections.
+                if let Some(target) = self.targets[volume.0 as usize].as_mut() {
+                    connection.account(&mut target.held_bytes);
+                    target.connections -= 1;
+                }
                 *slot = None;
                 self.free.push(index);
-            } else if connection.is_active() {
-                self.active[kept] = index;
-                kept += 1;
-            } else {
-                connection.listed = false;
+                moved += 1;
+                continue;
+            }
+            if connection.lacks_memory() && !std::mem::replace(&mut connection.starving, true) {
+                self.starving.push(index);
+            }
+            connection.listed = connection.is_active();
+            if connection.listed {
+                self.active.push_back(index);
             }
         }
-        self.active.truncate(kept);
+        if moved > 0 {
+            self.feed();
+        }
         moved
+    }
+
+    /// Memory may have come back: those that wait for it try again.
+    fn feed(&mut self) {
+        for index in self.starving.drain(..) {
+            if let Some(connection) = self.connections[index as usize].as_mut() {
+                connection.feed();
+                activate(&mut self.active, index, connection);
+            }
+        }
     }
 
     #[cold]
@@ -456,24 +498,44 @@ impl Server {
             } else if let Err(why) = connection.session.expire(now_ns) {
                 debug!(volume = %connection.volume(), "a connection ends: {why}");
                 connection.end(&mut self.pool);
-                self.activate(index as u32);
+                activate(&mut self.active, index as u32, connection);
+            }
+        }
+        // Another worker may have given memory back.
+        self.feed();
+        if self.refused > 0 {
+            let (refused, most) = (std::mem::take(&mut self.refused), self.connections_max);
+            warn!(
+                refused,
+                most, "connections were closed at once: a volume may have half of the places that are left"
+            );
+        }
+    }
+
+    #[cold]
+    fn retry(&mut self, now_ns: u64) {
+        self.retry_ns = None;
+        for target in self.targets.iter_mut().flatten() {
+            match target.retry_at_ns() {
+                Some(retry_ns) if retry_ns > now_ns => {
+                    self.retry_ns = self.retry_ns.into_iter().chain([retry_ns]).min();
+                }
+                Some(_) if !std::mem::replace(&mut target.listed, true) => self.busy.push(target.volume().0),
+                _ => {}
             }
         }
     }
 
     /// Figures of all volumes.
     pub fn figures(&self, now_ns: u64) -> Vec<ServedFigures> {
-        let mut connections: BTreeMap<u32, u32> = BTreeMap::new();
-        for connection in self.connections.iter().flatten() {
-            *connections.entry(connection.volume().0).or_default() += 1;
-        }
         let figures = self.targets.iter().flatten().filter_map(|target| {
             let volume = target.volume().0;
             Some(ServedFigures {
                 volume,
                 at_ns: now_ns,
                 target: target.counters(),
-                connections: connections.get(&volume).copied().unwrap_or(0),
+                connections: target.connections,
+                refused: target.refused,
                 credits: self.shaper.counters(volume)?,
                 balance: self.shaper.balances(now_ns, volume)?,
             })
@@ -499,8 +561,11 @@ impl Server {
             if self.finished.is_empty() && self.targets.iter().flatten().all(|target| target.is_idle()) {
                 break;
             }
-            let volumes = self.targets.iter().flatten().map(|target| target.volume()).collect::<Vec<_>>();
-            volumes.into_iter().for_each(|volume| self.set_busy(volume));
+            for target in self.targets.iter_mut().flatten() {
+                if !std::mem::replace(&mut target.listed, true) {
+                    self.busy.push(target.volume().0);
+                }
+            }
         }
         for target in self.targets.into_iter().flatten() {
             let volume = target.volume();
@@ -514,10 +579,28 @@ impl Server {
 /// Rounds that a volume may take to come to rest: a checkpoint has some tens of steps.
 const STOP_ROUNDS: usize = 10_000;
 
+/// What a connection may take of the payload memory: as much as is left, counted with all that its volume's
+/// clients hold. If it holds less than most of them, it counts as if they all held no more than it does, but at
+/// least a quarter of it: those who do not read what they asked for cannot starve those who do, and however many
+/// they are, a fifth is left to other volumes.
+fn share(reserve: u32, target: &Target, connection: &Connection) -> IoShare {
+    let regions = |bytes: usize| (bytes / IO_REGION_BYTES) as u32;
+    let all = regions(target.held_bytes);
+    let equal = regions(connection.session.held_bytes()).saturating_mul(target.connections);
+    let weight = if equal < all { target.connections } else { 1 };
+    IoShare { reserve, held: equal.clamp(all / 4, all), weight }
+}
+
+/// Gives a connection its turn.
+fn activate(active: &mut VecDeque<u32>, index: u32, connection: &mut Connection) {
+    if !std::mem::replace(&mut connection.listed, true) {
+        active.push_back(index);
+    }
+}
+
 /// What a session sees of us while it hands out its I/Os.
 struct Hands<'a> {
     connection: u32,
-    generation: u32,
     credit: &'a mut connection::Credit,
     block_bytes: u32,
     shaper: &'a mut Shaper<Ticket>,
@@ -543,16 +626,12 @@ impl Sink for Hands<'_> {
             packets: payload.div_ceil(OPERATION_BYTES).max(1),
             offset: Some(lba.0 * u64::from(self.block_bytes)),
         };
-        let ticket = Ticket { connection: self.connection, generation: self.generation, ask };
+        let ticket = Ticket { connection: self.connection, ask };
         match self.shaper.admit(self.now_ns, volume.0, Lane::Forward, cost, ticket) {
-            Admission::Pass(_) => true,
+            // INVARIANT: there is room for a ticket of every connection, so that none is turned away.
+            Admission::Pass(_) | Admission::Full(_) => true,
             Admission::Parked { .. } => {
                 self.credit.wait();
-                false
-            }
-            // Tickets of clients that left take all room: this one asks again with the next turn.
-            Admission::Full(_) => {
-                self.credit.refused();
                 false
             }
         }

@@ -16,7 +16,7 @@
 
 mod pool;
 
-pub use pool::IoPool;
+pub use pool::{IoPool, IoShare};
 
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};

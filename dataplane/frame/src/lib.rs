@@ -27,7 +27,8 @@ mod time;
 
 pub use drop_reason::DropReason;
 pub use io::{
-    IO_CLASS_BYTES, IO_PAGE_BYTES, IO_REGION_BYTES, IO_REGIONS_MAX, IoBuffer, IoPool, IoSlab, IoSlabConfig,
+    IO_CLASS_BYTES, IO_PAGE_BYTES, IO_REGION_BYTES, IO_REGIONS_MAX, IoBuffer, IoPool, IoShare, IoSlab,
+    IoSlabConfig,
 };
 pub use memory::HugeBytes;
 pub use meta::{Flags, GsoKind, Meta};

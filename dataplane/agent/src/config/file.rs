@@ -486,11 +486,13 @@ pub struct Park {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Serve {
-    /// Payload memory of all workers together. Default 256MiB, taken only if something is exported.
+    /// Payload memory of all workers together, shared so that no export's clients can take all of it. Default 256MiB,
+    /// taken only if something is exported.
     pub memory: Bytes,
     /// Use hugepages of 2 MiB where there are some. Default true.
     pub hugepages: bool,
-    /// Connections per worker. Default 1024.
+    /// Connections per worker. One export gets as many as it leaves to others: half of them while it is alone.
+    /// Default 1024.
     pub connections: u32,
 }
 

@@ -70,15 +70,12 @@ pub(super) struct Credit {
     granted: Option<Ask>,
     /// A ticket waits in the shaper.
     waiting: bool,
-    /// There was not even room to wait.
-    refused: bool,
 }
 
 impl Credit {
     /// Uses what was granted, if it is for this command. It is kept while another one comes first; there is
     /// never more than one.
     pub fn take(&mut self, ask: Ask) -> bool {
-        self.refused = false;
         self.granted.take_if(|granted| *granted == ask).is_some()
     }
 
@@ -90,8 +87,9 @@ impl Credit {
         self.waiting = true;
     }
 
-    pub fn refused(&mut self) {
-        self.refused = true;
+    /// The ticket was paid for.
+    pub fn grant(&mut self, ask: Ask) {
+        (self.granted, self.waiting) = (Some(ask), false);
     }
 }
 
@@ -109,14 +107,16 @@ pub(super) struct Connection {
     stream: Option<Stream>,
     pub session: Box<Transmission>,
     rest: Vec<u8>,
-    pub generation: u32,
     pub credit: Credit,
-    pub block_bytes: u32,
+    /// Payload of it that its volume's sum contains.
+    counted_bytes: usize,
     /// Payload that it may hold and take more while it waits for credits.
     waiting_bytes_max: usize,
     /// In the list of active connections.
     pub listed: bool,
-    /// It waits for memory.
+    /// In the list of those that wait for memory.
+    pub starving: bool,
+    /// There was no memory for its answers.
     pub starved: bool,
     /// There was no memory for what was received.
     short: bool,
@@ -128,17 +128,16 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub fn new(arrival: Arrival, generation: u32, waiting_bytes_max: usize) -> Connection {
-        let block_bytes = arrival.session.attach().export.block_size().bytes();
+    pub fn new(arrival: Arrival, waiting_bytes_max: usize) -> Connection {
         Connection {
             stream: Some(arrival.stream),
             session: arrival.session,
             rest: arrival.rest,
-            generation,
             credit: Credit::default(),
-            block_bytes,
+            counted_bytes: 0,
             waiting_bytes_max,
             listed: false,
+            starving: false,
             starved: false,
             short: false,
             readable: true,
@@ -156,14 +155,21 @@ impl Connection {
         (self.readable, self.writable, self.quiet_turns) = (true, true, 0);
     }
 
-    /// The volume answered it: memory came back.
-    pub fn answered(&mut self) {
-        self.short = false;
+    /// Brings its volume's sum of payload up to date.
+    pub fn account(&mut self, volume_bytes: &mut usize) {
+        let held_bytes = self.session.held_bytes();
+        *volume_bytes = *volume_bytes + held_bytes - self.counted_bytes;
+        self.counted_bytes = held_bytes;
     }
 
-    pub fn grant(&mut self, ask: Ask) {
-        self.credit.granted = Some(ask);
-        self.credit.waiting = false;
+    /// It cannot go on before memory comes back.
+    pub fn lacks_memory(&self) -> bool {
+        self.starved || self.short
+    }
+
+    /// Memory may have come back.
+    pub fn feed(&mut self) {
+        (self.starving, self.starved, self.short) = (false, false, false);
     }
 
     /// At most one receive; what comes goes into the session, what that does not take stays here.
@@ -244,8 +250,8 @@ impl Connection {
     /// More input can be taken. What waits for credits leaves the rest in the socket, so that the hosts of a volume
     /// over its limit do not fill the memory that others need.
     pub fn wants_input(&self) -> bool {
-        let waits = self.credit.waiting || self.credit.refused;
-        self.session.wants_input() && !(waits && self.session.held_bytes() >= self.waiting_bytes_max)
+        let is_full = self.session.held_bytes() >= self.waiting_bytes_max;
+        self.session.wants_input() && !(self.credit.waiting && is_full)
     }
 
     /// Nothing is left of it.
@@ -258,13 +264,8 @@ impl Connection {
         if self.stream.is_none() {
             return false;
         }
-        // What is short of memory waits for its own answers, if there are any.
-        let ready = if self.rest.is_empty() {
-            self.readable
-        } else {
-            !self.short || (self.session.outstanding() == 0 && !self.credit.waiting)
-        };
-        let input = ready && self.wants_input();
-        input || self.starved || self.credit.refused || (self.writable && self.session.has_output())
+        let has_input = self.readable || !self.rest.is_empty();
+        let input = has_input && self.wants_input() && !self.lacks_memory();
+        input || (self.writable && self.session.has_output())
     }
 }

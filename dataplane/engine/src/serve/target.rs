@@ -63,6 +63,12 @@ pub struct Target {
     busy: u32,
     /// In the list of volumes with something to do.
     pub(super) listed: bool,
+    /// Connections that came for it.
+    pub(super) connections: u32,
+    /// Connections that were turned away.
+    pub(super) refused: u64,
+    /// Payload memory that its clients hold.
+    pub(super) held_bytes: usize,
     /// What was said of it last.
     health: Health,
     finished: Vec<Finished<IoBuffer>>,
@@ -102,7 +108,19 @@ impl Target {
     fn new(volume: VolumeId, body: Body) -> Target {
         let (counters, finished) = (TargetCounters::default(), Vec::new());
         let (queue, health) = (VecDeque::new(), Health::Sound);
-        Target { volume, body, queue, counters, busy: 0, listed: false, health, finished }
+        Target {
+            volume,
+            body,
+            queue,
+            counters,
+            busy: 0,
+            listed: false,
+            connections: 0,
+            refused: 0,
+            held_bytes: 0,
+            health,
+            finished,
+        }
     }
 
     /// Its number.
@@ -156,9 +174,7 @@ impl Target {
                 }
                 volume.step(pool, now_ns);
                 let Some(files) = files else { return };
-                while files.room() > 0
-                    && let Some(request) = volume.dispatch()
-                {
+                while let Some(request) = volume.dispatch() {
                     if let Err(request) = files.submit(request, pool) {
                         volume.put_back(request);
                         return;
@@ -220,6 +236,14 @@ impl Target {
         }
     }
 
+    /// When [`Target::pump`] should ask again for room that the medium refused.
+    pub(super) fn retry_at_ns(&self) -> Option<u64> {
+        match &self.body {
+            Body::Thin { volume, .. } => volume.retry_at_ns(),
+            _ => None,
+        }
+    }
+
     /// No more requests come: what the log says is to stand in a checkpoint, so that the next owner need not tell
     /// from the log alone what was durable.
     pub(super) fn rest(&mut self) {
@@ -260,9 +284,7 @@ fn pump_flat(
         {
             flat.process(io, pool);
         }
-        while media.room() > 0
-            && let Some(request) = flat.dispatch()
-        {
+        while let Some(request) = flat.dispatch() {
             if let Err(request) = media.submit(request, pool) {
                 flat.put_back(request);
                 break;

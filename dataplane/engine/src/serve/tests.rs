@@ -11,6 +11,8 @@ use throttle::{DimLimits, Work};
 use super::*;
 
 const BLOCKS: u64 = 1 << 16;
+/// Places for connections: one volume gets half.
+const CONNECTIONS: u32 = 128;
 const READ: u16 = 0;
 const WRITE: u16 = 1;
 const FUA: u16 = 1;
@@ -27,18 +29,27 @@ impl Bench {
     fn new(regions: u32, target: Target, limits: Limits) -> Bench {
         let slab = IoSlab::new(IoSlabConfig { regions, hugepages: false }).unwrap();
         let memory = IoSlabConfig { regions, hugepages: false };
-        let mut wait = WaitPoint::new().unwrap();
-        let mut server = Server::new(&slab, &ServePlan { memory, connections_max: 16 }, 1);
+        let wait = WaitPoint::new().unwrap();
+        let server = Server::new(&slab, &ServePlan { memory, connections_max: CONNECTIONS }, 1);
+        let mut bench = Bench { server, wait, now_ns: 1 };
+        bench.add(target, &limits);
+        bench
+    }
+
+    fn add(&mut self, target: Target, limits: &Limits) {
         let volume = target.volume();
-        server.add(target, &mut wait).unwrap();
-        server.set_limits(1, volume, &limits);
-        Bench { server, wait, now_ns: 1 }
+        self.server.add(target, &mut self.wait).unwrap();
+        self.server.set_limits(1, volume, limits);
     }
 
     fn connect(&mut self) -> UnixStream {
+        self.connect_to(VolumeId(0))
+    }
+
+    fn connect_to(&mut self, volume: VolumeId) -> UnixStream {
         let (ours, theirs) = UnixStream::pair().unwrap();
         theirs.set_nonblocking(true).unwrap();
-        let export = Export::new("disk", "", VolumeId(0), BlockSize::B4096, BLOCKS).unwrap();
+        let export = Export::new("disk", "", volume, BlockSize::B4096, BLOCKS).unwrap();
         let attach = Attach { export, structured: false, allocation: false, secured: false };
         let session = Box::new(Transmission::new(attach, Bounds::default()));
         let arrival = Arrival { stream: Stream::Unix(theirs), session, rest: Vec::new() };
@@ -197,4 +208,110 @@ fn writes_that_take_all_memory_leave_the_volume_enough_to_end_them() {
     assert!(writers.into_iter().all(|writer| writer.join().unwrap()), "every write is answered");
     bench.server.stop(bench.now_ns);
     std::fs::remove_dir_all(&path).unwrap();
+}
+
+/// Whether a whole answer to one read of 4 KiB is there.
+fn is_answered(client: &mut UnixStream) -> bool {
+    client.set_nonblocking(true).unwrap();
+    let mut answer = [0; 16 + 4096];
+    client.read(&mut answer).is_ok_and(|count| count == answer.len())
+}
+
+#[test]
+fn a_client_that_goes_takes_along_what_it_waited_for() {
+    let work = DimLimits { work: Some(Work::at(1)), ..DimLimits::default() };
+    let mut bench = Bench::new(64, null(), Limits { packets: work, ..Limits::unlimited() });
+    let mut clients: Vec<_> = (0..20).map(|_| bench.connect()).collect();
+    for client in &mut clients {
+        // 4 operations.
+        client.write_all(&request(READ, 0, 7, 0, 1 << 20)).unwrap();
+    }
+    assert!(bench.sleeps());
+    assert!(bench.server.shaper.parked().items >= 19);
+    drop(clients);
+    bench.server.ready(&(0..20).map(|index| FIRST_TOKEN + index).collect::<Vec<_>>());
+    (0..QUIET_TURNS).for_each(|_| bench.turn());
+    assert_eq!((bench.server.shaper.parked().items, bench.server.free.len()), (0, 20));
+    let mut client = bench.connect();
+    client.write_all(&request(READ, 0, 7, 0, 4096)).unwrap();
+    // What was let go before has to be earned, what was waited for has not.
+    bench.now_ns += 10_000_000_000;
+    bench.turn();
+    bench.turn();
+    assert!(is_answered(&mut client));
+    bench.server.stop(bench.now_ns);
+}
+
+#[test]
+fn clients_of_one_volume_that_do_not_read_leave_memory_to_another() {
+    let mut bench = Bench::new(64, null(), Limits::unlimited());
+    bench.add(Target::null(VolumeId(1), BlockSize::B4096, BLOCKS), &Limits::unlimited());
+    let mut greedy: Vec<_> = (0..16).map(|_| bench.connect()).collect();
+    for client in &mut greedy {
+        let octets: Vec<u8> = (0..64).flat_map(|cookie| request(READ, 0, cookie, 0, 1 << 20)).collect();
+        client.write_all(&octets).unwrap();
+    }
+    assert!(bench.sleeps(), "those that lack memory do not keep the worker awake");
+    let held = |bench: &Bench, volume: usize| bench.server.targets[volume].as_ref().unwrap().held_bytes;
+    assert!((20 << 20..=46 << 20).contains(&held(&bench, 0)), "{}", held(&bench, 0));
+    let mut other = bench.connect_to(VolumeId(1));
+    for _ in 0..100 {
+        other.write_all(&request(READ, 0, 7, 0, 4096)).unwrap();
+        bench.turn();
+        bench.turn();
+        assert!(is_answered(&mut other), "the other volume is served");
+    }
+    // Who begins to read gets everything.
+    let mut reader = greedy.pop().unwrap();
+    let reader = std::thread::spawn(move || {
+        let mut answer = vec![0; 16 + (1 << 20)];
+        reader.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        (0..64).all(|_| reader.read_exact(&mut answer).is_ok() && answer[4..8] == [0; 4])
+    });
+    while !reader.is_finished() {
+        bench.turn_or_wait();
+    }
+    assert!(reader.join().unwrap());
+    drop((greedy, other));
+    bench.server.ready(&(0..17).map(|index| FIRST_TOKEN + index).collect::<Vec<_>>());
+    (0..QUIET_TURNS).for_each(|_| bench.turn());
+    assert_eq!((held(&bench, 0), held(&bench, 1), bench.server.free.len()), (0, 0, 17));
+    bench.server.stop(bench.now_ns);
+}
+
+#[test]
+fn many_connections_to_one_volume_leave_places_to_another() {
+    let mut bench = Bench::new(64, null(), Limits::unlimited());
+    bench.add(Target::null(VolumeId(1), BlockSize::B4096, BLOCKS), &Limits::unlimited());
+    let crowd: Vec<_> = (0..1000).map(|_| bench.connect()).collect();
+    let mut other = bench.connect_to(VolumeId(1));
+    other.write_all(&request(READ, 0, 7, 0, 4096)).unwrap();
+    (0..100).for_each(|_| bench.turn());
+    assert!(is_answered(&mut other));
+    let figures = bench.server.figures(bench.now_ns);
+    assert_eq!(
+        (figures[0].connections, figures[0].refused),
+        (CONNECTIONS / 2, 1000 - u64::from(CONNECTIONS / 2))
+    );
+    assert_eq!((figures[1].connections, figures[1].refused), (1, 0));
+    drop(crowd);
+    bench.server.stop(bench.now_ns);
+}
+
+#[test]
+fn a_turn_has_a_bound_and_all_have_their_turn() {
+    let mut bench = Bench::new(64, null(), Limits::unlimited());
+    let mut clients: Vec<_> = (0..CONNECTIONS / 2).map(|_| bench.connect()).collect();
+    (0..QUIET_TURNS).for_each(|_| bench.turn());
+    for client in &mut clients {
+        client.write_all(&request(READ, 0, 7, 0, 4096)).unwrap();
+    }
+    bench.server.ready(&(0..CONNECTIONS / 2).map(|index| FIRST_TOKEN + index).collect::<Vec<_>>());
+    let mut answered = 0;
+    for turn in 1..=2 {
+        bench.turn();
+        answered += clients.iter_mut().map(|client| usize::from(is_answered(client))).sum::<usize>();
+        assert_eq!(answered, turn * TURN_CONNECTIONS);
+    }
+    bench.server.stop(bench.now_ns);
 }

@@ -59,6 +59,18 @@ impl Region {
     }
 }
 
+/// What somebody may take of the slab: regions, as long as more than what they hold, and `reserve` besides, is
+/// left free. So the first who comes cannot take all, and who begins work leaves room for those who end it.
+#[derive(Clone, Copy, Debug)]
+pub struct IoShare {
+    /// Regions that are left in any case.
+    pub reserve: u32,
+    /// Regions' worth of buffers that they hold.
+    pub held: u32,
+    /// What each region more counts as held.
+    pub weight: u32,
+}
+
 /// The payload memory of one worker.
 #[derive(Debug)]
 pub struct IoPool {
@@ -67,8 +79,8 @@ pub struct IoPool {
     /// Most regions that this pool takes from the slab.
     regions_max: u32,
     held: u32,
-    /// Free regions of the slab that stay untouched.
-    held_back: u32,
+    /// Bounds what is taken from now on.
+    share: Option<IoShare>,
     /// The regions of this pool, by index in the slab; `None` for those of others.
     regions: Vec<Option<Box<Region>>>,
     partial: [Vec<u32>; 5],
@@ -83,7 +95,7 @@ impl IoPool {
             id: slab.next_pool.fetch_add(1, Ordering::Relaxed),
             regions_max,
             held: 0,
-            held_back: 0,
+            share: None,
             regions: (0..slab.regions).map(|_| None).collect(),
             partial: Default::default(),
             whole: Vec::with_capacity(KEEP_WHOLE + 1),
@@ -95,10 +107,9 @@ impl IoPool {
         &self.slab
     }
 
-    /// Leaves so many free regions of the slab untouched from now on. Who begins work holds some back for those who
-    /// end it, else what is begun could take all that is needed to end it.
-    pub fn hold_back(&mut self, regions: u32) {
-        self.held_back = regions;
+    /// Bounds what is taken from now on, or no more.
+    pub fn set_share(&mut self, share: Option<IoShare>) {
+        self.share = share;
     }
 
     /// A buffer of `bytes` with whatever content, or `None` when the pool is exhausted or `bytes` is more
@@ -128,10 +139,14 @@ impl IoPool {
                 return Some(index);
             }
         }
-        if self.held_back > 0 && self.whole.len() + self.slab.shared().free.len() <= self.held_back as usize {
+        let left = self.whole.len() + self.slab.shared().free.len();
+        if self.share.is_some_and(|share| left <= (share.reserve + share.held) as usize) {
             return None;
         }
         let index = self.whole.pop().or_else(|| self.take_region())?;
+        if let Some(share) = &mut self.share {
+            share.held += share.weight;
+        }
         match &mut self.regions[index as usize] {
             Some(region) => **region = Region::cut(index, class),
             empty => *empty = Some(Box::new(Region::cut(index, class))),

@@ -155,15 +155,21 @@ mod model {
 }
 
 #[test]
-fn what_is_held_back_is_there_for_whoever_holds_less_back() {
-    let slab = slab(4);
-    let mut pool = IoPool::new(&slab, 4);
-    pool.hold_back(3);
-    let first = pool.alloc(64 << 10).expect("one region is free to take");
-    let second = pool.alloc(64 << 10).expect("a region that is cut already counts no more");
+fn a_share_leaves_as_much_as_it_holds_and_the_reserve() {
+    let slab = slab(8);
+    let mut pool = IoPool::new(&slab, 8);
+    pool.set_share(Some(IoShare { reserve: 1, held: 0, weight: 1 }));
+    let mut held: Vec<_> = std::iter::from_fn(|| pool.alloc(IO_REGION_BYTES)).collect();
+    assert_eq!(held.len(), 4, "with 4 of 8 more would be held than is left beyond the reserve");
+    pool.set_share(Some(IoShare { reserve: 1, held: 0, weight: 1 }));
+    held.extend(std::iter::from_fn(|| pool.alloc(IO_REGION_BYTES)));
+    assert_eq!(held.len(), 6, "somebody who holds nothing finds some");
+    pool.set_share(Some(IoShare { reserve: 1, held: 0, weight: 1 }));
+    held.push(pool.alloc(64 << 10).expect("one more than the reserve is left"));
+    held.push(pool.alloc(64 << 10).expect("a region that is cut already counts no more"));
     assert!(pool.alloc(IO_REGION_BYTES).is_none());
-    pool.hold_back(0);
-    let all: Vec<_> = std::iter::from_fn(|| pool.alloc(IO_REGION_BYTES)).collect();
-    assert_eq!(all.len(), 3);
-    all.into_iter().chain([first, second]).for_each(|buffer| pool.free(buffer));
+    pool.set_share(None);
+    held.push(pool.alloc(IO_REGION_BYTES).expect("the reserve"));
+    assert!(pool.alloc(IO_REGION_BYTES).is_none());
+    held.into_iter().for_each(|buffer| pool.free(buffer));
 }
