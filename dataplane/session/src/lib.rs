@@ -6,6 +6,7 @@
 //! the poll loop, and a session moves between threads as a value.
 //!
 //! - [`nbd`]: the Network Block Device protocol.
+//! - [`nvme_tcp`]: NVMe over TCP.
 //!
 //! Invariants: no bytes of a client make a session panic, allocate without bound or touch another session;
 //! what it cannot follow ends it with a typed reason. Payload is copied once, from the receive buffer into
@@ -15,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 pub mod nbd;
+pub mod nvme_tcp;
 
 use block::{Io, Lba, Op, VolumeId};
 use frame::IoBuffer;

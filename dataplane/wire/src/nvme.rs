@@ -2,14 +2,13 @@
 //!
 //! Clauses are those of the NVM Express Base Specification, revision 2.0. A command is 64 bytes, a completion
 //! 16, and both are kept as their fields; what the fields of a certain command mean is read where that
-//! command is carried out. [`fabrics`] holds the commands that exist only over a network. All numbers are
-//! little-endian.
-//!
-//! Nothing is served over NVMe yet: only tests and fuzzing use this module and [`crate::nvme_tcp`].
+//! command is carried out. [`fabrics`] holds the commands that exist only over a network, [`data`] what
+//! Identify and logs answer with. All numbers are little-endian.
 //!
 //! Invariants: as for the crate. Any 64 bytes are a command and any 16 a completion, and both are written
 //! again as the same bytes.
 
+pub mod data;
 pub mod fabrics;
 
 use crate::codes::codes;

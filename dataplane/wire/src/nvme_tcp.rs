@@ -10,8 +10,6 @@
 //! header. A refusal is a [`Fatal`], which is what the peer must be told ([`Termination`]): the reason and,
 //! where there is one, the offset of the field that is wrong.
 //!
-//! Nothing is served over NVMe/TCP yet: only tests and fuzzing use this module and [`crate::nvme`].
-//!
 //! Invariants: as for the crate. A [`Layout`] that exists fits the unit's length, its digests and its
 //! alignment to what was agreed, and its data to the limit given.
 

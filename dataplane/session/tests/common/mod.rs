@@ -74,6 +74,13 @@ impl Image {
                 let whole = at.start.div_ceil(PAGE)..at.end / PAGE;
                 self.allocated[whole.start.min(whole.end)..whole.end].fill(false);
             }
+            (Op::Compare, Some(buffer)) => {
+                let pairs = pool.bytes(buffer).iter().zip(&self.bytes[at]);
+                let differs = pairs.into_iter().position(|(one, other)| one != other);
+                if let Some(offset) = differs {
+                    return io.done(Status::CompareFailed { offset: offset as u32 });
+                }
+            }
             (Op::Flush, None) => self.flushes += 1,
             (op, _) => unreachable!("a session never sends {op:?} like this"),
         }

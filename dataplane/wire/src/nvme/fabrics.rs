@@ -1,5 +1,4 @@
-//! Fabrics commands (clause 6): connect a queue, read and write the controller's properties, disconnect. Only
-//! tests and fuzzing use them yet.
+//! Fabrics commands (clause 6): connect a queue, read and write the controller's properties, disconnect.
 
 use super::{AdminOpcode, Command, Completion, Sgl, StatusCode};
 use crate::EmitError;

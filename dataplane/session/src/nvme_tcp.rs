@@ -1,0 +1,61 @@
+//! An NVMe/TCP target: connections, the queues on them, and the controllers that they belong to.
+//!
+//! [`Setup`] belongs to the acceptor: it agrees on digests and alignment and reads the Connect command, which
+//! says whose connection this is. It ends in an [`Attach`], which moves to the worker that owns the
+//! subsystem (decision D6). There a [`Subsystem`] has its controllers, namespaces and hosts, and each
+//! connection becomes a [`Queue`] of one of its controllers. One worker has all of them, so none needs a
+//! lock: a queue is handed its subsystem when it is driven.
+//!
+//! Clauses in the comments are those of the NVM Express Base Specification 2.0 ("base"), the NVM Command Set
+//! Specification 1.0 ("NVM") and the TCP Transport Specification 1.0 ("TCP").
+//!
+//! What is served, with Fabrics Connect, Property Get and Set, and Disconnect:
+//!
+//! | | |
+//! |---|---|
+//! | Identify | 00h, 01h, 02h, 03h, 05h, 06h, 07h, 08h, 1Ch |
+//! | Get Log Page | 00h, 01h, 02h, 03h, 04h, 05h, 12h; of a discovery controller 00h, 01h, 12h, 70h |
+//! | Get and Set Features | 01h, 02h, 04h, 05h, 06h, 07h, 0Ah, 0Bh, 0Fh; get 81h |
+//! | other admin commands | Asynchronous Event Request, Keep Alive, Abort |
+//! | I/O | Read, Write, Flush, Write Zeroes (DEAC), Dataset Management (deallocate), Compare; FUA |
+//!
+//! Everything else is Invalid Command Opcode, or Invalid Field in Command, and not to be retried. Not there:
+//! metadata and protection, fused commands, reservations, Write Uncorrectable, Verify, Copy, namespace
+//! management, firmware, authentication, asymmetric namespace access. Abort takes back requests for events;
+//! of other commands it says that they were not aborted.
+//!
+//! Longest transfer: 1 MiB (MDTS), so each command is one I/O; a discard is one for each of its ranges. The
+//! host sends up to 8 KiB of payload with the command; for more it is asked (R2T) when there are memory and
+//! credits for it, all at once. So what waits at the limits of a volume waits in the host's memory.
+
+mod admin;
+mod connect;
+mod controller;
+mod features;
+mod link;
+mod log;
+mod output;
+mod queue;
+mod setup;
+mod slots;
+mod subsystem;
+
+pub use queue::{Queue, QueueError};
+pub use setup::{Attach, Next, Setup, SetupError};
+pub use subsystem::{
+    Hosts, Listed, Namespace, NamespaceError, Subsystem, SubsystemError, SubsystemLimits, Unknown,
+};
+
+pub use crate::nbd::{Slices, UnknownTag, Wait};
+
+/// Data that a command brings along: TCP clause 3.3.2.1 demands 8,192 bytes of Fabrics and admin commands;
+/// I/O commands may have as much.
+const CAPSULE_DATA_BYTES_MAX: u32 = 8192;
+/// Requests for events that a controller keeps (AERL).
+const EVENT_REQUESTS_MAX: usize = 4;
+/// Places of a queue (MQES), and of an admin queue at least what Linux and other hosts ask for.
+const ENTRIES_MAX: u32 = 128;
+/// VS: 2.0.0.
+const VERSION: u32 = 0x0002_0000;
+/// MDTS: 1 MiB, in pages of 4 KiB.
+const TRANSFER_PAGES_LOG2: u8 = 8;

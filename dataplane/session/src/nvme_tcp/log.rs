@@ -1,0 +1,172 @@
+//! Get Log Page (base clause 5.16): a log is read from an offset, as if it lay there as bytes.
+
+use std::net::SocketAddr;
+
+use wire::nvme::data::{
+    DISCOVERY_BYTES, DiscoveryEntry, ERROR_LOG_BYTES, Events, LogPage, NAMESPACE_ALL, SubsystemKind,
+    discovery_head, effects_log, firmware_log, namespace_list, support_log,
+};
+use wire::nvme::{AdminOpcode, Command, IoOpcode, StatusCode};
+
+use super::admin::{FIRMWARE, Refusal};
+use super::features::{DISCOVERY_FEATURES, IO_FEATURES};
+use super::subsystem::{Content, Seat, Subsystem};
+
+const IO_LOGS: [u8; 7] = [0x00, 0x01, 0x02, 0x03, 0x04, 0x05, 0x12];
+const DISCOVERY_LOGS: [u8; 4] = [0x00, 0x01, 0x12, 0x70];
+
+/// Every admin command of a controller with namespaces.
+const ADMIN: [AdminOpcode; 8] = [
+    AdminOpcode::GET_LOG_PAGE,
+    AdminOpcode::IDENTIFY,
+    AdminOpcode::ABORT,
+    AdminOpcode::SET_FEATURES,
+    AdminOpcode::GET_FEATURES,
+    AdminOpcode::ASYNC_EVENT_REQUEST,
+    AdminOpcode::KEEP_ALIVE,
+    AdminOpcode::FABRICS,
+];
+/// Every I/O command, and whether it changes what is stored.
+const IO: [(u8, bool); 7] = [
+    (IoOpcode::FLUSH.0, false),
+    (IoOpcode::WRITE.0, true),
+    (IoOpcode::READ.0, false),
+    (IoOpcode::COMPARE.0, false),
+    (IoOpcode::WRITE_ZEROES.0, true),
+    (IoOpcode::DATASET_MANAGEMENT.0, true),
+    (IoOpcode::FABRICS.0, false),
+];
+
+/// What a host asks for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LogRequest {
+    page: LogPage,
+    offset_bytes: u64,
+    /// RAE: the event that points here is not to be told again.
+    retain: bool,
+}
+
+impl LogRequest {
+    /// The request, and how many bytes it wants: NUMD counts dwords, less one.
+    pub fn parse(command: &Command) -> Result<(LogRequest, u64), StatusCode> {
+        let [dword10, dword11, dword12, dword13, dword14, _] = command.dwords_10_15;
+        let request = LogRequest {
+            page: LogPage(dword10 as u8),
+            offset_bytes: u64::from(dword13) << 32 | u64::from(dword12),
+            retain: dword10 >> 15 & 1 != 0,
+        };
+        // OT: offsets count bytes; LPO: "dword aligned".
+        if dword14 >> 23 & 1 != 0 || !request.offset_bytes.is_multiple_of(4) {
+            return Err(StatusCode::INVALID_FIELD);
+        }
+        let dwords = u64::from(dword11 & 0xffff) << 16 | u64::from(dword10 >> 16);
+        Ok((request, (dwords + 1) * 4))
+    }
+}
+
+impl Subsystem {
+    /// Fills `out` with the log from the offset on; beyond its end are zeroes.
+    pub(super) fn log(
+        &mut self,
+        seat: Seat,
+        command: &Command,
+        local: SocketAddr,
+        now_ns: u64,
+        out: &mut [u8],
+    ) -> Result<(), Refusal> {
+        let (LogRequest { page, offset_bytes, retain }, _) = LogRequest::parse(command)?;
+        self.check_namespace(page, command.namespace)?;
+        let up_ns = now_ns.saturating_sub(self.started_ns);
+        let controller = self.controller(seat).ok_or(StatusCode::INTERNAL_ERROR)?;
+        let is_discovery = self.is_discovery();
+        let numbers = |io: &'static [u8], discovery: &'static [u8]| if is_discovery { discovery } else { io };
+        let usage = controller.usage;
+        match page {
+            LogPage::SUPPORTED => copy(&support_log(numbers(&IO_LOGS, &DISCOVERY_LOGS)), offset_bytes, out),
+            LogPage::FEATURES => {
+                copy(&support_log(numbers(&IO_FEATURES, &DISCOVERY_FEATURES)), offset_bytes, out)
+            }
+            // No answer says that there is more to it in this log (M), so there is nothing in it.
+            LogPage::ERRORS => copy(&[0; ERROR_LOG_BYTES], offset_bytes, out),
+            LogPage::DISCOVERY if is_discovery => self.discovery_log(seat, local, offset_bytes, out),
+            _ if is_discovery => Err(StatusCode::INVALID_LOG_PAGE),
+            LogPage::HEALTH => copy(&usage.health(up_ns).octets(), offset_bytes, out),
+            LogPage::FIRMWARE => copy(&firmware_log(FIRMWARE), offset_bytes, out),
+            LogPage::EFFECTS => {
+                let admin = ADMIN.map(|opcode| opcode.0);
+                copy(&effects_log(&admin, &IO), offset_bytes, out)
+            }
+            LogPage::CHANGED_NAMESPACES => copy(&namespace_list(controller.changed()), offset_bytes, out),
+            _ => Err(StatusCode::INVALID_LOG_PAGE),
+        }?;
+        if let Some(controller) = self.controller_mut(seat).filter(|_| !retain) {
+            match page {
+                LogPage::CHANGED_NAMESPACES => {
+                    controller.forget_changed();
+                    controller.was_read(Events::NAMESPACES);
+                }
+                LogPage::DISCOVERY => controller.was_read(Events::DISCOVERY),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Health of one namespace is not kept apart (LPA bit 0); the other logs are the controller's.
+    fn check_namespace(&self, page: LogPage, namespace: u32) -> Result<(), Refusal> {
+        if matches!(namespace, 0 | NAMESPACE_ALL) {
+            return Ok(());
+        }
+        let known = self.namespace(namespace).is_some();
+        match page {
+            LogPage::HEALTH if known => Err(Refusal::from(StatusCode::INVALID_FIELD)),
+            LogPage::HEALTH => Err(Refusal::from(StatusCode::INVALID_NAMESPACE)),
+            _ => Ok(()),
+        }
+    }
+
+    /// "Discovery Log Page": the head, and an entry for each subsystem that this host may attach to, at the
+    /// address where it has reached us.
+    fn discovery_log(
+        &self,
+        seat: Seat,
+        local: SocketAddr,
+        offset_bytes: u64,
+        out: &mut [u8],
+    ) -> Result<(), StatusCode> {
+        let Content::Discovery { generation, listed } = &self.content else {
+            return Err(StatusCode::INVALID_LOG_PAGE);
+        };
+        let controller = self.controller(seat).ok_or(StatusCode::INTERNAL_ERROR)?;
+        let shown = || listed.iter().filter(|one| one.hosts.allow(controller.host()));
+        let log_bytes = (1 + shown().count()) * DISCOVERY_BYTES;
+        if offset_bytes > log_bytes as u64 {
+            return Err(StatusCode::INVALID_FIELD);
+        }
+        out.fill(0);
+        let records =
+            std::iter::once(discovery_head(*generation, shown().count() as u64)).chain(shown().map(|one| {
+                let (kind, subsystem) = (SubsystemKind::Io, one.nqn.as_str());
+                DiscoveryEntry { kind, subsystem, address: local, port: 1, entries: 32 }.octets()
+            }));
+        let (from, to) = (offset_bytes as usize, offset_bytes as usize + out.len());
+        for (i, record) in records.enumerate() {
+            let at = i * DISCOVERY_BYTES;
+            let (start, end) = (at.max(from), (at + DISCOVERY_BYTES).min(to));
+            if start < end {
+                out[start - from..end - from].copy_from_slice(&record[start - at..end - at]);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// "If the controller is unable to provide a log page at the offset": Invalid Field in Command.
+fn copy(log: &[u8], offset_bytes: u64, out: &mut [u8]) -> Result<(), StatusCode> {
+    let from = usize::try_from(offset_bytes).ok().filter(|&from| from <= log.len());
+    let rest = &log[from.ok_or(StatusCode::INVALID_FIELD)?..];
+    let bytes = rest.len().min(out.len());
+    out[..bytes].copy_from_slice(&rest[..bytes]);
+    out[bytes..].fill(0);
+    Ok(())
+}

@@ -1,0 +1,301 @@
+//! A subsystem: what hosts may find behind one name, and the controllers through which they do.
+//!
+//! A storage subsystem has namespaces; a discovery subsystem has the list of the others. Both belong to one
+//! worker with all their queues (decision D6).
+//!
+//! Invariants: a controller lives from its admin queue's Connect until that queue ends, it is reset, or its
+//! host is silent for too long; its number comes back only after all others were used.
+
+use block::{BlockSize, VOLUME_BYTES_MAX, VolumeId};
+use thiserror::Error;
+use wire::nvme::data::{Events, LIST_MAX};
+use wire::nvme::fabrics::{DISCOVERY_NQN, NQN_BYTES_MAX};
+
+use super::controller::Controller;
+
+/// Controllers and queues of one subsystem, at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SubsystemLimits {
+    /// Controllers: hosts that are attached at once, paths of one host counted apart.
+    pub controllers_max: u16,
+    /// I/O queues of a controller, at most 127.
+    pub queues_max: u16,
+}
+
+impl Default for SubsystemLimits {
+    fn default() -> Self {
+        Self { controllers_max: 128, queues_max: 64 }
+    }
+}
+
+/// Who may attach.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Hosts {
+    /// Every host.
+    #[default]
+    Any,
+    /// Hosts with these NQNs.
+    Only(Vec<String>),
+}
+
+impl Hosts {
+    /// The host with this NQN may.
+    pub fn allow(&self, host: &str) -> bool {
+        match self {
+            Hosts::Any => true,
+            Hosts::Only(hosts) => hosts.iter().any(|allowed| allowed == host),
+        }
+    }
+}
+
+/// A volume under a number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Namespace {
+    pub(super) volume: VolumeId,
+    pub(super) block_size: BlockSize,
+    pub(super) blocks: u64,
+    /// NGUID and, in its form, the UUID: the same for the same volume, wherever and whenever it is served.
+    pub(super) identity: [u8; 16],
+    pub(super) read_only: bool,
+}
+
+/// A namespace cannot be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum NamespaceError {
+    /// Larger than a volume can be, or empty.
+    #[error("a namespace of {blocks} blocks; it has at least one, and at most {VOLUME_BYTES_MAX} bytes")]
+    Size {
+        /// Its size in blocks.
+        blocks: u64,
+    },
+    /// Hosts tell namespaces apart by it.
+    #[error("the identity of a namespace is zero, which stands for none")]
+    Identity,
+}
+
+impl Namespace {
+    /// Shows `volume`, which has `blocks` blocks of `block_size`. `identity` is its own among all volumes in
+    /// the world, for ever.
+    pub fn new(
+        volume: VolumeId,
+        block_size: BlockSize,
+        blocks: u64,
+        identity: [u8; 16],
+        read_only: bool,
+    ) -> Result<Namespace, NamespaceError> {
+        if blocks == 0 || blocks > VOLUME_BYTES_MAX >> block_size.shift() {
+            return Err(NamespaceError::Size { blocks });
+        }
+        if identity == [0; 16] {
+            return Err(NamespaceError::Identity);
+        }
+        Ok(Namespace { volume, block_size, blocks, identity, read_only })
+    }
+
+    /// The volume behind it.
+    pub fn volume(&self) -> VolumeId {
+        self.volume
+    }
+}
+
+/// A subsystem in the list that a discovery subsystem gives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Its NQN.
+    pub nqn: String,
+    /// The hosts that are told of it.
+    pub hosts: Hosts,
+}
+
+#[derive(Debug)]
+pub(super) enum Content {
+    /// Namespace 1 stands first.
+    Namespaces(Vec<Namespace>),
+    Discovery {
+        generation: u64,
+        listed: Vec<Listed>,
+    },
+}
+
+/// A subsystem cannot be.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum SubsystemError {
+    /// Not a name as base clause 4.5 has it.
+    #[error("{nqn:?} is no NVMe qualified name: it begins with nqn.yyyy-mm. and has at most 223 bytes")]
+    Name {
+        /// The name.
+        nqn: String,
+    },
+    /// A list has no room for so many.
+    #[error("{count} namespaces; a subsystem has from 1 to {LIST_MAX}")]
+    Namespaces {
+        /// How many.
+        count: usize,
+    },
+}
+
+/// No such namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("the subsystem has no namespace of volume {0}")]
+pub struct Unknown(pub VolumeId);
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct Subsystem {
+    pub(super) nqn: Box<str>,
+    pub(super) serial: Box<str>,
+    pub(super) hosts: Hosts,
+    pub(super) content: Content,
+    pub(super) limits: SubsystemLimits,
+    pub(super) controllers: Vec<Controller>,
+    pub(super) controller_next: u16,
+    pub(super) started_ns: u64,
+}
+
+/// One queue's place: a controller, and which of its queues.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Seat {
+    pub controller: u16,
+    /// Tells a controller from a later one with its number.
+    pub generation: u64,
+    pub queue: u16,
+}
+
+impl Subsystem {
+    /// A subsystem that `hosts` reach under `nqn`. `serial` (20 characters of ASCII) is its own among all.
+    pub fn new(
+        nqn: &str,
+        serial: &str,
+        hosts: Hosts,
+        namespaces: Vec<Namespace>,
+        limits: SubsystemLimits,
+        now_ns: u64,
+    ) -> Result<Subsystem, SubsystemError> {
+        if !is_nqn(nqn) || nqn == DISCOVERY_NQN {
+            return Err(SubsystemError::Name { nqn: nqn.to_owned() });
+        }
+        if namespaces.is_empty() || namespaces.len() > LIST_MAX {
+            return Err(SubsystemError::Namespaces { count: namespaces.len() });
+        }
+        let content = Content::Namespaces(namespaces);
+        Ok(Subsystem::with(nqn, serial, hosts, content, limits, now_ns))
+    }
+
+    /// The discovery subsystem, which tells each host of those in `listed` that it may attach to.
+    pub fn discovery(listed: Vec<Listed>, limits: SubsystemLimits, now_ns: u64) -> Subsystem {
+        let content = Content::Discovery { generation: 1, listed };
+        Subsystem::with(DISCOVERY_NQN, "discovery", Hosts::Any, content, limits, now_ns)
+    }
+
+    fn with(
+        nqn: &str,
+        serial: &str,
+        hosts: Hosts,
+        content: Content,
+        limits: SubsystemLimits,
+        now_ns: u64,
+    ) -> Subsystem {
+        let queues_max = limits.queues_max.clamp(1, 127);
+        Subsystem {
+            nqn: nqn.into(),
+            serial: serial.into(),
+            hosts,
+            content,
+            limits: SubsystemLimits { queues_max, ..limits },
+            controllers: Vec::new(),
+            controller_next: 1,
+            started_ns: now_ns,
+        }
+    }
+
+    /// Its name.
+    pub fn nqn(&self) -> &str {
+        &self.nqn
+    }
+
+    /// Hosts that are attached.
+    pub fn controllers(&self) -> usize {
+        self.controllers.len()
+    }
+
+    /// The volume behind `volume` has another size now; hosts that want to know are told with the next step
+    /// of their admin queues.
+    pub fn resize(&mut self, volume: VolumeId, blocks: u64) -> Result<(), Unknown> {
+        let Content::Namespaces(namespaces) = &mut self.content else { return Err(Unknown(volume)) };
+        let at = namespaces.iter().position(|one| one.volume == volume).ok_or(Unknown(volume))?;
+        namespaces[at].blocks = blocks;
+        for controller in &mut self.controllers {
+            controller.change(at as u32 + 1);
+        }
+        Ok(())
+    }
+
+    /// The discovery subsystem tells of others from now on. Does nothing to one with namespaces.
+    pub fn list(&mut self, listed: Vec<Listed>) {
+        let Content::Discovery { generation, listed: old } = &mut self.content else { return };
+        if *old == listed {
+            return;
+        }
+        *old = listed;
+        *generation += 1;
+        for controller in &mut self.controllers {
+            controller.notify(Events::DISCOVERY);
+        }
+    }
+
+    /// Lets go of controllers whose hosts were silent for longer than they promised. Their queues find out
+    /// when they are asked to expire.
+    pub fn expire(&mut self, now_ns: u64) {
+        self.controllers.retain(|controller| !controller.is_silent(now_ns));
+    }
+
+    /// Something may be said to a host on this queue that it did not ask for.
+    pub(super) fn has_news(&self, seat: Seat) -> bool {
+        seat.queue == 0 && self.controller(seat).is_some_and(Controller::has_news)
+    }
+
+    pub(super) fn controller(&self, seat: Seat) -> Option<&Controller> {
+        self.controllers.iter().find(|one| one.id == seat.controller && one.generation == seat.generation)
+    }
+
+    pub(super) fn controller_mut(&mut self, seat: Seat) -> Option<&mut Controller> {
+        self.controllers.iter_mut().find(|one| one.id == seat.controller && one.generation == seat.generation)
+    }
+
+    /// The queue's connection has ended. Without its admin queue a controller is gone: base clause 3.3.2.1.
+    pub(super) fn leave(&mut self, seat: Seat) {
+        if seat.queue == 0 {
+            self.controllers.retain(|one| (one.id, one.generation) != (seat.controller, seat.generation));
+        } else if let Some(controller) = self.controller_mut(seat) {
+            controller.leave(seat.queue);
+        }
+    }
+
+    pub(super) fn namespaces(&self) -> &[Namespace] {
+        match &self.content {
+            Content::Namespaces(namespaces) => namespaces,
+            Content::Discovery { .. } => &[],
+        }
+    }
+
+    pub(super) fn namespace(&self, number: u32) -> Option<&Namespace> {
+        self.namespaces().get((number as usize).checked_sub(1)?)
+    }
+
+    pub(super) fn is_discovery(&self) -> bool {
+        matches!(self.content, Content::Discovery { .. })
+    }
+}
+
+/// Base clause 4.5: "nqn.", a year and a month, and more, in at most 223 bytes.
+fn is_nqn(nqn: &str) -> bool {
+    let Some(rest) = nqn.strip_prefix("nqn.") else { return false };
+    let date = rest.as_bytes();
+    nqn.len() <= NQN_BYTES_MAX
+        && !nqn.contains('\0')
+        && date.len() > 8
+        && date[..4].iter().all(u8::is_ascii_digit)
+        && date[4] == b'-'
+        && date[5..7].iter().all(u8::is_ascii_digit)
+        && date[7] == b'.'
+}
