@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod gateway;
+pub mod guest;
 pub mod lab;
 pub mod netns;
 pub mod traffic;

@@ -108,9 +108,23 @@ pub fn end(mut capturing: Held) {
 /// # Panics
 /// When tshark cannot read the file.
 pub fn dissect(file: &Path, filter: &str, fields: &[&str]) -> Vec<String> {
+    dissect_with(file, &[], &[], filter, fields)
+}
+
+/// Like [`dissect`], with `more` protocols than those of an overlay, and further words for tshark.
+///
+/// # Panics
+/// When tshark cannot read the file.
+pub fn dissect_with(
+    file: &Path,
+    more: &[&str],
+    words: &[&str],
+    filter: &str,
+    fields: &[&str],
+) -> Vec<String> {
     let mut command = Command::new("tshark");
-    command.args(["-n", "-r"]).arg(file).args(["-Y", filter, "-T", "fields"]);
-    for name in other_protocols() {
+    command.args(["-n", "-r"]).arg(file).args(["-Y", filter, "-T", "fields"]).args(words);
+    for name in other_protocols().iter().filter(|name| !more.contains(&name.as_str())) {
         command.args(["--disable-protocol", name]);
     }
     for field in fields {

@@ -8,6 +8,7 @@
 
 mod bench;
 mod fuzz;
+mod guest;
 mod lab;
 mod run;
 mod test;
@@ -33,6 +34,8 @@ enum Command {
     Bench(bench::Args),
     /// Show one numbered claim of the product (see README) on this machine
     Verify(verify::Args),
+    /// A stock Linux kernel, in QEMU, attaches to served volumes
+    Guest(guest::Args),
     /// Fuzz every parser and the whole pipeline
     Fuzz(fuzz::Args),
     /// Model-check rings, wake-ups and counters for every interleaving
@@ -45,6 +48,7 @@ fn main() -> std::process::ExitCode {
         Command::Test(args) => test::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Verify(args) => verify::run(&args),
+        Command::Guest(args) => guest::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Loom => fuzz::loom(),
     };

@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use crate::fuzz;
 use crate::tools::{self, Outcome, cargo, show};
+use crate::{fuzz, guest};
 
 /// Options of `cargo xtask test`.
 #[derive(clap::Args)]
@@ -16,12 +16,15 @@ pub struct Args {
     filter: Vec<String>,
 }
 
-/// Runs the tiers T0 to T7 in their short form.
+/// Runs the tiers T0 to T8 in their short form.
 pub fn run(args: &Args) -> Outcome {
     let started = Instant::now();
     let missing = tools::ensure(tools::TEST_TOOLS)?;
     if !missing.is_empty() {
         eprintln!("tests that need {} will say that they are skipped", missing.join(", "));
+    }
+    if let Err(why) = guest::fetch() {
+        eprintln!("tests that need a Linux guest will say that they are skipped: {why}");
     }
     if !args.only_tests {
         show(cargo().args(["fmt", "--all", "--", "--check"]))?;

@@ -1,0 +1,109 @@
+//! What a host does with a disk, however it is attached.
+
+use tests::gateway::full;
+
+use crate::place::Place;
+
+const MIB: u64 = 1 << 20;
+/// Size of a volume, as the configuration and as the guest say it.
+pub const SIZE: &str = "256MiB";
+const SIZE_BYTES: u64 = 256 * MIB;
+/// Programs that these steps need.
+pub const PROGRAMS: [&str; 6] = ["fio", "sfdisk", "blockdev", "mkfs.ext4", "e2fsck", "fstrim"];
+/// What fio does in the guest.
+const FIO: &str = "fio --name=verify --ioengine=libaio --direct=1 --rw=randwrite --bsrange=4k-64k --iodepth=16 \
+                   --verify=crc32c --verify_fatal=1 --do_verify=1 --verify_state_save=0 --fsync=64 \
+                   --output-format=terse --directory=/mnt";
+/// Freed pages that a volume keeps for its next writes (`volume::Config::reuse_pages_max`).
+const KEPT_MIB: u64 = 64;
+/// Ends with status 0 if the sums of the tree that was copied still hold.
+const SAME_SUMS: &str =
+    "cd /mnt; sha256sum -c /run/sums >/run/compared 2>&1 || { grep -v OK$ /run/compared; exit 1; }";
+
+/// A partition's device, of a disk whose name ends in a digit.
+fn partition(device: &str) -> String {
+    format!("{device}p1")
+}
+
+/// Attaches, partitions, makes a file system, copies a tree, writes and verifies, discards, checks, detaches, and
+/// finds everything again.
+pub fn used(place: &mut Place, device: &str, volume: &str, attach: &str, detach: &str) {
+    let part = partition(device);
+    // The libraries are most of the tree, and emulation is slow.
+    let (tree, size) =
+        if full() { ("modules programs libraries", "32m") } else { ("modules programs", "4m") };
+    let guest = &mut place.guest;
+    guest.run("attach", attach);
+    let bytes = guest.run("size", &format!("blockdev --getsize64 {device}"));
+    assert_eq!(bytes.trim(), SIZE_BYTES.to_string());
+    let table = format!("printf 'label: gpt\\n,,L\\n' | sfdisk --quiet {device}; test -b {part}");
+    guest.run("partition", &table);
+    guest.run("make a file system", &format!("mkfs.ext4 -q {part}; mount {part} /mnt"));
+    let copy =
+        format!("cd /; cp -r {tree} /mnt; find {tree} -type f | sort | xargs sha256sum >/run/sums; sync");
+    guest.run("copy a tree", &copy);
+    guest.run("write and verify", &format!("{FIO} --size={size}; rm /mnt/verify*"));
+    discarded(place, volume);
+    let guest = &mut place.guest;
+    guest.run("check", &format!("umount /mnt; e2fsck -fn {part}"));
+    guest.run("detach", detach);
+    guest.run("attach again", attach);
+    guest.run("compare", &format!("mount -o ro {part} /mnt; {SAME_SUMS}"));
+    guest.run("detach again", &format!("umount /mnt; {detach}"));
+}
+
+/// What the guest gives back beyond what the volume keeps for its next writes, the daemon gives back to its own
+/// disk.
+fn discarded(place: &mut Place, volume: &str) {
+    let mib = if full() { KEPT_MIB + 48 } else { 8 };
+    place.guest.run("fill", &format!("dd if=/dev/zero of=/mnt/fill bs=1M count={mib} conv=fsync"));
+    let before = place.disk_bytes(volume);
+    let said = place.guest.run("trim", "rm /mnt/fill; sync; fstrim -v /mnt");
+    // "/mnt: 123456 bytes trimmed"
+    let trimmed = said.split_whitespace().find_map(|word| word.parse::<u64>().ok());
+    assert!(trimmed >= Some(mib * MIB), "{said}");
+    if mib > KEPT_MIB {
+        let least = (mib - KEPT_MIB) * MIB / 2;
+        place.until("the daemon's disk gets it back", |place| place.disk_bytes(volume) + least < before);
+        println!("disk: {} MiB, then {} MiB", before / MIB, place.disk_bytes(volume) / MIB);
+    }
+}
+
+/// The daemon dies while fio verifies what it writes, comes back, and nobody in the guest hears of it. `again` is
+/// what the guest has to do then.
+pub fn outlives(place: &mut Place, device: &str, attach: &str, again: &str, detach: &str) {
+    let (rounds, tree) = if full() { (8, "modules programs libraries") } else { (1, "modules") };
+    let guest = &mut place.guest;
+    guest.run("attach", attach);
+    guest.run(
+        "make a file system",
+        &format!("mkfs.ext4 -q {device}; mount -o errors=remount-ro {device} /mnt"),
+    );
+    let copy =
+        format!("cd /; cp -r {tree} /mnt; find {tree} -type f | sort | xargs sha256sum >/run/sums; sync");
+    guest.run("copy a tree", &copy);
+    let load = format!(
+        "rm -f /run/stop; (status=0; while [ $status = 0 ] && [ ! -e /run/stop ]; do {FIO} --size=8m || status=$?; \
+         done; echo $status >/run/ended) >/run/fio 2>&1 &"
+    );
+    guest.run("begin to write and verify", &load);
+    // Field 5 of the statistics is the number of writes that were answered.
+    let writes = format!("awk '{{print $5}}' /sys/block/{}/stat", device.trim_start_matches("/dev/"));
+    let more = format!("end=$(($({writes}) + 200)); while [ $({writes}) -lt $end ]; do usleep 10000; done");
+    for round in 1..=rounds {
+        println!("kill {round}");
+        place.guest.run("writes go on", &more);
+        place.kill();
+        place.start();
+        place.guest.run("attach to the next", again);
+    }
+    let guest = &mut place.guest;
+    guest.run("writes go on", &more);
+    guest.run("verify", "touch /run/stop; until [ -e /run/ended ]; do usleep 100000; done; cat /run/fio; exit $(cat /run/ended)");
+    guest.run("compare", SAME_SUMS);
+    guest.run("check", &format!("umount /mnt; e2fsck -fn {device}"));
+    let log = guest.log();
+    let bad = ["I/O error", "EXT4-fs error", "Buffer I/O", "EXT4-fs warning"];
+    assert!(!bad.iter().any(|words| log.contains(words)), "the guest's kernel met errors:\n{log}");
+    guest.run("detach", detach);
+}

@@ -1,0 +1,9 @@
+//! A stock Linux kernel attaches to volumes of the daemon that a user runs: partitions, file systems, verified
+//! load, discards, and the daemon killed in between.
+//!
+//! Kernel and QEMU come from `cargo xtask guest --fetch`; without them, and without network namespaces, the
+//! tests are skipped aloud. `cargo xtask guest` runs the long form.
+
+mod disk;
+mod nbd;
+mod place;
