@@ -51,7 +51,7 @@ pub fn folder(test: &str) -> PathBuf {
 
 impl Gateway {
     /// Starts a data plane in `space` (or here) and waits until it answers. `body` is its configuration
-    /// without `[node]`.
+    /// without `[node]`, and without `[frames]` where a few in ordinary pages will do.
     ///
     /// # Panics
     /// When it does not come up.
@@ -128,12 +128,11 @@ impl Gateway {
 }
 
 fn write_config(path: &Path, socket: &Path, name: &str, body: &str) {
-    let head = format!(
-        "[node]\nname = \"{name}\"\ncontrol_socket = \"{}\"\nmetrics = \"off\"\n\
-         [frames]\ncount = 8192\njumbo_count = 256\nhugepages = false\n",
-        socket.display()
-    );
-    std::fs::write(path, head + body).expect("the configuration can be written");
+    let node =
+        format!("[node]\nname = \"{name}\"\ncontrol_socket = \"{}\"\nmetrics = \"off\"\n", socket.display());
+    let frames = "[frames]\ncount = 8192\njumbo_count = 256\nhugepages = false\n";
+    let frames = if body.contains("[frames]") { "" } else { frames };
+    std::fs::write(path, node + frames + body).expect("the configuration can be written");
 }
 
 /// True when claims are to be shown in full (`cargo xtask verify`), false in the short form of CI.

@@ -172,6 +172,18 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// Time between two looks at what announces itself to nobody.
 const LOOK: Duration = Duration::from_millis(5);
 
+/// Waits until `ready` holds, which is what the kernel brings about.
+///
+/// # Panics
+/// When it does not hold within [`PATIENCE`].
+pub fn until(what: &str, mut ready: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !ready() {
+        assert!(Instant::now() < end, "{what}: not within {} s", PATIENCE.as_secs());
+        std::thread::sleep(LOOK);
+    }
+}
+
 /// A child process that does not outlive its owner.
 #[derive(Debug)]
 pub struct Held(pub Child);

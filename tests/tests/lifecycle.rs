@@ -1,6 +1,9 @@
 //! Reloads under load, and sudden death.
 
+use std::time::Instant;
+
 use tests::gateway::{Gateway, drops, folder, frames, full};
+use tests::netns::{Namespace, isolated, skip, until, veth};
 
 fn side(generator: bool, ours: &str, theirs: &str, ports: (u16, u16), extra: &str) -> String {
     let tenant = if generator {
@@ -97,4 +100,79 @@ fn a_killed_daemon_is_replaced_by_the_next() {
     second.until("traffic flows again", || frames(&second.stats(), "tx") > 0);
     second.stop();
     std::fs::remove_dir_all(place).expect("the folder can be removed");
+}
+
+const ON_XDP: &str = r#"
+[frames]
+count = 4096
+jumbo_count = 8
+hugepages = true
+[[port]]
+name = "tenant"
+driver = "generator"
+frame_bytes = 600
+rate_pps = 5000
+[[port]]
+name = "uplink"
+driver = "af_xdp"
+interface = "under0"
+[[underlay]]
+port = "uplink"
+addresses = ["192.0.2.1/24"]
+[[tenant]]
+name = "blue"
+vni = 100
+attachments = [{ port = "tenant", sources = [{ ip = "10.0.0.1", mac = "02:00:00:00:00:01" }] }]
+remotes = [{ ip = "10.0.0.2", mac = "02:00:00:00:00:02", vtep = "192.0.2.2" }]
+"#;
+
+/// A gateway on AF_XDP, once what it sends is answered for: the peer is an ordinary host.
+fn on_xdp(space: &Namespace, place: &std::path::Path) -> Gateway {
+    let gateway = Gateway::start(Some(space), place, "xdp", ON_XDP);
+    gateway.ports_up();
+    gateway.until("frames leave", || frames(&gateway.stats(), "tx") > 100);
+    gateway
+}
+
+fn kill(mut gateway: Gateway) {
+    gateway.process.0.kill().expect("it can be killed");
+    gateway.process.0.wait().expect("it is our child");
+}
+
+/// The number behind a name in a file of /proc.
+fn number(file: &str, name: &str) -> u64 {
+    let text = std::fs::read_to_string(file).expect("the kernel has it");
+    let line = text.lines().find_map(|line| line.strip_prefix(name)).expect("the kernel counts it");
+    line.trim_start_matches(':').split_whitespace().next().and_then(|n| n.parse().ok()).expect("a number")
+}
+
+#[test]
+fn a_killed_daemon_leaves_no_program_queue_hugepage_or_namespace() {
+    let name = "a_killed_daemon_leaves_no_program_queue_hugepage_or_namespace";
+    let users = std::fs::read_to_string("/proc/self/uid_map").expect("the kernel has it");
+    if !rustix::process::geteuid().is_root() || !users.split_whitespace().eq(["0", "0", "4294967295"]) {
+        return skip(name, "AF_XDP needs root of the initial user namespace");
+    }
+    isolated(name, || {
+        let place = folder("killed-xdp");
+        let (ours, peer) = (Namespace::new(), Namespace::new());
+        veth(&ours, "under0", &peer, "under0");
+        peer.ip("addr add 192.0.2.2/24 dev under0");
+        let first = on_xdp(&ours, &place);
+        assert!(ours.ip("link show under0").contains("xdp"), "the program is attached");
+        let status = format!("/proc/{}/status", first.process.0.id());
+        let held = number(&status, "HugetlbPages") / number("/proc/meminfo", "Hugepagesize");
+        let free = || number("/proc/meminfo", "HugePages_Free");
+        let (free_before, killed) = (free(), Instant::now());
+        kill(first);
+        let second = on_xdp(&ours, &place);
+        println!("{held} hugepages; the next one sends after {} ms", killed.elapsed().as_millis());
+        kill(second);
+        until("the program is gone", || !ours.ip("link show under0").contains("xdp"));
+        until("the hugepages are free", || free() >= free_before + held);
+        // Once nobody is in it, the kernel removes a namespace, and with it both ends of its pairs.
+        drop(ours);
+        until("the namespace is gone", || !peer.ip("link").contains("under0"));
+        std::fs::remove_dir_all(place).expect("the folder can be removed");
+    });
 }
