@@ -231,7 +231,10 @@ fn a_neighbour_keeps_its_latency() {
         let place = uri(0);
         let (mut bursting, mut held) = (Vec::new(), Vec::new());
         println!("\n| alone p99 us | bursting p99 us | held p99 us |\n|---|---|---|");
-        for _ in 0..REPETITIONS {
+        for _ in 0..ROUNDS_MAX {
+            if bursting.len().min(held.len()) == REPETITIONS {
+                break;
+            }
             print!("| ");
             neighbour(&mut lab);
             lab.near.until("the bank is full", || lab.sample(0).bank_bytes == Some(100_000_000));
@@ -247,12 +250,13 @@ fn a_neighbour_keeps_its_latency() {
             bursting.extend(beside_burst);
             held.extend(beside_held);
         }
-        let fewest = bursting.len().min(held.len());
-        if fewest < REPETITIONS / 2 {
-            skip(
-                "a_neighbour_keeps_its_latency",
-                "the host of this virtual machine is too busy to measure here",
+        let rounds = bursting.len().min(held.len());
+        if rounds < REPETITIONS {
+            let why = format!(
+                "the host of this virtual machine was too busy: {rounds} of {ROUNDS_MAX} rounds undisturbed, \
+                 {REPETITIONS} are needed"
             );
+            skip("a_neighbour_keeps_its_latency", &why);
         } else {
             let (bursting, held) = (median(&bursting), median(&held));
             println!("medians: bursting {bursting:.1} us, held {held:.1} us, ratio {:.3}", bursting / held);
@@ -265,4 +269,6 @@ fn a_neighbour_keeps_its_latency() {
     });
 }
 
-const REPETITIONS: usize = 8;
+/// Undisturbed rounds that tell, and rounds in which they must be had.
+const REPETITIONS: usize = 5;
+const ROUNDS_MAX: usize = 20;
