@@ -1,7 +1,8 @@
-//! Measuring: packet rates of our own pipelines, peers side by side, and idling.
+//! Measuring: packet rates of our own pipelines, served volumes, peers side by side, and idling.
 //!
 //! - [`rate`]: nanoseconds per packet for pipelines, frame sizes and numbers of rules.
 //! - [`peers`]: testpmd and OVS-DPDK interleaved with ours, fed the same packets.
+//! - [`block`]: served volumes beside other NBD servers, under [`load`], which `tidegate-load` is made of.
 //! - [`idle`]: what falling asleep saves and costs.
 //! - [`traffic`] makes packets and configurations, [`cell`] runs one real [`engine::Node`] and measures it,
 //!   [`cpu`] reads what threads and processors spend, [`report`] writes tables, JSON lines and plots.
@@ -12,9 +13,11 @@
 
 #![forbid(unsafe_code)]
 
+pub mod block;
 pub mod cell;
 pub mod cpu;
 pub mod idle;
+pub mod load;
 pub mod peers;
 pub mod rate;
 pub mod report;

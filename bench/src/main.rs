@@ -19,6 +19,8 @@ enum Command {
     Rate(bench::rate::Args),
     /// testpmd and OVS-DPDK beside ours, interleaved, on the same packets (root)
     Peers(bench::peers::Args),
+    /// Served volumes beside nbdkit and qemu-nbd, interleaved
+    Block(bench::block::Args),
     /// CPU share and latency of a worker that falls asleep, beside spinning and blocking (root)
     Idle(bench::idle::Args),
 }
@@ -27,6 +29,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Rate(args) => bench::rate::run(&args),
         Command::Peers(args) => bench::peers::run(&args),
+        Command::Block(args) => bench::block::run(&args),
         Command::Idle(args) => bench::idle::run(&args),
     };
     match outcome {

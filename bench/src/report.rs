@@ -108,7 +108,7 @@ pub fn markdown(head: &[&str], rows: &[Vec<String>]) -> String {
 }
 
 /// Writes one JSON object per line; the file is replaced.
-pub fn write_json(path: &Path, rows: &[Row]) -> Outcome {
+pub fn write_json(path: &Path, rows: &[impl Serialize]) -> Outcome {
     let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
     let mut file = std::fs::File::create(path).map_err(|error| failed(&error))?;
     for row in rows {

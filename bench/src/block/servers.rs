@@ -1,0 +1,235 @@
+//! Servers to measure: ours as a user runs it, nbdkit and qemu-nbd, each pinned to the second processor.
+
+use std::fs::File;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::Outcome;
+use crate::load::Uri;
+
+/// Size of what is served.
+const SIZE_BYTES: u64 = 256 << 20;
+/// How long a server may take to begin.
+const START: Duration = Duration::from_secs(20);
+/// The processor of the server; the client has the first.
+const SERVER_CPU: usize = 1;
+
+/// What lies behind a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Medium {
+    Null,
+    Memory,
+    File,
+}
+
+impl Medium {
+    pub const ALL: [Medium; 3] = [Medium::Null, Medium::Memory, Medium::File];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Medium::Null => "null",
+            Medium::Memory => "memory",
+            Medium::File => "file",
+        }
+    }
+}
+
+/// Whose server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Ours,
+    Nbdkit,
+    Qemu,
+}
+
+impl Kind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Ours => "tidegate",
+            Kind::Nbdkit => "nbdkit",
+            Kind::Qemu => "qemu-nbd",
+        }
+    }
+
+    fn program(self) -> &'static str {
+        match self {
+            Kind::Ours => "tidegate-dataplane",
+            Kind::Nbdkit => "nbdkit",
+            Kind::Qemu => "qemu-nbd",
+        }
+    }
+}
+
+/// The others that can serve a medium and are installed; says aloud which are not.
+pub(super) fn peers(_medium: Medium) -> Vec<Kind> {
+    let there = |kind: &Kind| {
+        let found = Command::new(kind.program())
+            .arg("--version")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .is_ok_and(|status| status.success());
+        if !found {
+            eprintln!("{} is not installed and not compared with", kind.program());
+        }
+        found
+    };
+    [Kind::Nbdkit, Kind::Qemu].into_iter().filter(there).collect()
+}
+
+/// Time that a process has used.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Spent {
+    pub user_ns: u64,
+    pub kernel_ns: u64,
+}
+
+/// A running server, killed when it is dropped.
+pub(super) struct Server {
+    child: Child,
+    uri: String,
+    kind: Kind,
+}
+
+impl Server {
+    pub fn start(kind: Kind, medium: Medium, volumes: u32, folder: &Path) -> Outcome<Server> {
+        let port = free_port()?;
+        let log = folder.join(format!("{}.log", kind.name()));
+        let output = File::create(&log).map_err(|error| format!("{}: {error}", log.display()))?;
+        let errors = output.try_clone().map_err(|error| format!("{}: {error}", log.display()))?;
+        let words = match kind {
+            Kind::Ours => ours(medium, volumes, port, folder)?,
+            Kind::Nbdkit => nbdkit(medium, port, folder)?,
+            Kind::Qemu => qemu(medium, port, folder)?,
+        };
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "--", "taskset", "-c", &SERVER_CPU.to_string()])
+            .args(words)
+            .stdin(Stdio::null())
+            .stdout(output)
+            .stderr(errors)
+            .spawn()
+            .map_err(|error| format!("cannot run setpriv (package util-linux): {error}"))?;
+        let export = if kind == Kind::Ours { "v0" } else { "" };
+        let mut server = Server { child, uri: format!("nbd://127.0.0.1:{port}/{export}"), kind };
+        let until = Instant::now() + START;
+        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+            let ended = server.child.try_wait().is_ok_and(|status| status.is_some());
+            if ended || Instant::now() > until {
+                let said = std::fs::read_to_string(&log).unwrap_or_default();
+                return Err(format!("{} does not serve: {}", kind.name(), said.trim()));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(server)
+    }
+
+    pub fn uri(&self) -> Outcome<Uri> {
+        self.uri.parse()
+    }
+
+    /// What all its threads have used, as of the kernel's last timer ticks.
+    pub fn spent(&self) -> Outcome<Spent> {
+        let path = format!("/proc/{}/stat", self.child.id());
+        let text = std::fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))?;
+        // proc_pid_stat(5): fields 14 and 15, counted from behind the name, in ticks of 10 ms.
+        let fields: Vec<&str> = text.rsplit(") ").next().unwrap_or_default().split(' ').collect();
+        let ticks = |at: usize| fields.get(at).and_then(|field| field.parse::<u64>().ok());
+        match (ticks(11), ticks(12)) {
+            (Some(user), Some(kernel)) => {
+                Ok(Spent { user_ns: user * 10_000_000, kernel_ns: kernel * 10_000_000 })
+            }
+            _ => Err(format!("{path} of {} cannot be read", self.kind.name())),
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Both fail only when it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A port that nobody uses now.
+fn free_port() -> Outcome<u16> {
+    let listener = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+    listener.map(|address| address.port()).map_err(|error| format!("no free port: {error}"))
+}
+
+/// The daemon that was built beside this bench.
+fn ours(medium: Medium, volumes: u32, port: u16, folder: &Path) -> Outcome<Vec<String>> {
+    let me = std::env::current_exe().map_err(|error| format!("this program: {error}"))?;
+    let daemon = me.with_file_name("tidegate-dataplane");
+    if !daemon.exists() {
+        return Err(format!("{} is not there; `cargo xtask bench block` builds it", daemon.display()));
+    }
+    let socket = folder.join("control.sock");
+    let mut text = format!(
+        "[node]\nname = \"bench\"\ncontrol_socket = \"{}\"\nmetrics = \"off\"\n[[worker]]\n[nbd]\n\
+         listen = [\"127.0.0.1:{port}\"]\n[serve]\nmemory = \"256MiB\"\n",
+        socket.display()
+    );
+    for volume in 0..volumes {
+        text.push_str(&format!("[[export]]\nname = \"v{volume}\"\nmedium = \"{}\"\n", medium.name()));
+        if medium == Medium::File {
+            let directory = folder.join(format!("v{volume}"));
+            // Left by the run before.
+            if directory.exists() {
+                std::fs::remove_dir_all(&directory).map_err(|e| format!("{}: {e}", directory.display()))?;
+            }
+            text.push_str(&format!("directory = \"{}\"\ncreate = true\n", directory.display()));
+        }
+        text.push_str(&format!("size = \"{}MiB\"\n", SIZE_BYTES >> 20));
+    }
+    let config = folder.join("bench.toml");
+    std::fs::write(&config, text).map_err(|error| format!("{}: {error}", config.display()))?;
+    let words = [daemon.as_os_str(), "run".as_ref(), "--config".as_ref(), config.as_os_str()];
+    Ok(words.iter().map(|word| word.to_string_lossy().into_owned()).collect())
+}
+
+fn nbdkit(medium: Medium, port: u16, folder: &Path) -> Outcome<Vec<String>> {
+    let mut words: Vec<String> = ["nbdkit", "-f", "-i", "127.0.0.1", "-p"].map(str::to_owned).to_vec();
+    words.push(port.to_string());
+    match medium {
+        Medium::Null => words.extend(["null".to_owned(), SIZE_BYTES.to_string()]),
+        Medium::Memory => words.extend(["memory".to_owned(), SIZE_BYTES.to_string()]),
+        Medium::File => words.extend(["file".to_owned(), image(folder)?]),
+    }
+    Ok(words)
+}
+
+fn qemu(medium: Medium, port: u16, folder: &Path) -> Outcome<Vec<String>> {
+    let mut words: Vec<String> =
+        ["qemu-nbd", "-t", "-e", "64", "-b", "127.0.0.1", "-p"].map(str::to_owned).to_vec();
+    words.push(port.to_string());
+    match medium {
+        Medium::Null => words
+            .extend(["--image-opts".to_owned(), format!("driver=null-co,size={SIZE_BYTES},read-zeroes=on")]),
+        Medium::Memory => {
+            let path = "/dev/shm/tidegate-bench.raw";
+            sparse(Path::new(path))?;
+            words.extend(["-f", "raw", "--cache=writeback", path].map(str::to_owned));
+        }
+        Medium::File => {
+            words.extend(["-f", "raw", "--cache=none", "--aio=native"].map(str::to_owned));
+            words.push(image(folder)?);
+        }
+    }
+    Ok(words)
+}
+
+/// A file of the size that is served.
+fn image(folder: &Path) -> Outcome<String> {
+    let path = folder.join("image.raw");
+    sparse(&path)?;
+    Ok(path.to_string_lossy().into_owned())
+}
+
+fn sparse(path: &Path) -> Outcome {
+    let made = File::create(path).and_then(|file| file.set_len(SIZE_BYTES));
+    made.map_err(|error| format!("{}: {error}", path.display()))
+}
