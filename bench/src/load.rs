@@ -57,6 +57,8 @@ pub struct Spec {
     pub verify: bool,
     /// How long requests are sent.
     pub duration: Duration,
+    /// Requests at most; `None` = as many as there is time for.
+    pub requests_max: Option<u64>,
     /// Chooses the blocks.
     pub seed: u64,
 }
@@ -143,6 +145,7 @@ struct Load<'a> {
     blocks: u64,
     random: SmallRng,
     next_block: u64,
+    requests_left: u64,
     table: Option<Blocks>,
     started: Instant,
     /// When the next request is due, ns since the start, with a rate.
@@ -178,6 +181,7 @@ pub fn run(spec: &Spec, progress: &mut dyn FnMut(&Figures)) -> Outcome<Figures> 
         blocks,
         random: SmallRng::seed_from_u64(spec.seed),
         next_block: 0,
+        requests_left: spec.requests_max.unwrap_or(u64::MAX),
         table,
         started: Instant::now(),
         next_due_ns: 0,
@@ -220,7 +224,7 @@ impl Load<'_> {
             let now_ns = self.started.elapsed().as_nanos() as u64;
             let mut under_way = 0;
             for client in clients.iter_mut() {
-                if now_ns < end_ns {
+                if now_ns < end_ns && self.requests_left > 0 {
                     self.begin(client, now_ns)?;
                 }
                 client.connection.send()?;
@@ -228,7 +232,7 @@ impl Load<'_> {
                 under_way += client.slots.len() - client.free.len();
             }
             self.figures.elapsed = self.started.elapsed();
-            if now_ns >= end_ns && under_way == 0 {
+            if (now_ns >= end_ns || self.requests_left == 0) && under_way == 0 {
                 return Ok(());
             }
             if now_ns >= end_ns + LAST_ANSWERS.as_nanos() as u64 {
@@ -245,7 +249,7 @@ impl Load<'_> {
     /// Sends as many requests as there are places, and as are due.
     fn begin(&mut self, client: &mut Client, now_ns: u64) -> Outcome {
         while let Some(&slot) = client.free.last() {
-            if !client.connection.has_room() {
+            if !client.connection.has_room() || self.requests_left == 0 {
                 return Ok(());
             }
             let due_ns = if self.spec.rate_iops.is_some() { self.next_due_ns } else { now_ns };
@@ -254,6 +258,7 @@ impl Load<'_> {
             }
             let Some(block) = self.choose() else { return Ok(()) };
             client.free.pop();
+            self.requests_left -= 1;
             self.due += self.due_step_ns;
             self.next_due_ns = self.due as u64;
             let read = self.random.random_range(0..100) < self.spec.read_percent;

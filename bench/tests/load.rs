@@ -76,7 +76,8 @@ fn what_was_written_is_read_back() {
 fn a_server_that_loses_writes_is_found_out() {
     // Its writes vanish, and reads are zeroes.
     let Some(server) = Nbdkit::start("loses", &["null", "1M"]) else { return };
-    let (output, figures) = server.load(&["--verify", "--reads", "50", "--seconds", "1"]);
+    let (output, figures) = server.load(&["--verify", "--reads", "50", "--requests", "2000"]);
+    assert_eq!(figures["reads"].as_u64().zip(figures["writes"].as_u64()).map(|(r, w)| r + w), Some(2000));
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     assert!(figures["mismatches"].as_u64() > Some(0), "{figures}");
 }

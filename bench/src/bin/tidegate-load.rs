@@ -40,6 +40,9 @@ struct Cli {
     /// How long
     #[arg(long, default_value_t = 10)]
     seconds: u64,
+    /// Requests at most
+    #[arg(long, value_name = "COUNT")]
+    requests: Option<u64>,
     /// Chooses the blocks
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -68,6 +71,7 @@ fn main() -> ExitCode {
         rate_iops: cli.rate,
         verify: cli.verify,
         duration: Duration::from_secs(cli.seconds),
+        requests_max: cli.requests,
         seed: cli.seed,
     };
     let shows = std::io::stderr().is_terminal();

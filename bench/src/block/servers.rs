@@ -10,7 +10,7 @@ use crate::Outcome;
 use crate::load::Uri;
 
 /// Size of what is served.
-const SIZE_BYTES: u64 = 256 << 20;
+pub(super) const SIZE_BYTES: u64 = 256 << 20;
 /// How long a server may take to begin.
 const START: Duration = Duration::from_secs(20);
 /// The processor of the server; the client has the first.
