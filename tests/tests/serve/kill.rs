@@ -168,7 +168,7 @@ fn kill_dash_nine_breaks_no_promise() {
     let mut place = Place::new("serve-kill", &exports.each_ref().map(String::as_str));
     let mut loads = [Load::new("pages", 4096, 0x7469_6465), Load::new("sectors", 512, 0x6761_7465)];
     let mut random = Random(0x6b69_6c6c);
-    let rounds = if full() { 500 } else { 10 };
+    let rounds = if full() { 500 } else { 20 };
     for round in 0..rounds {
         let (answers, end) = (AtomicU64::new(0), 1 + random.below(ANSWERS_MAX));
         let pid = Pid::from_child(&place.daemon().process.0);

@@ -1,5 +1,5 @@
 //! Volumes served by the daemon that a user runs, to clients over NBD: programs that we did not write, a
-//! writer that survives kill -9, limits as a client feels them, a bit that turned, and clients that mean no
+//! writer that survives kill -9, an owner that is replaced while it is stopped, limits as a client feels them, a bit that turned, and clients that mean no
 //! good.
 //!
 //! No test here needs root. A program that is not installed is skipped aloud.
@@ -7,6 +7,7 @@
 mod client;
 mod clients;
 mod damage;
+mod fence;
 mod hostile;
 mod kill;
 mod limits;
