@@ -79,6 +79,14 @@ impl Client {
         self.payload(into)
     }
 
+    /// Flushes, alone; how that ended.
+    pub fn flush(&mut self) -> io::Result<ErrorCode> {
+        let cookie = self.send((Command::FLUSH, CommandFlags(0)), 0, 0, &[])?;
+        let reply = self.reply()?;
+        assert_eq!(reply.cookie, cookie);
+        Ok(reply.error)
+    }
+
     /// Writes, alone.
     pub fn write(&mut self, offset_bytes: u64, bytes: &[u8]) -> io::Result<()> {
         let write = (Command::WRITE, CommandFlags(0));

@@ -38,11 +38,6 @@ fn check(volume: &Path) -> (bool, String) {
     (run.status.success(), String::from_utf8_lossy(&[run.stdout, run.stderr].concat()).into_owned())
 }
 
-fn flush(client: &mut Client) {
-    let flush = client.send((Command::FLUSH, CommandFlags(0)), 0, 0, &[]).expect("sent");
-    assert_eq!(client.answer().expect("answered"), flush);
-}
-
 #[test]
 fn a_turned_bit_is_an_error_and_never_data() {
     let volume = folder("serve-damage").join("disk");
@@ -51,7 +46,7 @@ fn a_turned_bit_is_an_error_and_never_data() {
     for lba in 0..BLOCKS {
         client.write(lba * BLOCK as u64, &block(lba)).expect("written");
     }
-    flush(&mut client);
+    assert_eq!(client.flush().expect("answered"), ErrorCode::OK);
     place.end();
     let (content, said) = check(&volume);
     assert!(content && said.contains(&format!(": {BLOCKS} pages, ")), "{said}");

@@ -31,11 +31,6 @@ fn values(client: &mut Client) -> Vec<u8> {
     bytes.chunks_exact(PAGE).map(value).collect()
 }
 
-fn flush(client: &mut Client) -> ErrorCode {
-    client.send(FLUSH, 0, 0, &[]).expect("it listens");
-    client.reply().expect("it answers").error
-}
-
 /// The first owner writes, is stopped or not, is replaced, goes on, and is refused.
 fn take_over(name: &'static str, other: &'static str, stopped: bool) {
     let shared = folder(name).join("shared");
@@ -43,7 +38,7 @@ fn take_over(name: &'static str, other: &'static str, stopped: bool) {
     let mut first = Place::new(name, &[&export]);
     let mut old = Client::unix(&first.socket(), "disk");
     old.write(0, &vec![1; PAGES as usize * PAGE]).expect("it is served");
-    assert_eq!(flush(&mut old), ErrorCode::OK);
+    assert_eq!(old.flush().expect("it answers"), ErrorCode::OK);
     let sent: Vec<u64> = (0..PAGES)
         .map(|page| old.send(WRITE, offset(page), PAGE as u32, &[2; PAGE]).expect("it listens"))
         .collect();
@@ -64,7 +59,7 @@ fn take_over(name: &'static str, other: &'static str, stopped: bool) {
     let seen = values(&mut new);
     assert!(seen.iter().all(|value| [1, 2].contains(value)), "what the first owner wrote: {seen:?}");
     new.write(0, &vec![3; PAGES as usize / 2 * PAGE]).expect("the second owner writes");
-    assert_eq!(flush(&mut new), ErrorCode::OK);
+    assert_eq!(new.flush().expect("it answers"), ErrorCode::OK);
     if stopped {
         kill_process(pid, Signal::CONT).expect("it lives");
     }

@@ -8,6 +8,7 @@ mod client;
 mod clients;
 mod damage;
 mod fence;
+mod full;
 mod hostile;
 mod kill;
 mod limits;
