@@ -106,7 +106,8 @@ impl Media for MemoryMedia {
     fn clear_wait(&mut self) {}
 }
 
-/// No bytes: writes vanish, and a read leaves in the buffer what was there.
+/// No bytes: writes vanish, and reads are zeroes. They are written, since a buffer may hold what was read or written
+/// before for somebody else.
 #[derive(Debug, Default)]
 pub struct NullMedia {
     ready: Vec<Finished<IoBuffer>>,
@@ -120,9 +121,14 @@ impl NullMedia {
 }
 
 impl Media for NullMedia {
-    fn submit(&mut self, request: Request<IoBuffer>, _pool: &IoPool) -> Result<(), Request<IoBuffer>> {
+    fn submit(&mut self, mut request: Request<IoBuffer>, pool: &IoPool) -> Result<(), Request<IoBuffer>> {
         if self.room() == 0 {
             return Err(request);
+        }
+        if request.act == Act::Read
+            && let Some(buffer) = &mut request.buffer
+        {
+            pool.bytes_mut(buffer).fill(0);
         }
         self.ready.push(request.finished(Ok(())));
         Ok(())
@@ -206,7 +212,13 @@ mod tests {
 
     #[test]
     fn nothing_answers_everything_and_is_bounded() {
-        let (mut media, pool) = (NullMedia::new(), pool());
+        let (mut media, mut pool) = (NullMedia::new(), pool());
+        let mut buffer = pool.alloc(4096).expect("there is room");
+        pool.bytes_mut(&mut buffer).fill(9);
+        let done = ask(&mut media, &pool, Act::Read, Some(buffer), &[]);
+        let buffer = done.buffer.expect("comes back");
+        assert!(pool.bytes(&buffer).iter().all(|&byte| byte == 0), "what somebody else left is not told");
+        pool.free(buffer);
         assert_eq!(ask(&mut media, &pool, Act::Sync(FileId(0)), None, &[]).result, Ok(()));
         let request =
             || Request { volume: VolumeId(1), token: 0, act: Act::Read, buffer: None, pieces: Vec::new() };
