@@ -11,34 +11,17 @@
 
 mod servers;
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
 
 use crate::Outcome;
-use crate::cpu::wait_for_quiet;
+use crate::cpu::settle;
 use crate::load::{self, Spec};
+use crate::peers::{Args, QUIET_PATIENCE};
 use crate::rate::tempfolder;
 use crate::report::{self, Bar, median, spread};
 use servers::{Kind, Medium, Server};
-
-/// What `bench block` takes.
-#[derive(Clone, Debug, Default, clap::Args)]
-pub struct Args {
-    /// Fewer cells and runs, and shorter ones
-    #[arg(long)]
-    pub quick: bool,
-    /// Write one JSON object per row to this file
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
-    /// Do not wait until the machine is quiet
-    #[arg(long)]
-    pub no_wait: bool,
-    /// Only cells whose name contains this
-    #[arg(long, value_name = "NAME")]
-    pub only: Option<String>,
-}
 
 /// One row: ours, and one peer if there is any for the cell.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -145,7 +128,7 @@ pub fn run(args: &Args) -> Outcome {
     let mut rows = Vec::new();
     for cell in cells(args.quick) {
         let name = cell.name();
-        if args.only.as_ref().is_some_and(|only| !name.contains(only.as_str())) {
+        if !args.wants(&name) {
             continue;
         }
         eprintln!("{name}");
@@ -154,8 +137,8 @@ pub fn run(args: &Args) -> Outcome {
         let kinds = if cell.connections == 1 && cell.volumes == 1 { &kinds[..] } else { &kinds[..1] };
         let mut samples = vec![Vec::new(); kinds.len()];
         for _ in 0..runs {
-            if !args.no_wait && !wait_for_quiet(Duration::from_secs(60))? {
-                eprintln!("the machine is not quiet; measured all the same");
+            if !args.no_wait {
+                settle(QUIET_PATIENCE)?;
             }
             for (kind, samples) in kinds.iter().zip(&mut samples) {
                 samples.push(measure(*kind, &cell, &folder.0, Duration::from_secs(seconds))?);

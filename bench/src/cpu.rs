@@ -78,6 +78,14 @@ impl Ticks {
     }
 }
 
+/// Waits for a quiet machine, and says so if it does not become one.
+pub fn settle(limit: Duration) -> Outcome {
+    if !wait_for_quiet(limit)? {
+        eprintln!("the machine is not quiet; measured all the same");
+    }
+    Ok(())
+}
+
 /// Waits until every processor was more than 80 % idle for one second. False after `limit`.
 pub fn wait_for_quiet(limit: Duration) -> Outcome<bool> {
     let until = Instant::now() + limit;

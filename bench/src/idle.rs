@@ -28,7 +28,7 @@ use hdrhistogram::Histogram;
 use self::client::{Client, Trips};
 use crate::Outcome;
 use crate::cell::{Cell, Running, worker_cpu};
-use crate::cpu::{Ticks, wait_for_quiet};
+use crate::cpu::{Ticks, settle};
 use crate::peers::veth::Kind;
 use crate::report::{self, Bar, Idle, Row};
 use crate::space::{Busy, Space};
@@ -83,9 +83,7 @@ pub fn run(args: &Args) -> Outcome {
         let mut seen: [Vec<Seen>; MODES.len()] = Default::default();
         for run in 0..runs {
             eprintln!("{} bursts/s of {}, run {} of {runs}", load.bursts_per_s, load.burst, run + 1);
-            if !wait_for_quiet(QUIET_PATIENCE)? {
-                eprintln!("the machine is not quiet");
-            }
+            settle(QUIET_PATIENCE)?;
             // The order turns, so that nobody always comes first.
             for turn in 0..MODES.len() {
                 let mode = (turn + run) % MODES.len();

@@ -20,7 +20,7 @@ enum Command {
     /// testpmd and OVS-DPDK beside ours, interleaved, on the same packets (root)
     Peers(bench::peers::Args),
     /// Served volumes beside nbdkit and qemu-nbd, interleaved
-    Block(bench::block::Args),
+    Block(bench::peers::Args),
     /// CPU share and latency of a worker that falls asleep, beside spinning and blocking (root)
     Idle(bench::idle::Args),
 }

@@ -21,7 +21,7 @@ use engine::port::null::NullSpec;
 
 use crate::Outcome;
 use crate::cell::Cell;
-use crate::cpu::wait_for_quiet;
+use crate::cpu::settle;
 use crate::rate::{Pipeline, tempfolder};
 use crate::report::{self, Bar, Row, median, spread};
 use crate::space::Space;
@@ -30,10 +30,13 @@ use crate::traffic;
 use ovs::{Ovs, Way};
 use testpmd::Testpmd;
 
-/// What `bench peers` takes.
+/// Longest wait for a quiet second.
+pub(crate) const QUIET_PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a bench beside peers takes.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Args {
-    /// Fewer pairs, and shorter ones
+    /// Fewer rows and runs, and shorter ones
     #[arg(long)]
     pub quick: bool,
     /// Write one JSON object per row to this file
@@ -45,6 +48,13 @@ pub struct Args {
     /// Only rows whose name contains this
     #[arg(long, value_name = "NAME")]
     pub only: Option<String>,
+}
+
+impl Args {
+    /// Whether a row of this name is to be measured.
+    pub(crate) fn wants(&self, name: &str) -> bool {
+        self.only.as_ref().is_none_or(|only| name.contains(only.as_str()))
+    }
 }
 
 /// One measurement of either side.
@@ -86,8 +96,8 @@ impl Pace {
     ) -> Outcome<Vec<(f64, f64)>> {
         let mut pairs = Vec::with_capacity(self.pairs);
         for _ in 0..self.pairs {
-            if self.wait && !wait_for_quiet(Duration::from_secs(60))? {
-                eprintln!("the machine is not quiet; measured all the same");
+            if self.wait {
+                settle(QUIET_PATIENCE)?;
             }
             pairs.push((ours(self.interval)?, theirs(self.interval)?));
         }
@@ -103,11 +113,10 @@ pub fn run(args: &Args) -> Outcome {
     let folder = tempfolder("peers")?;
     let (pairs, interval) = if args.quick { (3, 700) } else { (9, 2_000) };
     let pace = Pace { pairs, interval: Duration::from_millis(interval), wait: !args.no_wait };
-    let wanted = |name: &str| args.only.as_ref().is_none_or(|only| name.contains(only.as_str()));
     let mut rows = Vec::new();
     let mut notes = Vec::new();
     let mut add = |name: &str, row: &mut dyn FnMut() -> Outcome<(Row, String)>| {
-        if !wanted(name) {
+        if !args.wants(name) {
             return;
         }
         eprintln!("{name}");
