@@ -88,8 +88,7 @@ impl Load {
     }
 
     /// Writes until the connection breaks. `count` hears of every answer.
-    fn run(&mut self, socket: &Path, count: &(dyn Fn() + Sync)) {
-        let mut client = Client::unix(socket, self.export);
+    fn run(&mut self, mut client: Client, count: &(dyn Fn() + Sync)) {
         let mut under_way = BTreeMap::new();
         loop {
             while under_way.len() < DEPTH {
@@ -179,8 +178,10 @@ fn kill_dash_nine_breaks_no_promise() {
         };
         let socket = place.socket();
         std::thread::scope(|scope| {
-            for load in &mut loads {
-                scope.spawn(|| load.run(&socket, &count));
+            // Both are there before the first answer is counted, which may be the last.
+            let clients = loads.each_ref().map(|load| Client::unix(&socket, load.export));
+            for (load, client) in loads.iter_mut().zip(clients) {
+                scope.spawn(|| load.run(client, &count));
             }
         });
         place.start();
