@@ -11,8 +11,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use engine::block::VolumeId;
 use engine::port::PortCaps;
 use engine::session::nbd::Export;
+use engine::session::nvme_tcp::Listed;
 use engine::{Arrival, Node, Plan, PlanError, PortState, PublishError, Snapshot};
 use tracing::{info, warn};
 
@@ -35,8 +37,10 @@ pub struct Daemon {
     publishing: Mutex<()>,
     /// How long workers may take to confirm a snapshot.
     confirm: Duration,
-    /// What clients are told, in the order of the file.
+    /// What NBD clients are told, in the order of the file.
     offers: Vec<Export>,
+    /// What NVMe hosts are told, in the same order.
+    listed: Vec<Listed>,
 }
 
 /// What a data plane runs, as a person named it.
@@ -144,6 +148,7 @@ fn lower(path: &Path, file: &File) -> Result<(Plan, Snapshot, Names), StartError
     let lowered = || {
         config::lower::metrics_address(file)?;
         config::exports::listen(file)?;
+        config::exports::listen_nvme(file)?;
         config::exports::served(file)?;
         let plan = config::lower::plan(file)?;
         let mut names = Names::default();
@@ -164,20 +169,26 @@ impl Daemon {
             exports::offer(&node, volume, file.serve.hugepages)
                 .map_err(|source| StartError::Serve { name: volume.name.clone(), source })
         };
-        let offers = served.iter().map(offer).collect::<Result<_, _>>()?;
+        let offers: Vec<_> = served.iter().map(offer).collect::<Result<_, _>>()?;
+        let (offers, listed) = offers.into_iter().unzip();
         let running = ArcSwap::from_pointee(Running { file: Arc::new(file), names, version: FIRST });
         let (path, publishing) = (path.to_owned(), Mutex::new(()));
-        Ok(Daemon { path, node, running, publishing, confirm: CONFIRM, offers })
+        Ok(Daemon { path, node, running, publishing, confirm: CONFIRM, offers, listed })
     }
 
-    /// What clients can attach.
+    /// What NBD clients can attach.
     pub fn offers(&self) -> &[Export] {
         &self.offers
     }
 
+    /// The subsystems that NVMe hosts can attach, by volume.
+    pub fn subsystems(&self) -> impl Iterator<Item = (VolumeId, &Listed)> {
+        (0..).map(VolumeId).zip(&self.listed)
+    }
+
     /// Hands a client to the worker that owns what it chose.
     pub(crate) fn connect(&self, arrival: Arrival) {
-        let volume = arrival.session.attach().export.volume();
+        let volume = arrival.guest.volume();
         // Volumes are numbered in the order of the file, and a reload moves none.
         if let Some(export) = self.running.load().file.export.get(volume.0 as usize)
             && !self.node.connect(export.worker, arrival)

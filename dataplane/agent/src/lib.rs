@@ -2,7 +2,8 @@
 //!
 //! - [`config`] reads the daemon's one file and turns it into what the engine runs.
 //! - [`daemon`] keeps a node and its file in step: start, reload, ports that come and go.
-//! - `exports` opens the volumes that are served here, `nbd` lets clients in.
+//! - `exports` opens the volumes that are served here; `listen` lets clients in, `nbd` and `nvme` talk to them up
+//!   to their volume.
 //! - `unix` makes the sockets that have a place in the file system.
 //! - [`server`] answers on a Unix socket and on loopback; [`client`] is its other end.
 //! - [`report`] is what a data plane says about itself, [`table`] shows it to a person, [`metrics`] to
@@ -14,8 +15,10 @@ pub mod client;
 pub mod config;
 pub mod daemon;
 mod exports;
+mod listen;
 pub mod metrics;
 mod nbd;
+mod nvme;
 pub mod report;
 pub mod server;
 pub mod table;

@@ -20,7 +20,7 @@ use tracing::{error, info, warn};
 
 use crate::daemon::{Daemon, StartError};
 use crate::unix::{self, Unlink};
-use crate::{metrics, nbd, report};
+use crate::{listen, metrics, nbd, nvme, report};
 
 /// Volumes in one report unless asked otherwise.
 const VOLUMES_DEFAULT: usize = 1000;
@@ -54,10 +54,13 @@ pub enum RunError {
     },
     /// An address for clients is taken.
     #[error(transparent)]
-    Listen(#[from] nbd::ListenError),
+    Listen(#[from] listen::ListenError),
     /// A worker died; the others were stopped.
     #[error("worker {} has died: {}; the others were stopped, start the data plane again", .0.worker, .0.why)]
     WorkerDied(WorkerDied),
+    /// There is no memory for discovery.
+    #[error(transparent)]
+    Memory(#[from] engine::frame::SlabError),
     /// The runtime could not be made.
     #[error("cannot start the agent: {0}")]
     Runtime(std::io::Error),
@@ -83,13 +86,17 @@ async fn serve(config: &Path, ready: impl FnOnce(&str)) -> Result<(), RunError> 
         Some(address) => Some(bind_metrics(address).await?),
     };
     let metrics_address = metrics.as_ref().and_then(|listener| listener.local_addr().ok());
-    let listen = crate::config::exports::listen(&file)
-        .map_err(|source| StartError::Lower { path: config.to_owned(), source })?;
-    let mut listeners = Vec::new();
-    for place in &listen {
-        listeners.push(nbd::bind(place).await?);
+    let lowered = |source| StartError::Lower { path: config.to_owned(), source };
+    let (mut nbd_listeners, mut nvme_listeners) = (Vec::new(), Vec::new());
+    for place in &crate::config::exports::listen(&file).map_err(lowered)? {
+        nbd_listeners.push(listen::bind("NBD", place).await?);
     }
-    let uris: Vec<String> = listeners.iter().map(nbd::Listener::uri).collect();
+    for place in &crate::config::exports::listen_nvme(&file).map_err(lowered)? {
+        nvme_listeners.push(listen::bind("NVMe", place).await?);
+    }
+    let uris = nbd_listeners.iter().map(|listener| listener.uri("nbd"));
+    let uris: Vec<String> =
+        uris.chain(nvme_listeners.iter().map(|listener| listener.uri("nvme-tcp"))).collect();
     let daemon = Arc::new(Daemon::start(config, file)?);
     let follower = follow_ports(&daemon);
     let mut death = watch_workers(&daemon);
@@ -97,9 +104,11 @@ async fn serve(config: &Path, ready: impl FnOnce(&str)) -> Result<(), RunError> 
     if let Some(listener) = metrics {
         tokio::spawn(axum::serve(listener, readable().with_state(Arc::downgrade(&daemon))).into_future());
     }
-    for listener in listeners {
-        tokio::spawn(listener.accept(Arc::downgrade(&daemon)));
+    for listener in nbd_listeners {
+        let daemon = Arc::downgrade(&daemon);
+        tokio::spawn(listener.accept("NBD", move |client| nbd::greet(client, Weak::clone(&daemon))));
     }
+    accept_nvme(&daemon, nvme_listeners)?;
     ready(&line(&daemon, &socket, metrics_address, &uris));
     let died = loop {
         tokio::select! {
@@ -113,6 +122,24 @@ async fn serve(config: &Path, ready: impl FnOnce(&str)) -> Result<(), RunError> 
     info!("stopping");
     stop(daemon, follower).await;
     died.map_or(Ok(()), |died| Err(RunError::WorkerDied(died)))
+}
+
+/// Lets NVMe hosts in, if they are listened for.
+fn accept_nvme(daemon: &Arc<Daemon>, listeners: Vec<listen::Listener>) -> Result<(), RunError> {
+    if listeners.is_empty() {
+        return Ok(());
+    }
+    let subsystems = daemon.subsystems().map(|(volume, listed)| (volume, listed.clone())).collect();
+    let offers = Arc::new(nvme::Offers::new(subsystems)?);
+    for (export, (_, listed)) in daemon.offers().iter().zip(daemon.subsystems()) {
+        info!(export = export.name(), nqn = listed.nqn, "NVMe hosts may attach");
+    }
+    for listener in listeners {
+        let (daemon, offers) = (Arc::downgrade(daemon), Arc::clone(&offers));
+        let greet = move |client| nvme::greet(client, Weak::clone(&daemon), Arc::clone(&offers));
+        tokio::spawn(listener.accept("NVMe", greet));
+    }
+    Ok(())
 }
 
 /// Tells at once, in the log, when a worker dies, and ends with it what waits for that.

@@ -36,7 +36,7 @@ pub use keeper::PortState;
 pub use node::{GROUPS_MAX, Node, PARKED_FRAMES_MAX, PublishError, SOURCES_MAX};
 pub use plan::{Plan, PlanError, PortPlan, PortRole, RING_FRAMES, WORKERS_MAX, WorkerPlan};
 pub use serve::{
-    Arrival, CONNECTIONS_MAX, SERVED_MAX, ServePlan, ServedFigures, Stream, Target, TargetCounters,
+    Arrival, CONNECTIONS_MAX, Guest, SERVED_MAX, ServePlan, ServedFigures, Stream, Target, TargetCounters,
     TargetError,
 };
 pub use snapshot::{PoolSize, Pools, Snapshot, Throttle};

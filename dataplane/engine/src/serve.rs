@@ -24,21 +24,24 @@
 //! number of connections, which take turns; nothing here waits.
 
 mod connection;
+mod session;
 mod target;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use ::session::Sink;
+use ::session::nbd::Wait;
 use block::{Done, IO_BYTES_MAX, Io, Lba, Op, Tag, VolumeId};
 use frame::{IO_REGION_BYTES, IoBuffer, IoPool, IoShare, IoSlab, IoSlabConfig};
 use media::{FileConfig, FileMedia, Media};
-use session::Sink;
-use session::nbd::Wait;
 use throttle::{Admission, Cost, Lane, Limits, ParkLimits, Shaper, ShaperConfig};
 use tracing::{debug, warn};
 
 use crate::wait::{WaitError, WaitPoint};
 
+pub use self::session::Guest;
+use self::session::Session;
 pub use connection::{Arrival, Stream};
 use connection::{Ask, Connection, Received};
 pub use target::{Target, TargetCounters, TargetError};
@@ -215,7 +218,8 @@ impl Server {
 
     /// Takes a connection whose handshake is done.
     pub fn connect(&mut self, now_ns: u64, arrival: Arrival, wait: &mut WaitPoint) {
-        let volume = arrival.session.attach().export.volume();
+        let Arrival { stream, guest, rest } = arrival;
+        let volume = guest.volume();
         let live = self.connections.len() - self.free.len();
         let left = (self.connections_max as usize).saturating_sub(live);
         let Some(target) = self.targets.get_mut(volume.0 as usize).and_then(Option::as_mut) else {
@@ -230,13 +234,17 @@ impl Server {
             self.connections.push(None);
             self.connections.len() as u32 - 1
         });
-        if let Err(failure) = wait.add_edge(arrival.stream.fd(), FIRST_TOKEN + index) {
+        if let Err(failure) = wait.add_edge(stream.fd(), FIRST_TOKEN + index) {
             self.free.push(index);
             return warn!("a connection is closed: {failure}");
         }
+        let Some(session) = Session::new(guest, target.subsystem.as_deref_mut(), now_ns) else {
+            self.free.push(index);
+            return debug!(%volume, "a host came for a volume that is not there for its protocol");
+        };
         target.connections += 1;
-        let connection =
-            self.connections[index as usize].insert(Connection::new(arrival, self.waiting_bytes_max));
+        let connection = Connection::new(stream, session, rest, self.waiting_bytes_max);
+        let connection = self.connections[index as usize].insert(connection);
         activate(&mut self.active, index, connection);
         // Its client may have said the first words already.
         self.expire_ns = self.expire_ns.min(now_ns + EXPIRE_NS);
@@ -365,7 +373,11 @@ impl Server {
             // INVARIANT: a volume stays as long as it has connections.
             let Some(target) = self.targets[volume.0 as usize].as_mut() else { continue };
             connection.account(&mut target.held_bytes);
-            self.pool.set_share(Some(share(self.held_back, target, connection)));
+            let may = share(self.held_back, target, connection);
+            // What is held for payload that was asked for comes free only behind what comes first, which must not
+            // wait for that.
+            let held = if connection.session.awaits_payload() { 0 } else { may.held };
+            self.pool.set_share(Some(IoShare { held, ..may }));
             match connection.receive(&mut self.scratch, &mut self.pool, now_ns) {
                 Received::Bytes(count) => moved += count,
                 Received::Nothing => {}
@@ -374,9 +386,11 @@ impl Server {
                     connection.end(&mut self.pool);
                 }
             }
+            let reserve = may.reserve + connection.session.arriving_regions();
+            self.pool.set_share(Some(IoShare { reserve, ..may }));
             let mut hands = Hands {
                 connection: index,
-                block_bytes: connection.session.attach().export.block_size().bytes(),
+                block_bytes: target.block_size().bytes(),
                 credit: &mut connection.credit,
                 shaper: &mut self.shaper,
                 flights: &mut self.flights,
@@ -384,7 +398,9 @@ impl Server {
                 submitted: &mut self.submitted,
                 now_ns,
             };
-            connection.starved = connection.session.step(&mut self.pool, &mut hands) == Wait::Memory;
+            let subsystem = target.subsystem.as_deref_mut();
+            let waits = connection.session.step(subsystem, &mut self.pool, &mut hands);
+            connection.starved = waits == Wait::Memory;
             connection.account(&mut target.held_bytes);
             moved += self.submitted.len();
             if !self.submitted.is_empty() {
@@ -457,6 +473,7 @@ impl Server {
                 // INVARIANT: a volume stays as long as it has connections.
                 if let Some(target) = self.targets[volume.0 as usize].as_mut() {
                     connection.account(&mut target.held_bytes);
+                    connection.session.leave(target.subsystem.as_deref_mut());
                     target.connections -= 1;
                 }
                 *slot = None;
@@ -491,11 +508,16 @@ impl Server {
     #[cold]
     fn expire(&mut self, now_ns: u64) {
         self.expire_ns = now_ns + EXPIRE_NS;
+        for subsystem in self.targets.iter_mut().flatten().filter_map(|target| target.subsystem.as_mut()) {
+            subsystem.expire(now_ns);
+        }
         for index in 0..self.connections.len() {
             let Some(connection) = self.connections[index].as_mut() else { continue };
+            let target = self.targets.get(connection.volume().0 as usize).and_then(Option::as_ref);
+            let subsystem = target.and_then(|target| target.subsystem.as_deref());
             if !connection.wants_input() && !connection.session.has_output() {
                 connection.session.excuse(now_ns);
-            } else if let Err(why) = connection.session.expire(now_ns) {
+            } else if let Err(why) = connection.session.expire(subsystem, now_ns) {
                 debug!(volume = %connection.volume(), "a connection ends: {why}");
                 connection.end(&mut self.pool);
                 activate(&mut self.active, index as u32, connection);

@@ -43,7 +43,7 @@ mod subsystem;
 pub use queue::{Queue, QueueError};
 pub use setup::{Attach, Next, Setup, SetupError};
 pub use subsystem::{
-    Hosts, Listed, Namespace, NamespaceError, Subsystem, SubsystemError, SubsystemLimits, Unknown,
+    Hosts, Listed, Namespace, NamespaceError, Subsystem, SubsystemError, SubsystemLimits, Unknown, is_nqn,
 };
 
 pub use crate::nbd::{Slices, UnknownTag, Wait};

@@ -226,7 +226,6 @@ fn events_are_told_once_until_their_log_is_read() {
     let (mut admin, _) = rig.admin(PLAIN);
     assert_eq!(rig.ask(&mut admin, event_request(50), &[]), []);
     rig.subsystem.resize(VOLUME, 100).unwrap();
-    assert!(!admin.queue.has_news(&rig.subsystem), "the host did not ask for these events");
     // As soon as it does, it hears of the change, and where to read.
     let replies = rig.ask(&mut admin, set_features(1, 0xb, 1 << 8), &[]);
     let [Reply::Done { id: 1, .. }, Reply::Done { id: 50, status: 0, result: 0x04_00_02, .. }] = replies[..]
@@ -244,7 +243,6 @@ fn events_are_told_once_until_their_log_is_read() {
     assert_eq!(rig.status(&mut admin, event_request(54), &[]), 0x105);
     assert_eq!(rig.status(&mut admin, event_request(50), &[]), 0x003, "that one still waits");
     rig.subsystem.resize(VOLUME, 100).unwrap();
-    assert!(admin.queue.has_news(&rig.subsystem));
     let told = |id| Reply::Done { id, status: 0, do_not_retry: false, result: 0x04_00_02, head: 0 };
     let without_head = |mut replies: Vec<Reply>| {
         for reply in &mut replies {
@@ -315,9 +313,9 @@ fn a_controller_goes_with_its_admin_queue_and_its_number_comes_back_last() {
         let (mut io, _) = rig.connect(PLAIN, Wish::io(2, controller));
         assert_eq!(rig.data(&mut io, read(1, 0, 1)).len(), 512);
         assert_eq!(io.queue.expire(&rig.subsystem, 1), Ok(()));
-        admin.queue.abort(&mut rig.subsystem, &mut rig.pool);
+        rig.end(&mut admin);
         assert_eq!(io.queue.expire(&rig.subsystem, 1), Err(QueueError::Gone));
-        io.queue.abort(&mut rig.subsystem, &mut rig.pool);
+        rig.end(&mut io);
         numbers.push(controller);
     }
     assert_eq!(numbers, [1, 2, 3, 1, 2]);
@@ -333,7 +331,7 @@ fn disconnect_ends_an_io_queue_and_no_other() {
     assert!(!io.queue.is_finished());
     assert_eq!(rig.status(&mut io, disconnect, &[]), 0);
     assert!(io.queue.is_finished());
-    io.queue.abort(&mut rig.subsystem, &mut rig.pool);
+    rig.end(&mut io);
     let (again, reply) = rig.connect(PLAIN, Wish::io(1, 1));
     assert!(matches!(reply, Reply::Done { status: 0, .. }), "{reply:?}");
     rig.finish(vec![admin, io, again]);
@@ -371,7 +369,7 @@ fn the_discovery_controller_tells_each_host_what_it_may_attach_to() {
     let only = |host: &str| Hosts::Only(vec![host.to_owned()]);
     let all =
         vec![listed("a", Hosts::Any), listed("b", only("nqn.2026-11.x:other")), listed("c", only(HOST))];
-    let subsystem = Subsystem::discovery(all, SubsystemLimits::default(), 1);
+    let subsystem = Subsystem::discovery(all, SubsystemLimits::default());
     assert_eq!(subsystem.nqn(), DISCOVERY);
     let mut rig = Rig::of(subsystem, Image::new(4096, BlockSize::B512), 8);
     let wish = Wish { subsystem: DISCOVERY, ..ADMIN };
@@ -421,6 +419,6 @@ fn the_discovery_controller_tells_each_host_what_it_may_attach_to() {
     assert_eq!(abort, 0x001);
     let (mut refused, reply) = rig.connect(PLAIN, Wish { queue: 1, ..Wish { controller: 1, ..wish } });
     assert!(matches!(reply, Reply::Done { status: 0x182, result: 42, .. }), "{reply:?}");
-    refused.queue.abort(&mut rig.subsystem, &mut rig.pool);
+    rig.end(&mut refused);
     rig.finish(vec![conn]);
 }

@@ -73,7 +73,7 @@ fn refusal(rig: &mut Rig, wish: Wish) -> (u16, u64, bool) {
     assert!(status != 0 && conn.queue.is_finished());
     assert!(matches!(conn.queue.over(), Some(QueueError::Refused(StatusCode(code))) if code == status));
     assert!(matches!(conn.queue.expire(&rig.subsystem, rig.now_ns), Err(QueueError::Refused(_))));
-    conn.queue.abort(&mut rig.subsystem, &mut rig.pool);
+    rig.end(&mut conn);
     (status, result, do_not_retry)
 }
 
@@ -297,12 +297,12 @@ fn names_and_namespaces_that_cannot_be_are_refused() {
     let limits = SubsystemLimits::default();
     let long = format!("nqn.2026-11.example:{}", "x".repeat(204));
     for nqn in ["", "disk", "nqn.2026-1.a:b", "nqn.20x6-11.a", "nqn.2026-11.", &long, DISCOVERY] {
-        let refused = Subsystem::new(nqn, "s", Hosts::Any, vec![namespace()], limits, 1).unwrap_err();
+        let refused = Subsystem::new(nqn, "s", Hosts::Any, vec![namespace()], limits).unwrap_err();
         assert_eq!(refused, SubsystemError::Name { nqn: nqn.to_owned() });
     }
     for count in [0, 1025] {
         let many = vec![namespace(); count];
-        let refused = Subsystem::new(NQN, "s", Hosts::Any, many, limits, 1).unwrap_err();
+        let refused = Subsystem::new(NQN, "s", Hosts::Any, many, limits).unwrap_err();
         assert_eq!(refused, SubsystemError::Namespaces { count });
     }
     for blocks in [0, (64 << 40) / 512 + 1] {
@@ -311,7 +311,7 @@ fn names_and_namespaces_that_cannot_be_are_refused() {
     }
     let nobody = Namespace::new(nvme_common::VOLUME, block::BlockSize::B512, 8, [0; 16], false);
     assert_eq!(nobody, Err(NamespaceError::Identity));
-    let mut subsystem = Subsystem::new(NQN, "s", Hosts::Any, vec![namespace()], limits, 1).unwrap();
+    let mut subsystem = Subsystem::new(NQN, "s", Hosts::Any, vec![namespace()], limits).unwrap();
     assert_eq!(subsystem.resize(block::VolumeId(8), 1), Err(Unknown(block::VolumeId(8))));
 }
 

@@ -340,6 +340,11 @@ impl Volume {
         self.id
     }
 
+    /// Its random identity, the same whoever owns it.
+    pub fn identity(&self) -> Identity {
+        self.identity
+    }
+
     /// Size of a block.
     pub fn block_size(&self) -> BlockSize {
         self.size

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use engine::block::{BlockSize, VOLUME_BYTES_MAX, VolumeId};
 use engine::frame::IoSlabConfig;
+use engine::session::nvme_tcp::{Hosts, is_nqn};
 use engine::throttle::Limits;
 use engine::volume::{self, format::LEAF_BYTES};
 use engine::{CONNECTIONS_MAX, SERVED_MAX, ServePlan};
@@ -22,7 +23,7 @@ const MEMORY_WORKER_BYTES: u64 = 8 << 20;
 /// The part of payload memory that volumes may fill with their maps.
 const CACHE_PART: u64 = 4;
 
-/// Where NBD clients come in.
+/// Where clients come in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Listen {
     Tcp(SocketAddr),
@@ -39,6 +40,9 @@ pub(crate) struct Served {
     pub read_only: bool,
     pub place: Place,
     pub limits: Limits,
+    /// NQN, if it is not to be made of the volume's identity.
+    pub nqn: Option<String>,
+    pub hosts: Hosts,
 }
 
 /// Where its bytes are.
@@ -67,10 +71,12 @@ fn error(place: &str, what: impl Into<String>) -> LowerError {
 /// What the engine needs for serving, if anything is served.
 pub(crate) fn plan(file: &File) -> Result<Option<ServePlan>, LowerError> {
     if file.export.is_empty() {
-        return if file.nbd.listen.is_empty() {
-            Ok(None)
-        } else {
-            Err(error("[nbd]", "there is nothing to serve; add an [[export]] or remove listen"))
+        let listens = [("[nbd]", &file.nbd.listen), ("[nvme]", &file.nvme.listen)];
+        return match listens.iter().find(|(_, listen)| !listen.is_empty()) {
+            None => Ok(None),
+            Some((place, _)) => {
+                Err(error(place, "there is nothing to serve; add an [[export]] or remove listen"))
+            }
         };
     }
     let bytes = file.serve.memory.0;
@@ -96,26 +102,42 @@ pub(crate) fn listen(file: &File) -> Result<Vec<Listen>, LowerError> {
         if text.starts_with('/') {
             return Ok(Listen::Unix(PathBuf::from(text)));
         }
-        let address: SocketAddr = text.parse().map_err(|_| LowerError::Text {
-            place: "[nbd]".to_owned(),
-            text: text.clone(),
-            expected: "an address with a port, like 127.0.0.1:10809, or an absolute path",
-        })?;
-        if !address.ip().is_loopback() && !file.nbd.public {
-            let what = format!(
-                "{address} is reached from elsewhere, and NBD without TLS is neither encrypted nor authenticated; \
-                 listen on 127.0.0.1, or set public = true"
-            );
-            return Err(error("[nbd]", what));
-        }
-        Ok(Listen::Tcp(address))
+        let expected = "an address with a port, like 127.0.0.1:10809, or an absolute path";
+        address("[nbd]", "NBD", text, file.nbd.public, expected).map(Listen::Tcp)
     };
     file.nbd.listen.iter().map(entry).collect()
+}
+
+/// Where NVMe hosts come in.
+pub(crate) fn listen_nvme(file: &File) -> Result<Vec<Listen>, LowerError> {
+    let expected = "an address with a port, like 127.0.0.1:4420";
+    let entry = |text: &String| address("[nvme]", "NVMe", text, file.nvme.public, expected).map(Listen::Tcp);
+    file.nvme.listen.iter().map(entry).collect()
+}
+
+fn address(
+    place: &str,
+    protocol: &str,
+    text: &str,
+    public: bool,
+    expected: &'static str,
+) -> Result<SocketAddr, LowerError> {
+    let wrong = || LowerError::Text { place: place.to_owned(), text: text.to_owned(), expected };
+    let address: SocketAddr = text.parse().map_err(|_| wrong())?;
+    if address.ip().is_loopback() || public {
+        return Ok(address);
+    }
+    let what = format!(
+        "{address} is reached from elsewhere, and {protocol} without TLS is neither encrypted nor authenticated; \
+         listen on 127.0.0.1, or set public = true"
+    );
+    Err(error(place, what))
 }
 
 /// The volumes to serve, numbered in the order of the file.
 pub(crate) fn served(file: &File) -> Result<Vec<Served>, LowerError> {
     unique("export", file.export.iter().map(|export| &export.name))?;
+    unique("nqn", file.export.iter().filter_map(|export| export.nqn.as_ref()))?;
     if file.export.len() > SERVED_MAX as usize {
         return Err(error("[[export]]", format!("at most {SERVED_MAX} volumes can be served")));
     }
@@ -168,6 +190,11 @@ fn one(volume: VolumeId, export: &file::Export, workers: usize, leaves: usize) -
     if export.medium != Medium::File && (export.directory.is_some() || export.create) {
         return Err(error(&place, "directory and create belong to medium = \"file\""));
     }
+    let names = export.nqn.iter().chain(export.hosts.iter().flatten());
+    if let Some(wrong) = names.into_iter().find(|name| !is_nqn(name)) {
+        let what = format!("{wrong:?} is no NVMe qualified name, like nqn.2026-11.com.example:disk");
+        return Err(error(&place, what));
+    }
     Ok(Served {
         volume,
         name: export.name.clone(),
@@ -176,6 +203,8 @@ fn one(volume: VolumeId, export: &file::Export, workers: usize, leaves: usize) -
         read_only: export.read_only,
         place: at,
         limits,
+        nqn: export.nqn.clone(),
+        hosts: export.hosts.clone().map_or(Hosts::Any, Hosts::Only),
     })
 }
 
@@ -193,7 +222,7 @@ pub(crate) fn same(old: &File, new: &File) -> bool {
         for export in &mut exports {
             (export.preset, export.bytes, export.operations) = (None, None, None);
         }
-        format!("{:?} {:?} {exports:?}", file.serve, file.nbd)
+        format!("{:?} {:?} {:?} {exports:?}", file.serve, file.nbd, file.nvme)
     };
     fixed(old) == fixed(new)
 }

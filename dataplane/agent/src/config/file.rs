@@ -42,6 +42,8 @@ pub struct File {
     pub serve: Serve,
     /// Where NBD clients come in.
     pub nbd: Nbd,
+    /// Where NVMe hosts come in.
+    pub nvme: Nvme,
     /// Volumes that this node serves itself.
     pub export: Vec<Export>,
 }
@@ -513,6 +515,17 @@ pub struct Nbd {
     pub public: bool,
 }
 
+/// `[nvme]`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Nvme {
+    /// Addresses with ports, to connect to and for discovery. Default: none.
+    pub listen: Vec<String>,
+    /// Allow an address other than loopback: what is said there is neither encrypted nor authenticated.
+    /// Default false.
+    pub public: bool,
+}
+
 /// `[[export]]`
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -539,6 +552,10 @@ pub struct Export {
     /// Worker that serves it. Default 0.
     #[serde(default)]
     pub worker: usize,
+    /// Qualified name of its NVMe subsystem. Default: one of its own, made of its volume's identity.
+    pub nqn: Option<String>,
+    /// Qualified names of the NVMe hosts that may attach. Default: all.
+    pub hosts: Option<Vec<String>>,
     /// "gp2-like" or "gp3-like".
     pub preset: Option<Preset>,
     /// Limits in bytes.

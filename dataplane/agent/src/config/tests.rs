@@ -467,8 +467,9 @@ fn a_port_becomes_what_its_keys_say() {
 /// What is wrong with exports.
 fn unserved(text: &str) -> String {
     let file = parse(text).expect("the text is TOML with known keys");
-    let refused = exports::listen(&file).err().or_else(|| exports::served(&file).err());
+    let refused = exports::listen(&file).err().or_else(|| exports::listen_nvme(&file).err());
     refused
+        .or_else(|| exports::served(&file).err())
         .or_else(|| exports::plan(&file).err())
         .map_or_else(|| panic!("was taken: {text}"), |e| e.to_string())
 }
@@ -477,11 +478,21 @@ fn unserved(text: &str) -> String {
 fn exports_that_cannot_be() {
     const DISK: &str = "[[export]]\nname = \"disk\"\nmedium = \"memory\"\nsize = \"1MiB\"\n";
     const FILES: &str = "[[export]]\nname = \"a\"\nmedium = \"file\"\ndirectory = \"/v/one\"\n";
+    const NQN: &str = "nqn.2026-11.com.example:b";
     let with = |more: &str| format!("{DISK}{more}");
     for (text, expected) in [
         ("[nbd]\nlisten = [\"127.0.0.1:1\"]".to_owned(), "there is nothing to serve"),
         (with("[nbd]\nlisten = [\"nbd\"]"), "an address with a port"),
         (with("[nbd]\nlisten = [\"0.0.0.0:10809\"]"), "set public = true"),
+        ("[nvme]\nlisten = [\"127.0.0.1:1\"]".to_owned(), "[nvme]: there is nothing to serve"),
+        (with("[nvme]\nlisten = [\"/run/nvme.sock\"]"), "an address with a port, like 127.0.0.1:4420"),
+        (with("[nvme]\nlisten = [\"0.0.0.0:4420\"]"), "NVMe without TLS is neither encrypted nor"),
+        (with("nqn = \"disk\""), "is no NVMe qualified name, like nqn."),
+        (with("hosts = [\"nqn.2026-11.com.example:a\", \"me\"]"), "\"me\" is no NVMe qualified name"),
+        (
+            with(&format!("nqn = \"{NQN}\"\n{}nqn = \"{NQN}\"", DISK.replace("\"disk\"", "\"other\""))),
+            "nqn \"nqn.2026-11.com.example:b\" appears twice",
+        ),
         (with("[serve]\nmemory = \"32MiB\""), "memory is at least 64MiB"),
         (with("[serve]\nmemory = \"71MiB\"\n[[worker]]\n[[worker]]"), "at least 72MiB with 2 workers"),
         (with("[serve]\nmemory = \"65GiB\""), "memory is at most 64GiB"),

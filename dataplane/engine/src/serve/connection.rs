@@ -7,7 +7,9 @@ use std::os::unix::net::UnixStream;
 
 use block::{Lba, Op, VolumeId};
 use frame::IoPool;
-use session::nbd::{Slices, Transmission};
+use session::nbd::Slices;
+
+use super::session::{Guest, Session};
 
 /// Turns without input after which a socket is left to the wait point.
 const HOT_TURNS: u32 = 64;
@@ -26,8 +28,8 @@ pub enum Stream {
 pub struct Arrival {
     /// The socket.
     pub stream: Stream,
-    /// The session as the handshake left it.
-    pub session: Box<Transmission>,
+    /// Who it is, as the handshake left it.
+    pub guest: Guest,
     /// What was received and is not consumed.
     pub rest: Vec<u8>,
 }
@@ -105,7 +107,7 @@ pub(super) enum Received {
 pub(super) struct Connection {
     /// `None` once it is closed; the session then waits for its last answers.
     stream: Option<Stream>,
-    pub session: Box<Transmission>,
+    pub session: Session,
     rest: Vec<u8>,
     pub credit: Credit,
     /// Payload of it that its volume's sum contains.
@@ -128,11 +130,11 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub fn new(arrival: Arrival, waiting_bytes_max: usize) -> Connection {
+    pub fn new(stream: Stream, session: Session, rest: Vec<u8>, waiting_bytes_max: usize) -> Connection {
         Connection {
-            stream: Some(arrival.stream),
-            session: arrival.session,
-            rest: arrival.rest,
+            stream: Some(stream),
+            session,
+            rest,
             credit: Credit::default(),
             counted_bytes: 0,
             waiting_bytes_max,
@@ -147,7 +149,7 @@ impl Connection {
     }
 
     pub fn volume(&self) -> VolumeId {
-        self.session.attach().export.volume()
+        self.session.volume()
     }
 
     /// The wait point found it ready, for whatever.
@@ -250,7 +252,7 @@ impl Connection {
     /// More input can be taken. What waits for credits leaves the rest in the socket, so that the hosts of a volume
     /// over its limit do not fill the memory that others need.
     pub fn wants_input(&self) -> bool {
-        let is_full = self.session.held_bytes() >= self.waiting_bytes_max;
+        let is_full = self.session.unasked_bytes() >= self.waiting_bytes_max;
         self.session.wants_input() && !(self.credit.waiting && is_full)
     }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use block::{BlockSize, Done, Finished, Io, Op, VolumeId};
 use frame::{Backing, IoBuffer, IoPool, SlabError};
 use media::{FileError, FileMedia, Media, MemoryMedia, NullMedia};
+use session::nvme_tcp::Subsystem;
 use volume::{FlatVolume, Health, Volume};
 
 use crate::wait::WaitError;
@@ -69,6 +70,8 @@ pub struct Target {
     pub(super) refused: u64,
     /// Payload memory that its clients hold.
     pub(super) held_bytes: usize,
+    /// What NVMe hosts find: the volume under its names, and their controllers.
+    pub(super) subsystem: Option<Box<Subsystem>>,
     /// What was said of it last.
     health: Health,
     finished: Vec<Finished<IoBuffer>>,
@@ -118,8 +121,22 @@ impl Target {
             connections: 0,
             refused: 0,
             held_bytes: 0,
+            subsystem: None,
             health,
             finished,
+        }
+    }
+
+    /// NVMe hosts may attach to it through `subsystem`, whose one namespace it is.
+    pub fn with_subsystem(self, subsystem: Subsystem) -> Target {
+        Target { subsystem: Some(Box::new(subsystem)), ..self }
+    }
+
+    /// Size of its blocks.
+    pub fn block_size(&self) -> BlockSize {
+        match &self.body {
+            Body::Memory { flat, .. } | Body::Null { flat, .. } => flat.block_size(),
+            Body::Thin { volume, .. } => volume.block_size(),
         }
     }
 

@@ -4,8 +4,8 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use ::session::nbd::{Attach, Export, Limits as Bounds, Transmission};
 use block::BlockSize;
-use session::nbd::{Attach, Export, Limits as Bounds, Transmission};
 use throttle::{DimLimits, Work};
 
 use super::*;
@@ -52,7 +52,8 @@ impl Bench {
         let export = Export::new("disk", "", volume, BlockSize::B4096, BLOCKS).unwrap();
         let attach = Attach { export, structured: false, allocation: false, secured: false };
         let session = Box::new(Transmission::new(attach, Bounds::default()));
-        let arrival = Arrival { stream: Stream::Unix(theirs), session, rest: Vec::new() };
+        let guest = Guest::Nbd(session);
+        let arrival = Arrival { stream: Stream::Unix(theirs), guest, rest: Vec::new() };
         self.server.connect(self.now_ns, arrival, &mut self.wait);
         ours
     }

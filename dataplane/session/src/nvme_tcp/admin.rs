@@ -173,7 +173,7 @@ impl Subsystem {
             Cns::NAMESPACE => namespace()?.1.octets(),
             Cns::NAMESPACE_DESCRIPTORS => {
                 let (found, data) = namespace()?;
-                data.descriptors(uuid(found.identity))
+                data.descriptors(found.uuid())
             }
             Cns::NAMESPACE_INDEPENDENT => namespace()?.1.independent_octets(),
             Cns::ACTIVE_NAMESPACES | Cns::COMMAND_SET_ACTIVE => {
@@ -297,12 +297,4 @@ fn namespace_data(namespace: &Namespace) -> NamespaceData {
         shared: true,
         read_only: namespace.read_only,
     }
-}
-
-/// RFC 9562, clause 5.8: the identity, marked as one whose bits have a form of their own.
-fn uuid(identity: [u8; 16]) -> [u8; 16] {
-    let mut uuid = identity;
-    uuid[6] = uuid[6] & 0x0f | 0x80;
-    uuid[8] = uuid[8] & 0x3f | 0x80;
-    uuid
 }

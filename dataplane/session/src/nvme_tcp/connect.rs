@@ -36,6 +36,7 @@ impl Subsystem {
             let status = StatusCode::CONTROLLER_BUSY;
             return Err(Completion { command: attach.command, status, ..Completion::default() });
         };
+        self.started_ns.get_or_insert(now_ns);
         self.controller_next = 1 + id % self.limits.controllers_max;
         let generation = self.controllers.iter().map(|one| one.generation).max().unwrap_or(0).max(now_ns) + 1;
         self.controllers.push(Controller::new(id, generation, attach, self.limits.queues_max, now_ns));

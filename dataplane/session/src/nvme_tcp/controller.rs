@@ -245,10 +245,6 @@ impl Controller {
         self.pending = self.pending.with(events);
     }
 
-    pub fn has_news(&self) -> bool {
-        !self.requests.is_empty() && self.due() != Events::NONE
-    }
-
     fn due(&self) -> Events {
         Events(self.pending.0 & self.features.events().0).without(self.told)
     }

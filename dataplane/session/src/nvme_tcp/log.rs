@@ -76,7 +76,7 @@ impl Subsystem {
     ) -> Result<(), Refusal> {
         let (LogRequest { page, offset_bytes, retain }, _) = LogRequest::parse(command)?;
         self.check_namespace(page, command.namespace)?;
-        let up_ns = now_ns.saturating_sub(self.started_ns);
+        let up_ns = now_ns.saturating_sub(self.started_ns.unwrap_or(now_ns));
         let controller = self.controller(seat).ok_or(StatusCode::INTERNAL_ERROR)?;
         let is_discovery = self.is_discovery();
         let numbers = |io: &'static [u8], discovery: &'static [u8]| if is_discovery { discovery } else { io };

@@ -207,6 +207,12 @@ impl Queue {
         self.held_bytes
     }
 
+    /// The host was asked for payload that is still to come, perhaps behind commands that need memory as
+    /// well: without that, what is held for the payload does not come free.
+    pub fn awaits_payload(&self) -> bool {
+        self.transfers > 0
+    }
+
     /// Why it ended, once it has.
     pub fn over(&self) -> Option<QueueError> {
         self.over
@@ -277,12 +283,6 @@ impl Queue {
         !self.output.is_empty()
     }
 
-    /// Something is to be said to the host that no answer and no byte of it announces: call
-    /// [`Queue::step`].
-    pub fn has_news(&self, subsystem: &Subsystem) -> bool {
-        self.seat.is_some_and(|seat| subsystem.has_news(seat))
-    }
-
     /// Says that the first `bytes` of what [`Self::dispatch_bytes`] shows were sent.
     pub fn sent(&mut self, bytes: usize, pool: &mut IoPool) {
         self.moved_bytes += bytes as u64;
@@ -327,12 +327,16 @@ impl Queue {
         self.mark = Mark { moved_bytes: self.moved_bytes, since_ns: now_ns };
     }
 
-    /// Gives up: nothing more is taken, handed out or said, the place in the subsystem is left, and all
-    /// payload that is here is freed. What was handed out still comes back through [`Self::complete`].
-    pub fn abort(&mut self, subsystem: &mut Subsystem, pool: &mut IoPool) {
+    /// Gives its place in the subsystem back; a queue that is finished is to leave before it is dropped.
+    pub fn leave(&mut self, subsystem: &mut Subsystem) {
         if let Some(seat) = self.seat.take() {
             subsystem.leave(seat);
         }
+    }
+
+    /// Gives up: nothing more is taken, handed out or said, and all payload that is here is freed. What was
+    /// handed out still comes back through [`Self::complete`].
+    pub fn abort(&mut self, pool: &mut IoPool) {
         (self.is_aborted, self.input) = (true, Input::Ended);
         self.drop_payload(pool);
         self.output.clear().for_each(|buffer| pool.free(buffer));

@@ -92,9 +92,12 @@ impl Namespace {
         Ok(Namespace { volume, block_size, blocks, identity, read_only })
     }
 
-    /// The volume behind it.
-    pub fn volume(&self) -> VolumeId {
-        self.volume
+    /// RFC 9562, clause 5.8: the identity, marked as a UUID whose bits have a form of their own.
+    pub fn uuid(&self) -> [u8; 16] {
+        let mut uuid = self.identity;
+        uuid[6] = (uuid[6] & 0x0f) | 0x80;
+        uuid[8] = (uuid[8] & 0x3f) | 0x80;
+        uuid
     }
 }
 
@@ -149,7 +152,8 @@ pub struct Subsystem {
     pub(super) limits: SubsystemLimits,
     pub(super) controllers: Vec<Controller>,
     pub(super) controller_next: u16,
-    pub(super) started_ns: u64,
+    /// When the first host came.
+    pub(super) started_ns: Option<u64>,
 }
 
 /// One queue's place: a controller, and which of its queues.
@@ -169,32 +173,24 @@ impl Subsystem {
         hosts: Hosts,
         namespaces: Vec<Namespace>,
         limits: SubsystemLimits,
-        now_ns: u64,
     ) -> Result<Subsystem, SubsystemError> {
-        if !is_nqn(nqn) || nqn == DISCOVERY_NQN {
+        if !is_nqn(nqn) {
             return Err(SubsystemError::Name { nqn: nqn.to_owned() });
         }
         if namespaces.is_empty() || namespaces.len() > LIST_MAX {
             return Err(SubsystemError::Namespaces { count: namespaces.len() });
         }
         let content = Content::Namespaces(namespaces);
-        Ok(Subsystem::with(nqn, serial, hosts, content, limits, now_ns))
+        Ok(Subsystem::with(nqn, serial, hosts, content, limits))
     }
 
     /// The discovery subsystem, which tells each host of those in `listed` that it may attach to.
-    pub fn discovery(listed: Vec<Listed>, limits: SubsystemLimits, now_ns: u64) -> Subsystem {
+    pub fn discovery(listed: Vec<Listed>, limits: SubsystemLimits) -> Subsystem {
         let content = Content::Discovery { generation: 1, listed };
-        Subsystem::with(DISCOVERY_NQN, "discovery", Hosts::Any, content, limits, now_ns)
+        Subsystem::with(DISCOVERY_NQN, "discovery", Hosts::Any, content, limits)
     }
 
-    fn with(
-        nqn: &str,
-        serial: &str,
-        hosts: Hosts,
-        content: Content,
-        limits: SubsystemLimits,
-        now_ns: u64,
-    ) -> Subsystem {
+    fn with(nqn: &str, serial: &str, hosts: Hosts, content: Content, limits: SubsystemLimits) -> Subsystem {
         let queues_max = limits.queues_max.clamp(1, 127);
         Subsystem {
             nqn: nqn.into(),
@@ -204,7 +200,7 @@ impl Subsystem {
             limits: SubsystemLimits { queues_max, ..limits },
             controllers: Vec::new(),
             controller_next: 1,
-            started_ns: now_ns,
+            started_ns: None,
         }
     }
 
@@ -249,11 +245,6 @@ impl Subsystem {
         self.controllers.retain(|controller| !controller.is_silent(now_ns));
     }
 
-    /// Something may be said to a host on this queue that it did not ask for.
-    pub(super) fn has_news(&self, seat: Seat) -> bool {
-        seat.queue == 0 && self.controller(seat).is_some_and(Controller::has_news)
-    }
-
     pub(super) fn controller(&self, seat: Seat) -> Option<&Controller> {
         self.controllers.iter().find(|one| one.id == seat.controller && one.generation == seat.generation)
     }
@@ -287,8 +278,9 @@ impl Subsystem {
     }
 }
 
-/// Base clause 4.5: "nqn.", a year and a month, and more, in at most 223 bytes.
-fn is_nqn(nqn: &str) -> bool {
+/// Base clause 4.5: an NVMe qualified name is "nqn.", a year and a month, and more, in at most 223 bytes. That
+/// of the discovery subsystem is every controller's, and no subsystem's own.
+pub fn is_nqn(nqn: &str) -> bool {
     let Some(rest) = nqn.strip_prefix("nqn.") else { return false };
     let date = rest.as_bytes();
     nqn.len() <= NQN_BYTES_MAX
@@ -298,4 +290,5 @@ fn is_nqn(nqn: &str) -> bool {
         && date[4] == b'-'
         && date[5..7].iter().all(u8::is_ascii_digit)
         && date[7] == b'.'
+        && nqn != DISCOVERY_NQN
 }

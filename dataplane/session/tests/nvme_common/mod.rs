@@ -329,7 +329,7 @@ impl Rig {
         let image = Image::new(8 << 20, BlockSize::B512);
         let namespace = Namespace::new(VOLUME, image.block_size, image.blocks(), IDENTITY, read_only);
         let namespaces = vec![namespace.expect("sound")];
-        let subsystem = Subsystem::new(NQN, "serial", hosts, namespaces, limits, 1).expect("sound");
+        let subsystem = Subsystem::new(NQN, "serial", hosts, namespaces, limits).expect("sound");
         Rig::of(subsystem, image, regions)
     }
 
@@ -456,12 +456,20 @@ impl Rig {
         data
     }
 
+    /// Gives a queue up; its place is free when its I/Os are answered.
+    pub fn end(&mut self, conn: &mut Conn) {
+        conn.queue.abort(&mut self.pool);
+        if conn.queue.is_finished() {
+            conn.queue.leave(&mut self.subsystem);
+        }
+    }
+
     /// Ends the queues and finds every buffer at home. I/Os that are out are answered afterwards.
     pub fn finish(mut self, conns: Vec<Conn>) {
         let ios = std::mem::take(&mut self.sink.ios);
         let mut conns = conns;
         for conn in &mut conns {
-            conn.queue.abort(&mut self.subsystem, &mut self.pool);
+            self.end(conn);
             assert!(!conn.queue.has_output());
             assert_eq!(
                 (conn.queue.held_bytes(), conn.queue.is_finished()),

@@ -289,7 +289,7 @@ pub struct Health {
     pub reads: u128,
     /// Commands Write.
     pub writes: u128,
-    /// Hours since the start.
+    /// Hours of use.
     pub hours: u128,
 }
 
