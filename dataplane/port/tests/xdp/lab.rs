@@ -73,6 +73,17 @@ pub fn until<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// The pair in a fresh namespace, memory for ports on `b0`, and a socket on `a0`. `None` as [`enter`] says.
+pub fn pair(mtu: u32, queues: u32) -> Option<(Arc<Slab>, Pool, Raw)> {
+    if !enter() {
+        return None;
+    }
+    veth(mtu, queues);
+    let slab = slab();
+    let pool = Pool::new(&slab);
+    Some((slab, pool, Raw::new("a0")))
+}
+
 pub fn slab() -> Arc<Slab> {
     Slab::new(SlabConfig { frames: 4096, jumbo_frames: 4, hugepages: false }).expect("memory")
 }

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Stdio};
 
 use frame::{Batch, Flags, GsoKind, HEADROOM_BYTES, Pool};
-use lab::{PATIENCE, Raw, all_home, enter, ip, numbered, open, receive, slab, spec, until, veth};
+use lab::{PATIENCE, Raw, all_home, enter, ip, numbered, open, pair, receive, slab, spec, until, veth};
 use port::xdp::XdpSpec;
 use port::{OpenError, Port, PortError};
 
@@ -15,12 +15,7 @@ const WINDOW: u32 = 128;
 
 #[test]
 fn a_hundred_thousand_frames_pass_both_ways_without_loss() {
-    if !enter() {
-        return;
-    }
-    veth(1500, 1);
-    let (slab, raw) = (slab(), Raw::new("a0"));
-    let mut pool = Pool::new(&slab);
+    let Some((slab, mut pool, raw)) = pair(1500, 1) else { return };
     let mut port = open(&spec(0), &slab).unwrap();
     assert_eq!(port.caps().mtu_bytes, 1500);
     assert!(port.caps().mac.is_some());
@@ -55,12 +50,7 @@ fn a_hundred_thousand_frames_pass_both_ways_without_loss() {
 
 #[test]
 fn the_longest_frames_pass_and_what_cannot_be_sent_is_counted() {
-    if !enter() {
-        return;
-    }
-    veth(3382, 1);
-    let (slab, raw) = (slab(), Raw::new("a0"));
-    let mut pool = Pool::new(&slab);
+    let Some((slab, mut pool, raw)) = pair(3382, 1) else { return };
     let mut port = open(&spec(0), &slab).unwrap();
 
     // The whole ring is full at once, and meets every colour of a chunk: a frame that reached into the next
@@ -100,12 +90,7 @@ fn the_longest_frames_pass_and_what_cannot_be_sent_is_counted() {
 
 #[test]
 fn an_unfinished_checksum_is_finished() {
-    if !enter() {
-        return;
-    }
-    veth(1500, 1);
-    let (slab, raw) = (slab(), Raw::new("a0"));
-    let mut pool = Pool::new(&slab);
+    let Some((slab, mut pool, raw)) = pair(1500, 1) else { return };
     let mut port = open(&spec(0), &slab).unwrap();
     let mut batch = Batch::new();
     for (start, offset) in [(14, 4), (14, 5000)] {
@@ -134,12 +119,7 @@ fn an_unfinished_checksum_is_finished() {
 
 #[test]
 fn input_wakes_a_waiting_worker() {
-    if !enter() {
-        return;
-    }
-    veth(1500, 1);
-    let (slab, raw) = (slab(), Raw::new("a0"));
-    let mut pool = Pool::new(&slab);
+    let Some((slab, mut pool, raw)) = pair(1500, 1) else { return };
     let mut port = open(&spec(0), &slab).unwrap();
     port.flush(&mut pool).unwrap();
     assert!(!port.has_input());
@@ -162,12 +142,7 @@ fn readable(port: &dyn Port, timeout_ms: i32) -> bool {
 
 #[test]
 fn frames_that_nobody_fetched_in_time_are_counted() {
-    if !enter() {
-        return;
-    }
-    veth(1500, 1);
-    let (slab, raw) = (slab(), Raw::new("a0"));
-    let mut pool = Pool::new(&slab);
+    let Some((slab, mut pool, raw)) = pair(1500, 1) else { return };
     let mut port = open(&XdpSpec { ring_frames: 64, ..spec(0) }, &slab).unwrap();
     (0..200).for_each(|number| raw.send(&numbered(number, 60)));
     let lost = until("the kernel counted", || {
@@ -236,12 +211,7 @@ fn an_interface_that_vanishes_is_gone_and_can_be_taken_up_again() {
 
 #[test]
 fn a_vanished_interface_is_noticed_while_sending() {
-    if !enter() {
-        return;
-    }
-    veth(1500, 1);
-    let slab = slab();
-    let mut pool = Pool::new(&slab);
+    let Some((slab, mut pool, _)) = pair(1500, 1) else { return };
     let mut port = open(&spec(0), &slab).unwrap();
     ip("link del b0");
     let mut batch = Batch::new();
@@ -256,12 +226,7 @@ fn a_vanished_interface_is_noticed_while_sending() {
 
 #[test]
 fn what_cannot_be_opened_says_why() {
-    if !enter() {
-        return;
-    }
-    veth(1500, 2);
-    let slab = slab();
-    let mut pool = Pool::new(&slab);
+    let Some((slab, mut pool, _)) = pair(1500, 2) else { return };
     let refused = |spec: &XdpSpec| open(spec, &slab).map(|_| ()).unwrap_err();
 
     assert!(matches!(refused(&XdpSpec::new("none0")), OpenError::Missing { .. }));
@@ -302,12 +267,7 @@ fn without_rights<T>(body: impl FnOnce() -> T) -> T {
 
 #[test]
 fn two_queues_share_one_program() {
-    if !enter() {
-        return;
-    }
-    veth(1500, 2);
-    let (slab, raw) = (slab(), Raw::new("a0"));
-    let mut pool = Pool::new(&slab);
+    let Some((slab, mut pool, raw)) = pair(1500, 2) else { return };
     let mut first = open(&spec(0), &slab).unwrap();
     let mut second = open(&spec(1), &slab).unwrap();
     let flows = || (0..64_u16).for_each(|flow| raw.send(&udp(flow)));
@@ -381,12 +341,7 @@ fn a_driver_without_xdp_gets_the_generic_program() {
 
 #[test]
 fn busy_polling_receives_too() {
-    if !enter() {
-        return;
-    }
-    veth(1500, 1);
-    let (slab, raw) = (slab(), Raw::new("a0"));
-    let mut pool = Pool::new(&slab);
+    let Some((slab, mut pool, raw)) = pair(1500, 1) else { return };
     let mut port = open(&XdpSpec { busy_poll_frames: 64, ..spec(0) }, &slab).unwrap();
     for round in 0..100 {
         (0..32).for_each(|number| raw.send(&numbered(round * 32 + number, 60)));
@@ -404,12 +359,7 @@ fn the_death_of_a_process_frees_the_interface() {
     if std::env::var_os(CHILD).is_some() {
         return hold();
     }
-    if !enter() {
-        return;
-    }
-    veth(1500, 2);
-    let slab = slab();
-    let mut pool = Pool::new(&slab);
+    let Some((slab, mut pool, _)) = pair(1500, 2) else { return };
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "the_death_of_a_process_frees_the_interface", "--nocapture"])
         .env(CHILD, "1")
