@@ -517,7 +517,8 @@ impl Server {
             let subsystem = target.and_then(|target| target.subsystem.as_deref());
             if !connection.wants_input() && !connection.session.has_output() {
                 connection.session.excuse(now_ns);
-            } else if let Err(why) = connection.session.expire(subsystem, now_ns) {
+            }
+            if let Err(why) = connection.session.expire(subsystem, now_ns) {
                 debug!(volume = %connection.volume(), "a connection ends: {why}");
                 connection.end(&mut self.pool);
                 activate(&mut self.active, index as u32, connection);
