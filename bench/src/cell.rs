@@ -93,6 +93,7 @@ impl Cell {
             version: 1,
             tables: Arc::new(tables),
             throttle: Throttle { volumes: limits.unwrap_or_default(), ..Throttle::default() },
+            served: Throttle::default(),
             idle: self.idle.unwrap_or_else(IdleParams::pure_spin),
         };
         let node = Node::start(plan, snapshot).map_err(|error| error.to_string())?;

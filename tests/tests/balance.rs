@@ -95,8 +95,13 @@ fn every_record_balances_under_random_frames() {
         ..Config::default()
     };
     let tables = Arc::new(Tables::build(&config, None).expect("it is right"));
-    let snapshot =
-        Snapshot { version: 1, tables, throttle: Throttle::default(), idle: IdleParams::default() };
+    let snapshot = Snapshot {
+        version: 1,
+        tables,
+        throttle: Throttle::default(),
+        served: Throttle::default(),
+        idle: IdleParams::default(),
+    };
     let node = Node::start(plan, snapshot).expect("it starts");
     let wanted: u64 = if full() { 10_000_000 } else { 1_000_000 };
     let mut records = 0_u64;

@@ -166,7 +166,7 @@ impl Daemon {
             .map_err(|source| StartError::Lower { path: path.to_owned(), source })?;
         let node = Node::start(plan, snapshot)?;
         let offer = |volume: &Served| {
-            exports::offer(&node, volume, file.serve.hugepages)
+            exports::offer(&node, volume, &volume.limits(&names), file.serve.hugepages)
                 .map_err(|source| StartError::Serve { name: volume.name.clone(), source })
         };
         let offers: Vec<_> = served.iter().map(offer).collect::<Result<_, _>>()?;
@@ -229,9 +229,10 @@ impl Daemon {
         let served = config::exports::served(&file)
             .map_err(|source| ReloadError::Lower { path: self.path.clone(), source })?;
         let version = self.publish(&alone, Arc::new(file))?;
+        let running = self.running.load();
         for volume in &served {
             // A worker that has ended was told of by the publication.
-            self.node.limit(volume.worker, volume.volume, &volume.limits);
+            self.node.limit(volume.worker, volume.volume, &volume.limits(&running.names));
         }
         info!(version, "configuration reloaded");
         Ok(version)

@@ -9,6 +9,7 @@ use engine::session::nbd::{Export, ExportError};
 use engine::session::nvme_tcp::{
     Listed, Namespace, NamespaceError, Subsystem, SubsystemError, SubsystemLimits,
 };
+use engine::throttle::Limits;
 use engine::volume::{self, HostDirectory, OpenError, store};
 use engine::{Node, Target, TargetError};
 use tracing::{info, warn};
@@ -66,7 +67,12 @@ struct Opened {
 }
 
 /// Opens a volume and gives it to its worker. Returns what clients are told about it.
-pub(crate) fn offer(node: &Node, served: &Served, hugepages: bool) -> Result<(Export, Listed), ServeError> {
+pub(crate) fn offer(
+    node: &Node,
+    served: &Served,
+    limits: &Limits,
+    hugepages: bool,
+) -> Result<(Export, Listed), ServeError> {
     let Opened { target, size, blocks, identity } = open(served, hugepages)?;
     let mut export = Export::new(&served.name, &served.description, served.volume, size, blocks)?;
     export.read_only = served.read_only;
@@ -76,9 +82,8 @@ pub(crate) fn offer(node: &Node, served: &Served, hugepages: bool) -> Result<(Ex
     let listed = Listed { nqn, hosts: served.hosts.clone() };
     let serial: String = identity.iter().take(10).map(|byte| format!("{byte:02x}")).collect();
     let hosts = served.hosts.clone();
-    let limits = SubsystemLimits::default();
-    let subsystem = Subsystem::new(&listed.nqn, &serial, hosts, vec![namespace], limits)?;
-    node.serve(served.worker, target.with_subsystem(subsystem), &served.limits)?;
+    let subsystem = Subsystem::new(&listed.nqn, &serial, hosts, vec![namespace], SubsystemLimits::default())?;
+    node.serve(served.worker, target.with_subsystem(subsystem), limits)?;
     Ok((export, listed))
 }
 

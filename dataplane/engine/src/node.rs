@@ -70,6 +70,7 @@ struct Handle {
 struct Published {
     snapshot: Arc<Snapshot>,
     pools: SharedPools,
+    served: SharedPools,
 }
 
 /// Why a snapshot was not published. Nothing has changed then, unless a worker has just died.
@@ -122,7 +123,11 @@ impl Node {
         }
         let snapshot = Arc::new(snapshot);
         // What the workers begin with has no limits; the first update brings them.
-        let bare = Arc::new(Snapshot { throttle: Throttle::default(), ..Snapshot::clone(&snapshot) });
+        let bare = Arc::new(Snapshot {
+            throttle: Throttle::default(),
+            served: Throttle::default(),
+            ..Snapshot::clone(&snapshot)
+        });
         let (failures, failed) = unbounded();
         let (retired, retiring) = unbounded();
         let mut waits = Vec::with_capacity(count);
@@ -154,7 +159,11 @@ impl Node {
         drop(builder);
         let reaper = thread("tidegate-reaper", move || reap(&retiring))?;
         let (states, changes, keeper) = keep_ports(&plan, &slab, &workers, failed)?;
-        let published = Mutex::new(Published { snapshot: bare, pools: SharedPools::default() });
+        let published = Mutex::new(Published {
+            snapshot: bare,
+            pools: SharedPools::default(),
+            served: SharedPools::default(),
+        });
         let keeper = Some(keeper);
         let node = Node {
             plan,
@@ -192,16 +201,18 @@ impl Node {
         }
         let old = Arc::clone(&published.snapshot);
         let owners = self.plan.volume_owners();
-        let (node, groups) =
-            published.pools.update(monotonic_ns(), owners.len(), &old.throttle, &snapshot.throttle)?;
+        let now_ns = monotonic_ns();
+        let pools = published.pools.update(now_ns, owners.len(), &old.throttle, &snapshot.throttle)?;
+        // Any worker may serve.
+        let served = published.served.update(now_ns, self.workers.len(), &old.served, &snapshot.served)?;
         let snapshot = Arc::new(snapshot);
         for (index, worker) in self.workers.iter().enumerate() {
             let owned = |volume: u32| owners[volume as usize % owners.len()] == index;
             let (volumes, removed) = snapshot.throttle.changed_volumes(&old.throttle, owned);
             let update = Update {
                 snapshot: Arc::clone(&snapshot),
-                node: node.clone(),
-                groups: groups.clone(),
+                pools: pools.clone(),
+                served: served.clone(),
                 volumes,
                 removed,
             };

@@ -38,6 +38,8 @@ use media::{FileConfig, FileMedia, Media};
 use throttle::{Admission, Cost, Lane, Limits, ParkLimits, Shaper, ShaperConfig};
 use tracing::{debug, warn};
 
+use crate::node::GROUPS_MAX;
+use crate::snapshot::ChangedPools;
 use crate::wait::{WaitError, WaitPoint};
 
 pub use self::session::Guest;
@@ -152,8 +154,11 @@ pub(crate) struct Server {
 impl Server {
     pub fn new(slab: &Arc<IoSlab>, plan: &ServePlan, now_ns: u64) -> Server {
         let connections_max = plan.connections_max.min(CONNECTIONS_MAX);
-        let config =
-            ShaperConfig { volumes_max: SERVED_MAX, groups_max: 1, parked_items_max: connections_max };
+        let config = ShaperConfig {
+            volumes_max: SERVED_MAX,
+            groups_max: GROUPS_MAX,
+            parked_items_max: connections_max,
+        };
         Server {
             slab: Arc::clone(slab),
             pool: IoPool::new(slab, slab.regions()),
@@ -214,6 +219,11 @@ impl Server {
         if let Err(refused) = self.shaper.set_volume(now_ns, volume.0, &Limits { park, ..*limits }) {
             warn!(%volume, "limits of a served volume: {refused}");
         }
+    }
+
+    /// Sets what volumes share from now on.
+    pub fn set_pools(&mut self, now_ns: u64, pools: &ChangedPools) {
+        pools.apply(now_ns, &mut self.shaper);
     }
 
     /// Takes a connection whose handshake is done.

@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use overlay::Tables;
-use throttle::{Limits, PoolError, PoolLimits, PoolRate, SharedBucket};
+use throttle::{Limits, PoolError, PoolLimits, PoolRate, Shaper, SharedBucket};
+use tracing::warn;
 
 use crate::idle::IdleParams;
 
@@ -21,6 +22,10 @@ pub struct Snapshot {
     pub tables: Arc<Tables>,
     /// Who may send how much.
     pub throttle: Throttle,
+    /// What the volumes that are served here share, apart from those whose packets pass: an I/O that crosses the
+    /// gateway and is served on the same node would else pay twice. In it, packets are operations. The volumes'
+    /// own limits are not in it: each comes with its volume.
+    pub served: Throttle,
     /// When workers spin, pause and sleep.
     pub idle: IdleParams,
 }
@@ -58,8 +63,8 @@ pub struct PoolSize {
 #[derive(Debug)]
 pub(crate) struct Update {
     pub snapshot: Arc<Snapshot>,
-    pub node: Option<PoolLimits>,
-    pub groups: Vec<(u32, PoolLimits)>,
+    pub pools: ChangedPools,
+    pub served: ChangedPools,
     pub volumes: Vec<(u32, Limits)>,
     pub removed: Vec<u32>,
 }
@@ -71,8 +76,28 @@ pub(crate) struct SharedPools {
     groups: Vec<Shared>,
 }
 
-/// The node's pool, if it changed, and the groups' that did.
-pub(crate) type ChangedPools = (Option<PoolLimits>, Vec<(u32, PoolLimits)>);
+/// The pools that changed.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ChangedPools {
+    pub node: Option<PoolLimits>,
+    pub groups: Vec<(u32, PoolLimits)>,
+}
+
+impl ChangedPools {
+    /// Sets them in a worker's shaper.
+    pub fn apply<T>(&self, now_ns: u64, shaper: &mut Shaper<T>) {
+        if let Some(node) = &self.node
+            && let Err(refused) = shaper.set_node(now_ns, node)
+        {
+            warn!("node limits: {refused}");
+        }
+        for (group, limits) in &self.groups {
+            if let Err(refused) = shaper.set_group(now_ns, *group, limits) {
+                warn!("group limits: {refused}");
+            }
+        }
+    }
+}
 
 #[derive(Debug, Default)]
 struct Shared {
@@ -81,7 +106,7 @@ struct Shared {
 }
 
 impl SharedPools {
-    /// The pools of `new` that differ from `old`, for a node of `workers` volume owners: kept by the one
+    /// The pools of `new` that differ from `old`, for `workers` that draw from them: kept by the one
     /// worker itself, or drawn from a shared bucket by several.
     pub fn update(
         &mut self,
@@ -101,7 +126,7 @@ impl SharedPools {
                 groups.push((number as u32, self.groups[number].limits(now_ns, workers, of(new))?));
             }
         }
-        Ok((node, groups))
+        Ok(ChangedPools { node, groups })
     }
 }
 

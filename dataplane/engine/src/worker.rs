@@ -287,16 +287,9 @@ impl Worker {
     /// Pools and idle parameters at once, volumes in slices, tables last: a volume has its limits before
     /// the tables name it.
     fn begin_update(&mut self, now_ns: u64, update: Box<Update>) {
-        let shaper = &mut self.gateway.shaper;
-        if let Some(node) = &update.node
-            && let Err(refused) = shaper.set_node(now_ns, node)
-        {
-            warn!("node limits: {refused}");
-        }
-        for (group, limits) in &update.groups {
-            if let Err(refused) = shaper.set_group(now_ns, *group, limits) {
-                warn!("group limits: {refused}");
-            }
+        update.pools.apply(now_ns, &mut self.gateway.shaper);
+        if let Some(server) = &mut self.server {
+            server.set_pools(now_ns, &update.served);
         }
         let (idle, _said_at_start) = update.snapshot.idle.for_machine(self.workers, self.cpus);
         self.ladder.set_params(idle);

@@ -1,7 +1,9 @@
 //! Limits as a client feels them: how many requests are answered is what docs/throttle.md says, "The curve".
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use agent::report::Export;
 use wire::nbd::transmission::{Command, CommandFlags};
 
 use crate::client::Client;
@@ -28,8 +30,8 @@ struct Asking {
 }
 
 impl Asking {
-    fn new(place: &Place) -> Asking {
-        Asking { client: Client::unix(&place.socket(), "limited"), under_way: 0, answers: 0.0 }
+    fn new(place: &Place, export: &str) -> Asking {
+        Asking { client: Client::unix(&place.socket(), export), under_way: 0, answers: 0.0 }
     }
 
     /// Asks until this instant. Returns the answers until then, and when the last one came.
@@ -82,7 +84,7 @@ fn compare(what: &str, asking: &mut Asking, before: f64, at: Instant, curve: imp
 #[test]
 fn a_limit_answers_what_its_curve_says_and_a_reload_keeps_the_balance() {
     let mut place = Place::new("serve-limits", &[&export(BANK as u32, FILL as u32)]);
-    let mut asking = Asking::new(&place);
+    let mut asking = Asking::new(&place, "limited");
     // Nothing was asked before: everything is full.
     let began = Instant::now();
     for half_seconds in 1..=5 {
@@ -102,6 +104,60 @@ fn a_limit_answers_what_its_curve_says_and_a_reload_keeps_the_balance() {
     compare("after a reload", &mut asking, before, changed + Duration::from_secs(1), |now| {
         let fill = |since| 2.0 * FILL * now.duration_since(since).as_secs_f64();
         (fill(changed), saved + fill(changing))
+    });
+    place.stop();
+}
+
+/// What ten exports of a group have read, and when that was looked at.
+fn read(place: &Place) -> Vec<(u64, u64)> {
+    let reads = |export: &Export| (export.counters["reads"], export.at_ns);
+    place.daemon().stats().exports.iter().map(reads).collect()
+}
+
+#[test]
+fn exports_of_a_group_share_its_pool() {
+    const RATE: u64 = 1000;
+    const LOOKED_AT: u64 = 2000;
+    let group = |rate: u64| format!("[[group]]\nname = \"ten\"\noperations = {rate}\noperations_cap = 10\n");
+    let names: Vec<String> = (0..10).map(|number| format!("disk{number}")).collect();
+    let exports: Vec<String> = names.iter().map(|name| memory(name, "1MiB", "group = \"ten\"")).collect();
+    let config = |rate| [group(rate), exports.concat()];
+    let mut place = Place::new("serve-group", &config(RATE).each_ref().map(String::as_str));
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for name in &names {
+            let mut asking = Asking::new(&place, name);
+            let stop = &stop;
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    asking.until(Instant::now());
+                }
+            });
+        }
+        let total = |place: &Place| read(place).iter().map(|(reads, _)| reads).sum::<u64>();
+        // All are there, and what was saved is spent.
+        place.daemon().until("all ask", || read(&place).iter().all(|(reads, _)| *reads > 20));
+        let before = read(&place);
+        let end = total(&place) + LOOKED_AT;
+        place.daemon().until("they are served", || total(&place) >= end);
+        let after = read(&place);
+        let shares: Vec<u64> = before.iter().zip(&after).map(|(before, after)| after.0 - before.0).collect();
+        let (sum, seconds) = (shares.iter().sum::<u64>(), (after[0].1 - before[0].1) as f64 / 1e9);
+        println!("shares {shares:?} in {seconds:.3} s");
+        assert!(sum as f64 <= RATE as f64 * seconds * 1.01 + 20.0, "{sum} operations in {seconds} s");
+        for share in &shares {
+            let mean = sum as f64 / 10.0;
+            assert!((*share as f64 - mean).abs() <= mean * 0.05, "{shares:?}");
+        }
+        // A reload changes what they share, while they ask.
+        let quick = config(RATE * 20);
+        place.change(&quick.each_ref().map(String::as_str));
+        let (before, from) = (read(&place), Instant::now());
+        place.daemon().until("they are served faster", || {
+            let more = total(&place) - before.iter().map(|(reads, _)| reads).sum::<u64>();
+            more as f64 > 2.0 * RATE as f64 * from.elapsed().as_secs_f64() && more > RATE
+        });
+        stop.store(true, Ordering::Relaxed);
     });
     place.stop();
 }

@@ -14,6 +14,7 @@ use engine::{CONNECTIONS_MAX, SERVED_MAX, ServePlan};
 use super::file::{self, File, Medium};
 use super::limits;
 use super::lower::{LowerError, unique};
+use super::names::Names;
 
 /// Least payload memory: two of the longest requests.
 const MEMORY_BYTES_MIN: u64 = 64 << 20;
@@ -39,7 +40,8 @@ pub(crate) struct Served {
     pub worker: usize,
     pub read_only: bool,
     pub place: Place,
-    pub limits: Limits,
+    limits: Limits,
+    group: Option<String>,
     /// NQN, if it is not to be made of the volume's identity.
     pub nqn: Option<String>,
     pub hosts: Hosts,
@@ -62,6 +64,13 @@ pub(crate) enum Place {
         create: Option<(BlockSize, u64)>,
         leaves: usize,
     },
+}
+
+impl Served {
+    /// What it may do, with the number of its group.
+    pub fn limits(&self, names: &Names) -> Limits {
+        Limits { group: self.group.as_ref().and_then(|name| names.groups.get(name)), ..self.limits }
+    }
 }
 
 fn error(place: &str, what: impl Into<String>) -> LowerError {
@@ -153,7 +162,10 @@ pub(crate) fn served(file: &File) -> Result<Vec<Served>, LowerError> {
     }
     let workers = file.worker.len().max(1);
     let leaves = leaves(file);
-    (0..).zip(&file.export).map(|(number, export)| one(VolumeId(number), export, workers, leaves)).collect()
+    (0..)
+        .zip(&file.export)
+        .map(|(number, export)| one(VolumeId(number), file, export, workers, leaves))
+        .collect()
 }
 
 /// Leaves of the map that each volume in files may keep: all together at most a quarter of the payload memory.
@@ -163,7 +175,13 @@ fn leaves(file: &File) -> usize {
     volume::Config::default().leaf_cache_leaves.min(share as usize)
 }
 
-fn one(volume: VolumeId, export: &file::Export, workers: usize, leaves: usize) -> Result<Served, LowerError> {
+fn one(
+    volume: VolumeId,
+    file: &File,
+    export: &file::Export,
+    workers: usize,
+    leaves: usize,
+) -> Result<Served, LowerError> {
     let place = format!("export \"{}\"", export.name);
     if export.worker >= workers {
         return Err(error(
@@ -171,7 +189,7 @@ fn one(volume: VolumeId, export: &file::Export, workers: usize, leaves: usize) -
             format!("there is no worker {}, they are 0 to {}", export.worker, workers - 1),
         ));
     }
-    let limits = limits::export(export)?;
+    let limits = limits::export(file, export)?;
     let size = BlockSize::from_bytes(export.block.unwrap_or(4096));
     let size = size.ok_or_else(|| error(&place, "block is 512 or 4096"))?;
     let blocks = export.size.map(|bytes| blocks(&place, bytes.0, size)).transpose()?;
@@ -203,6 +221,7 @@ fn one(volume: VolumeId, export: &file::Export, workers: usize, leaves: usize) -
         read_only: export.read_only,
         place: at,
         limits,
+        group: export.group.clone(),
         nqn: export.nqn.clone(),
         hosts: export.hosts.clone().map_or(Hosts::Any, Hosts::Only),
     })
@@ -221,6 +240,7 @@ pub(crate) fn same(old: &File, new: &File) -> bool {
         let mut exports = file.export.clone();
         for export in &mut exports {
             (export.preset, export.bytes, export.operations) = (None, None, None);
+            (export.group, export.weight) = (None, None);
         }
         format!("{:?} {:?} {:?} {exports:?}", file.serve, file.nbd, file.nvme)
     };

@@ -562,6 +562,10 @@ pub struct Export {
     pub bytes: Option<ByteLimits>,
     /// Limits in operations: one for each 256 KiB begun.
     pub operations: Option<PacketLimits>,
+    /// Group whose pool it shares with the other exports in it.
+    pub group: Option<String>,
+    /// Share while a pool is short. Default: the base rate.
+    pub weight: Option<u64>,
 }
 
 /// `export.medium`
@@ -590,6 +594,10 @@ pub struct Group {
     pub packets: Option<u64>,
     /// Most packets saved. Default: 100 ms worth.
     pub packets_cap: Option<u64>,
+    /// Operations per second of exports, whose bytes count apart from those of volumes that pass through.
+    pub operations: Option<u64>,
+    /// Most operations saved. Default: 100 ms worth.
+    pub operations_cap: Option<u64>,
 }
 
 /// `[throttle]`
@@ -604,4 +612,8 @@ pub struct Pool {
     pub packets: Option<u64>,
     /// Most packets saved. Default: 100 ms worth.
     pub packets_cap: Option<u64>,
+    /// Operations per second of exports, whose bytes count apart from those of volumes that pass through.
+    pub operations: Option<u64>,
+    /// Most operations saved. Default: 100 ms worth.
+    pub operations_cap: Option<u64>,
 }

@@ -13,8 +13,27 @@ use super::units::Bytes;
 const POOL_CAP_DIVISOR: u64 = 10;
 
 pub(super) fn throttle(file: &File, names: &mut Names) -> Result<Throttle, LowerError> {
+    let mut throttle = shared(file, names, |pool| (pool.packets, pool.packets_cap))?;
+    for volume in &file.volume {
+        let limits = volume_limits(file, volume, names)?;
+        limits.check().map_err(|source| LowerError::Limits { name: volume.name.clone(), source })?;
+        throttle.volumes.insert(names.volumes.of(&volume.name), limits);
+    }
+    Ok(throttle)
+}
+
+/// What exports share.
+pub(super) fn served(file: &File, names: &mut Names) -> Result<Throttle, LowerError> {
+    shared(file, names, |pool| (pool.operations, pool.operations_cap))
+}
+
+/// Units per second, and the most that is saved.
+type Counts = (Option<u64>, Option<u64>);
+
+/// Pools of the node and its groups, which count `counts` beside bytes.
+fn shared(file: &File, names: &mut Names, counts: fn(&Pool) -> Counts) -> Result<Throttle, LowerError> {
     let mut throttle =
-        Throttle { node: pools("[throttle]".to_owned(), &file.throttle)?, ..Throttle::default() };
+        Throttle { node: pools("[throttle]".to_owned(), &file.throttle, counts)?, ..Throttle::default() };
     for group in &file.group {
         let place = format!("group \"{}\"", group.name);
         let number = names.groups.of(&group.name);
@@ -26,29 +45,27 @@ pub(super) fn throttle(file: &File, names: &mut Names) -> Result<Throttle, Lower
             bytes_cap: group.bytes_cap,
             packets: group.packets,
             packets_cap: group.packets_cap,
+            operations: group.operations,
+            operations_cap: group.operations_cap,
         };
         let number = number as usize;
         if throttle.groups.len() <= number {
             throttle.groups.resize_with(number + 1, Pools::default);
         }
-        throttle.groups[number] = pools(place, &pool)?;
-    }
-    for volume in &file.volume {
-        let limits = volume_limits(file, volume, names)?;
-        limits.check().map_err(|source| LowerError::Limits { name: volume.name.clone(), source })?;
-        throttle.volumes.insert(names.volumes.of(&volume.name), limits);
+        throttle.groups[number] = pools(place, &pool, counts)?;
     }
     Ok(throttle)
 }
 
-fn pools(place: String, pool: &Pool) -> Result<Pools, LowerError> {
+fn pools(place: String, pool: &Pool, counts: fn(&Pool) -> Counts) -> Result<Pools, LowerError> {
+    let (count_rate, count_cap) = counts(pool);
     let size = |rate: u64, cap: Option<u64>| PoolSize {
         rate,
         cap_units: cap.unwrap_or((rate / POOL_CAP_DIVISOR).max(1)),
     };
     let pools = Pools {
         bytes: pool.bytes.map(|rate| size(rate.0, pool.bytes_cap.map(|cap| cap.0))),
-        packets: pool.packets.map(|rate| size(rate, pool.packets_cap)),
+        packets: count_rate.map(|rate| size(rate, count_cap)),
     };
     let own = |size: PoolSize| PoolRate::Own { rate: size.rate, cap_units: size.cap_units };
     let limits = PoolLimits { bytes: pools.bytes.map(own), packets: pools.packets.map(own) };
@@ -60,13 +77,8 @@ fn volume_limits(file: &File, volume: &Volume, names: &Names) -> Result<Limits, 
     let place = || format!("volume \"{}\"", volume.name);
     let keys = Keys { size: volume.size, bytes: &volume.bytes, counts: &volume.packets, what: "packets" };
     let mut limits = keys.limits(&place(), volume.preset)?;
-    limits.group =
-        match &volume.group {
-            None => None,
-            Some(name) => Some(names.groups.get(name).ok_or_else(|| {
-                unknown(&place(), "group", name, file.group.iter().map(|group| &group.name))
-            })?),
-        };
+    group(file, &place(), volume.group.as_ref())?;
+    limits.group = volume.group.as_ref().and_then(|name| names.groups.get(name));
     limits.weight = volume.weight;
     let default = ParkLimits::default();
     limits.park = ParkLimits {
@@ -76,12 +88,24 @@ fn volume_limits(file: &File, volume: &Volume, names: &Names) -> Result<Limits, 
     Ok(limits)
 }
 
-/// What an exported volume may do.
-pub fn export(export: &Export) -> Result<Limits, LowerError> {
+/// A group that is named must be there.
+fn group(file: &File, place: &str, name: Option<&String>) -> Result<(), LowerError> {
+    match name {
+        Some(name) if file.group.iter().all(|group| group.name != *name) => {
+            Err(unknown(place, "group", name, file.group.iter().map(|group| &group.name)))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What an exported volume may do, but for its group.
+pub fn export(file: &File, export: &Export) -> Result<Limits, LowerError> {
     let place = format!("export \"{}\"", export.name);
     let keys =
         Keys { size: export.size, bytes: &export.bytes, counts: &export.operations, what: "operations" };
-    let limits = keys.limits(&place, export.preset)?;
+    let mut limits = keys.limits(&place, export.preset)?;
+    group(file, &place, export.group.as_ref())?;
+    limits.weight = export.weight;
     limits.check().map_err(|source| LowerError::Limits { name: export.name.clone(), source })?;
     Ok(limits)
 }

@@ -202,7 +202,8 @@ pub fn snapshot(
     let tables = Tables::build(&config, previous)
         .map_err(|source| LowerError::Table { legend: legend(&source, file, names), source })?;
     let throttle: Throttle = limits::throttle(file, names)?;
-    Ok(Snapshot { version, tables: Arc::new(tables), throttle, idle: idle(file)? })
+    let served = limits::served(file, names)?;
+    Ok(Snapshot { version, tables: Arc::new(tables), throttle, served, idle: idle(file)? })
 }
 
 /// What the numbers in an error of the overlay are called in the file.

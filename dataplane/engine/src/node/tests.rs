@@ -32,7 +32,13 @@ fn node() -> Node {
 
 fn snapshot(version: u64) -> Snapshot {
     let tables = Arc::new(Tables::build(&overlay::Config::default(), None).unwrap());
-    Snapshot { version, tables, throttle: Throttle::default(), idle: crate::idle::IdleParams::default() }
+    Snapshot {
+        version,
+        tables,
+        throttle: Throttle::default(),
+        served: Throttle::default(),
+        idle: crate::idle::IdleParams::default(),
+    }
 }
 
 /// A port that panics in the middle of a burst, with a frame in its hands.
