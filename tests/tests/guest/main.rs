@@ -6,4 +6,5 @@
 
 mod disk;
 mod nbd;
+mod nvme;
 mod place;

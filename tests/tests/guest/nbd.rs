@@ -5,7 +5,7 @@ use std::path::Path;
 use tests::gateway::full;
 use tests::guest::{HOST, Has};
 use tests::netns::isolated;
-use tests::traffic::{capture, dissect_with, end};
+use tests::traffic::{capture, dissect_loopback, end};
 
 use crate::disk;
 use crate::place::{Place, export};
@@ -42,11 +42,11 @@ fn a_linux_guest_uses_volumes_over_nbd() {
         let capturing = capture(&place.space, "lo", &file);
         let volumes = [("sectors", 512), ("pages", 4096)];
         for (volume, block) in &volumes[..if full() { 2 } else { 1 }] {
-            disk::used(&mut place, DEVICE, volume, &attach(volume, *block, 600), &detach());
+            disk::used(&mut place, DEVICE, &attach(volume, *block, 600), &detach());
         }
         end(capturing);
         // No connection has a port for NBD; tshark knows it by its magic numbers.
-        let seen = |filter: &str| dissect_with(&file, &["nbd"], &[], filter, &["frame.number"]);
+        let seen = |filter: &str| dissect_loopback(&file, &["nbd"], filter, &["frame.number"]);
         assert!(seen("nbd").len() > 100, "requests and replies are recognised");
         assert_eq!(seen("_ws.malformed"), Vec::<String>::new(), "malformed frames in {}", file.display());
         place.stop(&["pages", "sectors"]);

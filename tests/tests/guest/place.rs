@@ -57,11 +57,6 @@ impl Place {
         self.daemon = Some(Gateway::start(Some(&self.space), &self.folder, self.name, &self.body));
     }
 
-    /// Waits until `ready` holds, which is what the daemon brings about.
-    pub fn until(&self, what: &str, mut ready: impl FnMut(&Place) -> bool) {
-        self.daemon.as_ref().expect("it runs").until(what, || ready(self));
-    }
-
     /// Switches the guest off, ends the daemon, has every volume checked, and removes the folder.
     pub fn stop(mut self, volumes: &[&str]) {
         self.guest.off();
@@ -76,15 +71,6 @@ impl Place {
             println!("volume check {volume}: {}", said.trim());
         }
         std::fs::remove_dir_all(&self.folder).expect("the folder can be removed");
-    }
-
-    /// Bytes that a volume takes on the disk.
-    pub fn disk_bytes(&self, volume: &str) -> u64 {
-        use std::os::unix::fs::MetadataExt as _;
-        let entries = std::fs::read_dir(self.folder.join(volume)).expect("the volume's folder");
-        entries
-            .map(|entry| entry.and_then(|entry| entry.metadata()).map_or(0, |file| file.blocks() * 512))
-            .sum()
     }
 }
 
