@@ -111,6 +111,10 @@ const SERVER: Side = Side {
     remote_mac: HOST.local_mac,
 };
 
+/// Ports that clients expect.
+const NBD_PORT: u16 = 10809;
+const NVME_PORT: u16 = 4420;
+
 const VOLUME: &str = r#"
 # The volume is at the NBD server of tenant blue. It may move 40 MB/s for as long as its credits last
 # (64 MB of them), then 10 MB/s; idle time earns them back.
@@ -157,7 +161,10 @@ remotes = [{{ ip = "{remote}", mac = "{remote_mac}", vtep = "{peer}" }}]
     Ok((path, socket))
 }
 
-/// The storage server: a thin volume of 10 GiB over NBD, at `address` and at a Unix socket in `folder`.
+/// What NVMe hosts call the demonstration's volume.
+const NQN: &str = "nqn.2026-11.com.example:disk";
+
+/// The storage server: a thin volume of 10 GiB, over NBD and NVMe/TCP at `address`, and at a Unix socket in `folder`.
 struct Store {
     daemon: Held,
     socket: PathBuf,
@@ -170,7 +177,7 @@ impl Store {
         space: Option<&Namespace>,
         daemon: &Path,
         folder: &Path,
-        address: &str,
+        (address, nbd_port, nvme_port): (&str, u16, u16),
     ) -> Outcome<Store> {
         let (socket, nbd_socket) = (folder.join("store.sock"), folder.join("nbd.sock"));
         let directory = match &args.volume_dir {
@@ -187,7 +194,11 @@ control_socket = "{socket}"
 metrics = "off"
 
 [nbd]
-listen = ["{address}", "{nbd}"]
+listen = ["{address}:{nbd_port}", "{nbd}"]
+public = true
+
+[nvme]
+listen = ["{address}:{nvme_port}"]
 public = true
 
 [[export]]
@@ -196,6 +207,7 @@ medium = "file"
 directory = "{directory}"
 create = true
 size = "10GiB"
+nqn = "{NQN}"
 "#,
             socket = socket.display(),
             nbd = nbd_socket.display(),
@@ -220,10 +232,18 @@ size = "10GiB"
     }
 }
 
-/// The usual NBD port of loopback, or any other that is free.
-fn loopback_address() -> String {
-    let free = std::net::TcpListener::bind("127.0.0.1:10809").is_ok();
-    format!("127.0.0.1:{}", if free { 10809 } else { 0 })
+/// The usual port of loopback, or any other that is free.
+fn loopback_port(usual: u16) -> Outcome<u16> {
+    let bind = |port: u16| std::net::TcpListener::bind(("127.0.0.1", port));
+    let socket = bind(usual).or_else(|_taken| bind(0));
+    let address = socket.and_then(|socket| socket.local_addr());
+    address.map(|address| address.port()).map_err(|error| format!("no free port: {error}"))
+}
+
+/// How a Linux host attaches over NVMe/TCP; `inside` leads to where it is.
+fn print_nvme(inside: &str, address: &str, port: u16) {
+    println!("  {inside}nvme discover -t tcp -a {address} -s {port}        # root, module nvme-tcp");
+    println!("  {inside}nvme connect -t tcp -a {address} -s {port} -n {NQN}");
 }
 
 fn with_namespaces(args: &Args, folder: &Path, daemon: &Path) -> Outcome {
@@ -267,7 +287,7 @@ addresses = ["{underlay}/24"]
         let (config, socket) = config(side, args, folder, &ports, volume)?;
         daemons.push((lab::start_daemon(Some(space), daemon, &config, &socket)?, socket));
     }
-    let store = Store::start(args, Some(&server), daemon, folder, "10.0.0.2:10809")?;
+    let store = Store::start(args, Some(&server), daemon, folder, ("10.0.0.2", NBD_PORT, NVME_PORT))?;
     lab::wait_for("the volume through both gateways", Duration::from_secs(20), || {
         tools::output(host.command("nbdinfo").args(["--size", "nbd://10.0.0.2:10809/disk"])).is_ok()
     })?;
@@ -276,8 +296,10 @@ addresses = ["{underlay}/24"]
                --iodepth=32 --size=256M --time_based --runtime=30";
     println!("\nThe host reaches its volume through gateway a, {}, gateway b.", args.encapsulation);
     println!("Attach from the host's namespace, in another terminal:\n");
-    println!("  nsenter -t {} -n {fio}\n", host.pid());
-    println!("At gateway a: 40 MB/s while its 64 MB of credits last, then 10 MB/s.\n");
+    println!("  nsenter -t {} -n {fio}", host.pid());
+    print_nvme(&format!("nsenter -t {} -n ", host.pid()), "10.0.0.2", NVME_PORT);
+    println!();
+    println!("NBD at gateway a: 40 MB/s while its 64 MB of credits last, then 10 MB/s.\n");
     store.print(daemon);
     if let Some(seconds) = args.load {
         let fio = fio.replace("--runtime=30", &format!("--runtime={seconds}"));
@@ -320,9 +342,12 @@ addresses = ["{ours}/8"]
         let (config, socket) = config(&side, args, folder, &ports, volume)?;
         daemons.push((lab::start_daemon(None, daemon, &config, &socket)?, socket));
     }
-    let store = Store::start(args, None, daemon, folder, &loopback_address())?;
+    let nvme_port = loopback_port(NVME_PORT)?;
+    let store = Store::start(args, None, daemon, folder, ("127.0.0.1", loopback_port(NBD_PORT)?, nvme_port))?;
     println!();
     store.print(daemon);
+    print_nvme("", "127.0.0.1", nvme_port);
+    println!();
     watch(args, daemon, &daemons[1].1)?;
     store.daemon.stop()?;
     daemons.into_iter().try_for_each(|(daemon, _)| daemon.stop())
