@@ -1,9 +1,9 @@
 //! Byte devices under volumes, polled and batched.
 //!
 //! A [`Media`] takes [`block::Request`]s of many volumes and answers each with one [`block::Finished`]. It knows
-//! files, offsets and bytes, and nothing of volumes' formats. Three drivers: [`FileMedia`] (io_uring, direct
-//! I/O, registered buffers), [`MemoryMedia`] (bytes in hugepages) and [`NullMedia`] (no bytes at all, for
-//! measuring what lies above).
+//! files, offsets and bytes, and nothing of volumes' formats. Two drivers: [`FileMedia`] (io_uring, direct
+//! I/O, registered buffers) and [`MemoryMedia`] (bytes in hugepages, or no bytes at all, for measuring what lies
+//! above).
 //!
 //! A worker calls [`Media::submit`] for what its volumes ask, as long as there is [`Media::room`], then
 //! [`Media::poll`] once per turn. Before it blocks it adds [`Media::wait_fd`] to its wait point.
@@ -17,7 +17,7 @@ mod file;
 mod memory;
 
 pub use file::{FileConfig, FileError, FileMedia, Notice};
-pub use memory::{MemoryMedia, NullMedia};
+pub use memory::MemoryMedia;
 
 use std::os::fd::BorrowedFd;
 

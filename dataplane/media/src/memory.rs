@@ -1,6 +1,6 @@
-//! Media without a kernel: bytes in memory, and none at all. Both answer in the turn they are asked.
+//! A medium without a kernel: volumes whose bytes are in memory, or nowhere. It answers in the turn it is asked.
 //!
-//! They carry flat volumes (one file, as long as the volume), so that a volume in memory costs one copy.
+//! It carries flat volumes (one file, as long as the volume), so that a volume in memory costs one copy.
 
 use std::collections::HashMap;
 use std::os::fd::BorrowedFd;
@@ -13,10 +13,19 @@ use crate::Media;
 /// Requests that wait for the next `poll`.
 const READY_MAX: usize = 1024;
 
+/// Where the bytes of a volume are.
+#[derive(Debug)]
+enum Bytes {
+    Here(HugeBytes),
+    /// Writes vanish, and reads are zeroes. They are written, since a buffer may hold what was read or written
+    /// before for somebody else.
+    Nowhere,
+}
+
 /// Bytes in memory: one file per volume, [`FileId`] 0.
 #[derive(Debug, Default)]
 pub struct MemoryMedia {
-    volumes: HashMap<VolumeId, HugeBytes>,
+    volumes: HashMap<VolumeId, Bytes>,
     ready: Vec<Finished<IoBuffer>>,
 }
 
@@ -30,8 +39,13 @@ impl MemoryMedia {
     pub fn attach(&mut self, volume: VolumeId, bytes: usize, hugepages: bool) -> Result<Backing, SlabError> {
         let memory = HugeBytes::new(bytes, hugepages)?;
         let backing = memory.backing().clone();
-        self.volumes.insert(volume, memory);
+        self.volumes.insert(volume, Bytes::Here(memory));
         Ok(backing)
+    }
+
+    /// Takes a volume without bytes, to measure what lies above.
+    pub fn attach_nothing(&mut self, volume: VolumeId) {
+        self.volumes.insert(volume, Bytes::Nowhere);
     }
 
     /// Forgets a volume and its bytes. False when there is none.
@@ -40,7 +54,15 @@ impl MemoryMedia {
     }
 
     fn carry_out(&mut self, request: &mut Request<IoBuffer>, pool: &IoPool) -> Result<(), Fault> {
-        let memory = self.volumes.get_mut(&request.volume).ok_or(Fault::Missing)?.bytes_mut();
+        let memory = match self.volumes.get_mut(&request.volume).ok_or(Fault::Missing)? {
+            Bytes::Here(memory) => memory.bytes_mut(),
+            Bytes::Nowhere => {
+                if let (Act::Read, Some(buffer)) = (request.act, &mut request.buffer) {
+                    pool.bytes_mut(buffer).fill(0);
+                }
+                return Ok(());
+            }
+        };
         match request.act {
             Act::Read | Act::Write => {
                 let buffer = request.buffer.as_mut().ok_or(Fault::Io(libc::EINVAL))?;
@@ -84,53 +106,6 @@ impl Media for MemoryMedia {
         }
         let result = self.carry_out(&mut request, pool);
         self.ready.push(request.finished(result));
-        Ok(())
-    }
-
-    fn room(&self) -> usize {
-        READY_MAX - self.ready.len()
-    }
-
-    fn in_flight(&self) -> usize {
-        self.ready.len()
-    }
-
-    fn poll(&mut self, out: &mut Vec<Finished<IoBuffer>>) {
-        out.append(&mut self.ready);
-    }
-
-    fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
-        None
-    }
-
-    fn clear_wait(&mut self) {}
-}
-
-/// No bytes: writes vanish, and reads are zeroes. They are written, since a buffer may hold what was read or written
-/// before for somebody else.
-#[derive(Debug, Default)]
-pub struct NullMedia {
-    ready: Vec<Finished<IoBuffer>>,
-}
-
-impl NullMedia {
-    /// Takes any volume.
-    pub fn new() -> NullMedia {
-        NullMedia::default()
-    }
-}
-
-impl Media for NullMedia {
-    fn submit(&mut self, mut request: Request<IoBuffer>, pool: &IoPool) -> Result<(), Request<IoBuffer>> {
-        if self.room() == 0 {
-            return Err(request);
-        }
-        if request.act == Act::Read
-            && let Some(buffer) = &mut request.buffer
-        {
-            pool.bytes_mut(buffer).fill(0);
-        }
-        self.ready.push(request.finished(Ok(())));
         Ok(())
     }
 
@@ -212,7 +187,8 @@ mod tests {
 
     #[test]
     fn nothing_answers_everything_and_is_bounded() {
-        let (mut media, mut pool) = (NullMedia::new(), pool());
+        let (mut media, mut pool) = (MemoryMedia::new(), pool());
+        media.attach_nothing(VolumeId(1));
         let mut buffer = pool.alloc(4096).expect("there is room");
         pool.bytes_mut(&mut buffer).fill(9);
         let done = ask(&mut media, &pool, Act::Read, Some(buffer), &[]);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use block::{BlockSize, Done, Finished, Io, Lba, Op, Request, Tag, TraceId, VolumeId};
 use frame::{IoBuffer, IoPool, IoSlab, IoSlabConfig};
-use media::{FileConfig, FileMedia, Media, MemoryMedia, NullMedia};
+use media::{FileConfig, FileMedia, Media, MemoryMedia};
 use volume::{Config, FlatVolume, Volume, open, store};
 
 const ID: VolumeId = VolumeId(1);
@@ -170,7 +170,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("| medium | what | size | depth | per second | p50 us |\n|---|---|---|---|---|---|");
     let mut pool = IoPool::new(&slab, 256);
     let flat = || Served::Flat(FlatVolume::new(ID, BlockSize::B4096, BLOCKS, 256));
-    table("null", &mut flat(), &mut NullMedia::new(), &mut pool, time);
+    let mut nowhere = MemoryMedia::new();
+    nowhere.attach_nothing(ID);
+    table("null", &mut flat(), &mut nowhere, &mut pool, time);
     let mut memory = MemoryMedia::new();
     memory.attach(ID, BYTES as usize, true)?;
     table("memory", &mut flat(), &mut memory, &mut pool, time);

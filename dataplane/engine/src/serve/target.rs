@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use block::{BlockSize, Done, Finished, Io, Op, VolumeId};
 use frame::{Backing, IoBuffer, IoPool, SlabError};
-use media::{FileError, FileMedia, Media, MemoryMedia, NullMedia};
+use media::{FileError, FileMedia, Media, MemoryMedia};
 use session::nvme_tcp::Subsystem;
 use volume::{FlatVolume, Health, Volume};
 
@@ -78,8 +78,7 @@ pub struct Target {
 }
 
 enum Body {
-    Memory { flat: FlatVolume, media: MemoryMedia },
-    Null { flat: FlatVolume, media: NullMedia },
+    Flat { flat: FlatVolume, media: MemoryMedia },
     Thin { volume: Box<Volume>, directory: PathBuf },
 }
 
@@ -94,13 +93,15 @@ impl Target {
         let mut media = MemoryMedia::new();
         let backing = media.attach(volume, (blocks << size.shift()) as usize, hugepages)?;
         let flat = FlatVolume::new(volume, size, blocks, IN_FLIGHT_MAX);
-        Ok((Target::new(volume, Body::Memory { flat, media }), backing))
+        Ok((Target::new(volume, Body::Flat { flat, media }), backing))
     }
 
     /// A volume without bytes, to measure what lies above.
     pub fn null(volume: VolumeId, size: BlockSize, blocks: u64) -> Target {
+        let mut media = MemoryMedia::new();
+        media.attach_nothing(volume);
         let flat = FlatVolume::new(volume, size, blocks, IN_FLIGHT_MAX);
-        Target::new(volume, Body::Null { flat, media: NullMedia::new() })
+        Target::new(volume, Body::Flat { flat, media })
     }
 
     /// A thin volume that was opened in `directory`.
@@ -135,7 +136,7 @@ impl Target {
     /// Size of its blocks.
     pub fn block_size(&self) -> BlockSize {
         match &self.body {
-            Body::Memory { flat, .. } | Body::Null { flat, .. } => flat.block_size(),
+            Body::Flat { flat, .. } => flat.block_size(),
             Body::Thin { volume, .. } => volume.block_size(),
         }
     }
@@ -181,8 +182,7 @@ impl Target {
     /// Begins what there is room for, and carries on at the medium.
     pub(super) fn pump(&mut self, files: Option<&mut FileMedia>, pool: &mut IoPool, now_ns: u64) {
         match &mut self.body {
-            Body::Memory { flat, media } => pump_flat(flat, media, &mut self.queue, &mut self.finished, pool),
-            Body::Null { flat, media } => pump_flat(flat, media, &mut self.queue, &mut self.finished, pool),
+            Body::Flat { flat, media } => pump_flat(flat, media, &mut self.queue, &mut self.finished, pool),
             Body::Thin { volume, .. } => {
                 while volume.room() > 0
                     && let Some(io) = self.queue.pop_front()
@@ -204,7 +204,7 @@ impl Target {
     /// Takes an answer of the files.
     pub(super) fn complete(&mut self, finished: Finished<IoBuffer>, pool: &mut IoPool, now_ns: u64) {
         match &mut self.body {
-            Body::Memory { flat, .. } | Body::Null { flat, .. } => flat.complete(finished, pool),
+            Body::Flat { flat, .. } => flat.complete(finished, pool),
             Body::Thin { volume, .. } => volume.complete(finished, pool, now_ns),
         }
     }
@@ -212,7 +212,7 @@ impl Target {
     /// The next answer.
     pub(super) fn finished(&mut self) -> Option<Done<IoBuffer>> {
         let done = match &mut self.body {
-            Body::Memory { flat, .. } | Body::Null { flat, .. } => flat.finished(),
+            Body::Flat { flat, .. } => flat.finished(),
             Body::Thin { volume, .. } => volume.finished(),
         }?;
         self.busy -= 1;
@@ -287,10 +287,10 @@ impl Target {
     }
 }
 
-/// Media without a kernel carry out at once what they are asked.
+/// A medium without a kernel carries out at once what it is asked.
 fn pump_flat(
     flat: &mut FlatVolume,
-    media: &mut impl Media,
+    media: &mut MemoryMedia,
     queue: &mut VecDeque<Io<IoBuffer>>,
     finished: &mut Vec<Finished<IoBuffer>>,
     pool: &mut IoPool,

@@ -382,8 +382,8 @@ impl DiscoveryEntry<'_> {
         octets[0] = 3;
         octets[1] = if self.address.is_ipv4() { 1 } else { 2 };
         octets[2] = self.kind as u8;
-        // TREQ: a secure channel is not required (10b), and flow control can be disabled (bit 2).
-        octets[3] = 0b110;
+        // TREQ: nothing is said of a secure channel (00b), and flow control can be disabled (bit 2).
+        octets[3] = 0b100;
         put(&mut octets, 4, self.port.to_le_bytes());
         // CNTLID: any controller.
         put(&mut octets, 6, super::fabrics::CONTROLLER_ANY.to_le_bytes());
