@@ -74,11 +74,10 @@ pub struct Target {
     pub(super) subsystem: Option<Box<Subsystem>>,
     /// What was said of it last.
     health: Health,
-    finished: Vec<Finished<IoBuffer>>,
 }
 
 enum Body {
-    Flat { flat: FlatVolume, media: MemoryMedia },
+    Flat(Box<Flat>),
     Thin { volume: Box<Volume>, directory: PathBuf },
 }
 
@@ -93,7 +92,10 @@ impl Target {
         let mut media = MemoryMedia::new();
         let backing = media.attach(volume, (blocks << size.shift()) as usize, hugepages)?;
         let flat = FlatVolume::new(volume, size, blocks, IN_FLIGHT_MAX);
-        Ok((Target::new(volume, Body::Flat { flat, media }), backing))
+        Ok((
+            Target::new(volume, Body::Flat(Box::new(Flat { volume: flat, media, answers: Vec::new() }))),
+            backing,
+        ))
     }
 
     /// A volume without bytes, to measure what lies above.
@@ -101,7 +103,7 @@ impl Target {
         let mut media = MemoryMedia::new();
         media.attach_nothing(volume);
         let flat = FlatVolume::new(volume, size, blocks, IN_FLIGHT_MAX);
-        Target::new(volume, Body::Flat { flat, media })
+        Target::new(volume, Body::Flat(Box::new(Flat { volume: flat, media, answers: Vec::new() })))
     }
 
     /// A thin volume that was opened in `directory`.
@@ -110,7 +112,7 @@ impl Target {
     }
 
     fn new(volume: VolumeId, body: Body) -> Target {
-        let (counters, finished) = (TargetCounters::default(), Vec::new());
+        let counters = TargetCounters::default();
         let (queue, health) = (VecDeque::new(), Health::Sound);
         Target {
             volume,
@@ -124,7 +126,6 @@ impl Target {
             held_bytes: 0,
             subsystem: None,
             health,
-            finished,
         }
     }
 
@@ -136,7 +137,7 @@ impl Target {
     /// Size of its blocks.
     pub fn block_size(&self) -> BlockSize {
         match &self.body {
-            Body::Flat { flat, .. } => flat.block_size(),
+            Body::Flat(flat) => flat.volume.block_size(),
             Body::Thin { volume, .. } => volume.block_size(),
         }
     }
@@ -182,7 +183,7 @@ impl Target {
     /// Begins what there is room for, and carries on at the medium.
     pub(super) fn pump(&mut self, files: Option<&mut FileMedia>, pool: &mut IoPool, now_ns: u64) {
         match &mut self.body {
-            Body::Flat { flat, media } => pump_flat(flat, media, &mut self.queue, &mut self.finished, pool),
+            Body::Flat(flat) => flat.pump(&mut self.queue, pool),
             Body::Thin { volume, .. } => {
                 while volume.room() > 0
                     && let Some(io) = self.queue.pop_front()
@@ -204,7 +205,7 @@ impl Target {
     /// Takes an answer of the files.
     pub(super) fn complete(&mut self, finished: Finished<IoBuffer>, pool: &mut IoPool, now_ns: u64) {
         match &mut self.body {
-            Body::Flat { flat, .. } => flat.complete(finished, pool),
+            Body::Flat(flat) => flat.volume.complete(finished, pool),
             Body::Thin { volume, .. } => volume.complete(finished, pool, now_ns),
         }
     }
@@ -212,7 +213,7 @@ impl Target {
     /// The next answer.
     pub(super) fn finished(&mut self) -> Option<Done<IoBuffer>> {
         let done = match &mut self.body {
-            Body::Flat { flat, .. } => flat.finished(),
+            Body::Flat(flat) => flat.volume.finished(),
             Body::Thin { volume, .. } => volume.finished(),
         }?;
         self.busy -= 1;
@@ -287,32 +288,36 @@ impl Target {
     }
 }
 
-/// A medium without a kernel carries out at once what it is asked.
-fn pump_flat(
-    flat: &mut FlatVolume,
-    media: &mut MemoryMedia,
-    queue: &mut VecDeque<Io<IoBuffer>>,
-    finished: &mut Vec<Finished<IoBuffer>>,
-    pool: &mut IoPool,
-) {
-    loop {
-        while flat.room() > 0
-            && let Some(io) = queue.pop_front()
-        {
-            flat.process(io, pool);
-        }
-        while let Some(request) = flat.dispatch() {
-            if let Err(request) = media.submit(request, pool) {
-                flat.put_back(request);
-                break;
+/// A volume over a medium without a kernel, which carries out at once what it is asked.
+struct Flat {
+    volume: FlatVolume,
+    media: MemoryMedia,
+    /// Empty between calls.
+    answers: Vec<Finished<IoBuffer>>,
+}
+
+impl Flat {
+    fn pump(&mut self, queue: &mut VecDeque<Io<IoBuffer>>, pool: &mut IoPool) {
+        let Flat { volume, media, answers } = self;
+        loop {
+            while volume.room() > 0
+                && let Some(io) = queue.pop_front()
+            {
+                volume.process(io, pool);
             }
-        }
-        media.poll(finished);
-        for answer in finished.drain(..) {
-            flat.complete(answer, pool);
-        }
-        if queue.is_empty() || flat.room() == 0 {
-            return;
+            while let Some(request) = volume.dispatch() {
+                if let Err(request) = media.submit(request, pool) {
+                    volume.put_back(request);
+                    break;
+                }
+            }
+            media.poll(answers);
+            for answer in answers.drain(..) {
+                volume.complete(answer, pool);
+            }
+            if queue.is_empty() || volume.room() == 0 {
+                return;
+            }
         }
     }
 }
