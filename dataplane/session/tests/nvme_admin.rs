@@ -386,7 +386,7 @@ fn the_discovery_controller_tells_each_host_what_it_may_attach_to() {
     assert_eq!(log[..16], head);
     for (at, name) in [(1024, "a"), (2048, "c")] {
         let entry = &log[at..at + 1024];
-        assert_eq!(entry[..4], [3, 1, 2, 0b110], "TCP, IPv4, NVM subsystem");
+        assert_eq!(entry[..4], [3, 1, 2, 0b100], "TCP, IPv4, NVM subsystem");
         assert_eq!((u16_at(entry, 6), u16_at(entry, 8)), (0xffff, 32));
         assert_eq!(&entry[32..40], b"4420    ");
         let nqn = listed(name, Hosts::Any).nqn;
