@@ -19,6 +19,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("overlay", &["frame", "wire"]),
     ("engine", &["session", "volume", "media", "block", "overlay", "throttle", "port", "frame", "wire"]),
     ("agent", &["engine"]),
+    ("store", &[]),
     ("tidegate-dataplane", &["agent", "engine", "port"]),
 ];
 
