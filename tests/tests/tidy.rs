@@ -21,6 +21,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("agent", &["engine"]),
     ("store", &[]),
     ("tidegate-dataplane", &["agent", "engine", "port"]),
+    ("verdict", &[]),
 ];
 
 /// Crates that may use everything and that nothing may use.
@@ -78,7 +79,7 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
     for entry in entries {
         let path = entry.expect("readable entry").path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if path.is_dir() && !["target", "corpus", "artifacts", ".git", "policies"].contains(&name.as_str()) {
+        if path.is_dir() && !["target", "corpus", "artifacts", ".git"].contains(&name.as_str()) {
             found.extend(sources(&path));
         } else if name.ends_with(".rs") {
             found.push(path);
