@@ -84,7 +84,11 @@ impl Offers {
     pub fn new(volumes: Vec<(VolumeId, Listed)>) -> Result<Offers, SlabError> {
         let slab = IoSlab::new(IoSlabConfig { regions: DISCOVERY_REGIONS, hugepages: false })?;
         let pool = IoPool::new(&slab, DISCOVERY_REGIONS);
-        let limits = SubsystemLimits { controllers_max: DISCOVERY_HOSTS_MAX, queues_max: 1 };
+        let limits = SubsystemLimits {
+            controllers_max: DISCOVERY_HOSTS_MAX,
+            queues_max: 1,
+            ..SubsystemLimits::default()
+        };
         let listed = volumes.iter().map(|(_, listed)| listed.clone()).collect();
         let discovery = Discovery { subsystem: Subsystem::discovery(listed, limits), pool };
         Ok(Offers {

@@ -14,14 +14,14 @@
 //! | | |
 //! |---|---|
 //! | Identify | 00h, 01h, 02h, 03h, 05h, 06h, 07h, 08h, 1Ch |
-//! | Get Log Page | 00h, 01h, 02h, 03h, 04h, 05h, 12h; of a discovery controller 00h, 01h, 12h, 70h |
+//! | Get Log Page | 00h, 01h, 02h, 03h, 04h, 05h, 0Ch, 12h; of a discovery controller 00h, 01h, 12h, 70h |
 //! | Get and Set Features | 01h, 02h, 04h, 05h, 06h, 07h, 0Ah, 0Bh, 0Fh; get 81h |
 //! | other admin commands | Asynchronous Event Request, Keep Alive, Abort |
 //! | I/O | Read, Write, Flush, Write Zeroes (DEAC), Dataset Management (deallocate), Compare; FUA |
 //!
 //! Everything else is Invalid Command Opcode, or Invalid Field in Command, and not to be retried. Not there:
 //! metadata and protection, fused commands, reservations, Write Uncorrectable, Verify, Copy, namespace
-//! management, firmware, authentication, asymmetric namespace access. Abort takes back requests for events;
+//! management, firmware, authentication. Abort takes back requests for events;
 //! of other commands it says that they were not aborted.
 //!
 //! Longest transfer: 1 MiB (MDTS), so each command is one I/O; a discard is one for each of its ranges. The
@@ -43,7 +43,8 @@ mod subsystem;
 pub use queue::{Queue, QueueError};
 pub use setup::{Attach, Next, Setup, SetupError};
 pub use subsystem::{
-    Hosts, Listed, Namespace, NamespaceError, Subsystem, SubsystemError, SubsystemLimits, Unknown, is_nqn,
+    Access, CONTROLLER_LAST, Hosts, Listed, Namespace, NamespaceError, Subsystem, SubsystemError,
+    SubsystemLimits, Unknown, is_nqn,
 };
 
 pub use crate::nbd::{Slices, UnknownTag, Wait};

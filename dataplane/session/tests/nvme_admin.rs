@@ -91,8 +91,14 @@ fn identify_says_what_linux_asks_for() {
     let page = rig.data(&mut admin, identify(2, 1, 0));
     assert_eq!(&page[4..24], b"serial              ");
     assert_eq!(&page[24..40], b"Tidegate volume ");
-    assert_eq!((page[76], page[77], u16_at(&page, 78), u32_at(&page, 80)), (2, 8, controller, 0x2_0000));
-    assert_eq!((u32_at(&page, 92), u32_at(&page, 96), page[111]), (1 << 8, 1, 1), "OAES, CTRATT, I/O");
+    assert_eq!((page[76], page[77], u16_at(&page, 78), u32_at(&page, 80)), (0b1010, 8, controller, 0x2_0000));
+    assert_eq!(
+        (u32_at(&page, 92), u32_at(&page, 96), page[111]),
+        (1 << 8 | 1 << 11, 1, 1),
+        "OAES, CTRATT, I/O"
+    );
+    assert_eq!((page[342], page[343]), (30, 0b101_1111), "ANATT, ANACAP");
+    assert_eq!((u32_at(&page, 344), u32_at(&page, 348), u32_at(&page, 540)), (1, 1, 1), "groups, MNAN");
     assert_eq!((page[259], page[261], u16_at(&page, 320)), (3, 0b110, 10), "AERL, LPA, KAS");
     assert_eq!((page[512], page[513], u16_at(&page, 514), u32_at(&page, 516)), (0x66, 0x44, 128, 1));
     assert_eq!((u16_at(&page, 520), page[525]), (0b1101, 0b101), "ONCS, VWC");
@@ -104,6 +110,7 @@ fn identify_says_what_linux_asks_for() {
     let page = rig.data(&mut admin, identify(3, 0, 1));
     assert_eq!([0, 8, 16].map(|at| u64_at(&page, at)), [rig.image.blocks(); 3]);
     assert_eq!((page[24], page[25], page[26], page[30], page[33], page[99]), (1 << 4, 0, 0, 1, 0b1001, 0));
+    assert_eq!(u32_at(&page, 92), 1, "ANAGRPID");
     assert_eq!((u16_at(&page, 64), &page[104..120], u32_at(&page, 128)), (7, &IDENTITY[..], 9 << 16));
     let list = rig.data(&mut admin, identify(4, 2, 0));
     assert_eq!((u32_at(&list, 0), &list[4..]), (1, &[0; 4092][..]));
@@ -139,7 +146,7 @@ fn logs_are_read_from_any_offset() {
     let (mut admin, mut io) = rig.both(PLAIN, 0);
     let supported = rig.data(&mut admin, log_page(1, 0, 0, 1024));
     let listed: Vec<_> = (0..256).filter(|i| supported[4 * i] == 1).collect();
-    assert_eq!(listed, [0, 1, 2, 3, 4, 5, 0x12]);
+    assert_eq!(listed, [0, 1, 2, 3, 4, 5, 0xc, 0x12]);
     let features = rig.data(&mut admin, log_page(1, 0x12, 0, 1024));
     let listed: Vec<_> = (0..256).filter(|i| features[4 * i] == 1).collect();
     assert_eq!(listed, [1, 2, 4, 5, 6, 7, 0xa, 0xb, 0xf, 0x81]);
@@ -170,7 +177,7 @@ fn logs_are_read_from_any_offset() {
         (log_page(1, 5, 2, 8), 0x002),
         (log_page(1, 5, 0, 8).dword(14, 1 << 23), 0x002),
         (log_page(1, 0x70, 0, 1024), 0x109),
-        (log_page(1, 0x0c, 0, 1024), 0x109),
+        (log_page(1, 0x0d, 0, 1024), 0x109),
         (Sqe::new(2, 1, 0, Sgl::Host(1 << 21)).dword(10, 1 | 0xffff << 16).dword(11, 7), 0x002),
     ] {
         assert_eq!(rig.status(&mut admin, command, &[]), status);
@@ -305,7 +312,7 @@ fn a_host_that_is_silent_for_too_long_loses_its_controller() {
 
 #[test]
 fn a_controller_goes_with_its_admin_queue_and_its_number_comes_back_last() {
-    let limits = SubsystemLimits { controllers_max: 3, queues_max: 2 };
+    let limits = SubsystemLimits { controllers_max: 3, queues_max: 2, ..SubsystemLimits::default() };
     let mut rig = Rig::with(Hosts::Any, limits, false, 8);
     let mut numbers = Vec::new();
     for _ in 0..5 {
@@ -377,6 +384,7 @@ fn the_discovery_controller_tells_each_host_what_it_may_attach_to() {
     // Linux leaves the sizes of entries as they are for I/O; others may not set them at all.
     assert_eq!(rig.status(&mut conn, property_set(1, 0x14, 1), &[]), 0);
     let page = rig.data(&mut conn, identify(1, 1, 0));
+    assert_eq!((page[76], page[342], u32_at(&page, 344)), (0, 0, 0), "no access states");
     assert_eq!((page[111], u32_at(&page, 92), u32_at(&page, 516), page[261]), (2, 1 << 31, 0, 4));
     assert_eq!(&page[768..768 + DISCOVERY.len()], DISCOVERY.as_bytes());
     assert_eq!(rig.status(&mut conn, identify(1, 2, 0), &[]), 0x002);

@@ -79,7 +79,7 @@ fn refusal(rig: &mut Rig, wish: Wish) -> (u16, u64, bool) {
 
 #[test]
 fn connect_is_refused_with_the_parameter_that_is_wrong() {
-    let limits = SubsystemLimits { controllers_max: 2, queues_max: 4 };
+    let limits = SubsystemLimits { controllers_max: 2, queues_max: 4, ..SubsystemLimits::default() };
     let mut rig = Rig::with(Hosts::Only(vec![HOST.to_owned()]), limits, false, 8);
     let (in_data, dnr) = (1 << 16, true);
     let other = "nqn.2014-08.org.nvmexpress:uuid:other";

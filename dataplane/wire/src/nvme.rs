@@ -154,6 +154,13 @@ codes! {
     }
 }
 
+impl StatusCode {
+    /// "Path Related Status" (code type 3h): the command may succeed on another path.
+    pub const fn is_path_related(self) -> bool {
+        self.0 >> 8 == 0x3
+    }
+}
+
 /// "Common Command Format": a submission queue entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Command {

@@ -16,7 +16,7 @@ use wire::nvme::{AdminOpcode, Command, Sgl, StatusCode};
 use super::controller::KEEP_ALIVE_STEPS;
 use super::features::{DISCOVERY_FEATURES, IO_FEATURES};
 use super::log::LogRequest;
-use super::subsystem::{Namespace, Seat, Subsystem};
+use super::subsystem::{Access, Namespace, Seat, Subsystem};
 use super::{CAPSULE_DATA_BYTES_MAX, ENTRIES_MAX, EVENT_REQUESTS_MAX, TRANSFER_PAGES_LOG2, VERSION};
 
 /// FR, and the revision in the firmware slot.
@@ -32,6 +32,8 @@ const WRITE_CACHE: u8 = 0b101;
 const SGLS: u32 = 0b01 | 1 << 20;
 /// LPA: the effects log (1), offsets (2).
 const LOG_ATTRIBUTES: u8 = 0b110;
+/// ANATT: hosts take a path that is in the state Change for longer for one that does not work.
+const ANA_TRANSITION_S: u8 = 30;
 /// Bytes that a write takes without reading: a page of the volume (decision D8).
 const PREFERRED_BYTES: u32 = 4096;
 
@@ -181,8 +183,8 @@ impl Subsystem {
                 if command.namespace >= NAMESPACE_ALL - 1 {
                     return Err(StatusCode::INVALID_NAMESPACE.into());
                 }
-                let last = self.namespaces().len() as u32;
-                namespace_list(command.namespace.saturating_add(1)..=last)
+                let above = |number: &u32| *number > command.namespace;
+                namespace_list(self.namespaces().iter().map(|one| one.number).filter(above))
             }
             // Nothing of what only this command set has is there: no protection, no limits beyond MDTS.
             Cns::COMMAND_SET_NAMESPACE => {
@@ -210,14 +212,15 @@ impl Subsystem {
             transfer_pages_log2: TRANSFER_PAGES_LOG2,
             controller: seat.controller,
             version: VERSION,
-            events: if is_discovery { Events::DISCOVERY } else { Events::NAMESPACES },
+            events: if is_discovery { Events::DISCOVERY } else { Events::NAMESPACES.with(Events::ANA) },
             kind: if is_discovery { ControllerKind::Discovery } else { ControllerKind::Io },
             aborts_less_one: for_io(ABORTS_LESS_ONE.into()) as u8,
             event_requests_less_one: EVENT_REQUESTS_MAX as u8 - 1,
             log_attributes: if is_discovery { 0b100 } else { LOG_ATTRIBUTES },
             keep_alive_steps: KEEP_ALIVE_STEPS,
             commands_max: ENTRIES_MAX as u16,
-            namespaces_max: self.namespaces().len() as u32,
+            ana_transition_s: ANA_TRANSITION_S,
+            namespaces_max: self.namespaces_max,
             commands: for_io(COMMANDS.into()) as u16,
             write_cache: for_io(WRITE_CACHE.into()) as u8,
             sgl: SGLS,
@@ -296,5 +299,7 @@ fn namespace_data(namespace: &Namespace) -> NamespaceData {
         nguid: namespace.identity,
         shared: true,
         read_only: namespace.read_only,
+        ana_group: namespace.number,
+        is_reached: !matches!(namespace.access, Access::Inaccessible | Access::PersistentLoss),
     }
 }

@@ -6,7 +6,7 @@ use wire::nvme::{Completion, StatusCode};
 use super::ENTRIES_MAX;
 use super::controller::Controller;
 use super::setup::Attach;
-use super::subsystem::{Seat, Subsystem};
+use super::subsystem::{Seat, Subsystem, SubsystemLimits};
 
 impl Subsystem {
     /// Gives a connection its place, or says what its host is told instead.
@@ -29,15 +29,17 @@ impl Subsystem {
         if attach.controller != CONTROLLER_ANY {
             return Err(InvalidParameter::CONTROLLER.completion(attach.command));
         }
-        let free = (0..self.limits.controllers_max)
-            .map(|ahead| 1 + (self.controller_next - 1 + ahead) % self.limits.controllers_max.max(1))
-            .find(|&id| self.controllers.iter().all(|one| one.id != id));
-        let Some(id) = free else {
+        let SubsystemLimits { controller_first, controllers_max, .. } = self.limits;
+        let count = u32::from(controllers_max);
+        // INVARIANT: a number is below what the limits were cut to.
+        let number = |ahead| controller_first + ((u32::from(self.controller_next) + ahead) % count) as u16;
+        let is_free = |id: &u16| self.controllers.iter().all(|one| one.id != *id);
+        let Some(id) = (0..count).map(number).find(is_free) else {
             let status = StatusCode::CONTROLLER_BUSY;
             return Err(Completion { command: attach.command, status, ..Completion::default() });
         };
         self.started_ns.get_or_insert(now_ns);
-        self.controller_next = 1 + id % self.limits.controllers_max;
+        self.controller_next = id - controller_first + 1;
         let generation = self.controllers.iter().map(|one| one.generation).max().unwrap_or(0).max(now_ns) + 1;
         self.controllers.push(Controller::new(id, generation, attach, self.limits.queues_max, now_ns));
         Ok(Seat { controller: id, generation, queue: 0 })

@@ -255,6 +255,8 @@ impl Controller {
         // Type 010b, a notice; what it is about; the log to read.
         let (event, about, log) = if due.has(Events::NAMESPACES) {
             (Events::NAMESPACES, 0x00, LogPage::CHANGED_NAMESPACES)
+        } else if due.has(Events::ANA) {
+            (Events::ANA, 0x03, LogPage::ANA)
         } else if due.has(Events::DISCOVERY) {
             (Events::DISCOVERY, 0xf0, LogPage::DISCOVERY)
         } else {

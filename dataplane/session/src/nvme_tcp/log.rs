@@ -3,16 +3,16 @@
 use std::net::SocketAddr;
 
 use wire::nvme::data::{
-    DISCOVERY_BYTES, DiscoveryEntry, ERROR_LOG_BYTES, Events, LogPage, NAMESPACE_ALL, SubsystemKind,
-    discovery_head, effects_log, firmware_log, namespace_list, support_log,
+    AnaGroup, DISCOVERY_BYTES, DiscoveryEntry, ERROR_LOG_BYTES, Events, LogPage, NAMESPACE_ALL,
+    SubsystemKind, ana_log, discovery_head, effects_log, firmware_log, namespace_list, support_log,
 };
 use wire::nvme::{AdminOpcode, Command, IoOpcode, StatusCode};
 
 use super::admin::{FIRMWARE, Refusal};
 use super::features::{DISCOVERY_FEATURES, IO_FEATURES};
-use super::subsystem::{Content, Seat, Subsystem};
+use super::subsystem::{Content, Namespace, Seat, Subsystem};
 
-const IO_LOGS: [u8; 7] = [0x00, 0x01, 0x02, 0x03, 0x04, 0x05, 0x12];
+const IO_LOGS: [u8; 8] = [0x00, 0x01, 0x02, 0x03, 0x04, 0x05, 0x0c, 0x12];
 const DISCOVERY_LOGS: [u8; 4] = [0x00, 0x01, 0x12, 0x70];
 
 /// Every admin command of a controller with namespaces.
@@ -42,6 +42,8 @@ const IO: [(u8, bool); 7] = [
 pub(super) struct LogRequest {
     page: LogPage,
     offset_bytes: u64,
+    /// LSP: what it means depends on the log.
+    specific: u8,
     /// RAE: the event that points here is not to be told again.
     retain: bool,
 }
@@ -53,6 +55,7 @@ impl LogRequest {
         let request = LogRequest {
             page: LogPage(dword10 as u8),
             offset_bytes: u64::from(dword13) << 32 | u64::from(dword12),
+            specific: (dword10 >> 8 & 0x7f) as u8,
             retain: dword10 >> 15 & 1 != 0,
         };
         // OT: offsets count bytes; LPO: "dword aligned".
@@ -74,7 +77,7 @@ impl Subsystem {
         now_ns: u64,
         out: &mut [u8],
     ) -> Result<(), Refusal> {
-        let (LogRequest { page, offset_bytes, retain }, _) = LogRequest::parse(command)?;
+        let (LogRequest { page, offset_bytes, specific, retain }, _) = LogRequest::parse(command)?;
         self.check_namespace(page, command.namespace)?;
         let up_ns = now_ns.saturating_sub(self.started_ns.unwrap_or(now_ns));
         let controller = self.controller(seat).ok_or(StatusCode::INTERNAL_ERROR)?;
@@ -97,6 +100,7 @@ impl Subsystem {
                 copy(&effects_log(&admin, &IO), offset_bytes, out)
             }
             LogPage::CHANGED_NAMESPACES => copy(&namespace_list(controller.changed()), offset_bytes, out),
+            LogPage::ANA => copy(&self.ana_log(specific & 1 != 0), offset_bytes, out),
             _ => Err(StatusCode::INVALID_LOG_PAGE),
         }?;
         if let Some(controller) = self.controller_mut(seat).filter(|_| !retain) {
@@ -105,11 +109,23 @@ impl Subsystem {
                     controller.forget_changed();
                     controller.was_read(Events::NAMESPACES);
                 }
+                LogPage::ANA => controller.was_read(Events::ANA),
                 LogPage::DISCOVERY => controller.was_read(Events::DISCOVERY),
                 _ => {}
             }
         }
         Ok(())
+    }
+
+    /// Base clause 5.16.1.13: all groups, in ascending order. LSP bit 0 (RGO) leaves their namespaces out.
+    fn ana_log(&self, only_groups: bool) -> Vec<u8> {
+        let group = |namespace: &Namespace| AnaGroup {
+            number: namespace.number,
+            changes: namespace.access_changes,
+            state: namespace.access,
+        };
+        let groups: Vec<_> = self.namespaces().iter().map(group).collect();
+        ana_log(self.access_changes, &groups, only_groups)
     }
 
     /// Health of one namespace is not kept apart (LPA bit 0); the other logs are the controller's.

@@ -251,9 +251,9 @@ impl Queue {
         let mut wait = Wait::Nothing;
         while let Some((lane, id)) = self.next_lane(&open) {
             let handed = match lane {
-                Lane::Prompt => self.submit(id, sink),
+                Lane::Prompt => self.submit(id, subsystem, pool, sink),
                 Lane::Admin => self.carry_out(id, subsystem, pool, now_ns),
-                Lane::Pull => self.pull(id, pool, sink),
+                Lane::Pull => self.pull(id, subsystem, pool, sink),
                 Lane::Push => self.push(id, subsystem, pool, sink),
             };
             match handed {
@@ -460,11 +460,16 @@ impl Queue {
     }
 
     /// A read, or payload that the host has: finds memory and credits, then reads, or asks the host.
-    fn pull(&mut self, id: SlotId, pool: &mut IoPool, sink: &mut impl Sink) -> Handed {
+    fn pull(&mut self, id: SlotId, subsystem: &Subsystem, pool: &mut IoPool, sink: &mut impl Sink) -> Handed {
         let Some(slot) = self.slots.find(id) else {
             self.pop(Lane::Pull);
             return Handed::Out;
         };
+        if let Err(refusal) = subsystem.reach(slot.command.namespace) {
+            self.pop(Lane::Pull);
+            self.refuse(id, refusal, pool);
+            return Handed::Out;
+        }
         let (volume, work, lba, bytes) = (slot.volume, slot.work, slot.lba, slot.bytes);
         let buffer = match self.alloc(bytes as usize, pool) {
             Ok(buffer) => buffer,
@@ -496,6 +501,14 @@ impl Queue {
             self.pop(Lane::Push);
             return Handed::Out;
         };
+        let reached = subsystem.reach(slot.command.namespace);
+        if let Err(refusal) = reached
+            && slot.parts_out == 0
+        {
+            self.pop(Lane::Push);
+            self.refuse(id, refusal, pool);
+            return Handed::Out;
+        }
         let Work::Ranges { .. } = slot.work else {
             let Work::Io(op) = slot.work else { return Handed::NoRoom };
             let (volume, lba, bytes) = (slot.volume, slot.lba, slot.bytes);
@@ -514,11 +527,13 @@ impl Queue {
         let range = slot.buffer.as_ref().and_then(|buffer| pool.bytes(buffer).get(at..)?.first_chunk::<16>());
         let [_, _, _, _, b0, b1, b2, b3, lba @ ..] = *range.unwrap_or(&[0; 16]);
         let (lba, blocks) = (u64::from_le_bytes(lba), u32::from_le_bytes([b0, b1, b2, b3]));
-        let namespace = subsystem.namespace(slot.command.namespace);
-        let end = namespace.map_or(0, |namespace| namespace.blocks);
-        if lba.checked_add(blocks.into()).is_none_or(|last| last > end) {
+        let fits = reached.and_then(|namespace| {
+            let fits = lba.checked_add(blocks.into()).is_some_and(|end| end <= namespace.blocks);
+            if fits { Ok(()) } else { Err(StatusCode::LBA_OUT_OF_RANGE.into()) }
+        });
+        if let Err(refusal) = fits {
             // What was handed out goes on; the rest is not begun.
-            (slot.part, slot.status) = (slot.parts, StatusCode::LBA_OUT_OF_RANGE);
+            (slot.part, slot.status) = (slot.parts, refusal.status);
             return Handed::Out;
         }
         if blocks == 0 {
@@ -534,8 +549,19 @@ impl Queue {
     }
 
     /// Hands out what has all that it needs.
-    fn submit(&mut self, id: SlotId, sink: &mut impl Sink) -> Handed {
+    fn submit(
+        &mut self,
+        id: SlotId,
+        subsystem: &Subsystem,
+        pool: &mut IoPool,
+        sink: &mut impl Sink,
+    ) -> Handed {
         self.pop(Lane::Prompt);
+        let namespace = self.slots.find(id).map(|slot| slot.command.namespace);
+        if let Some(Err(refusal)) = namespace.map(|namespace| subsystem.reach(namespace)) {
+            self.refuse(id, refusal, pool);
+            return Handed::Out;
+        }
         match self.slots.find(id).map(|slot| slot.work) {
             Some(Work::Io(op)) => self.hand_out(id, op, sink),
             Some(Work::Ranges { .. }) => {

@@ -8,14 +8,21 @@
 
 use block::{BlockSize, VOLUME_BYTES_MAX, VolumeId};
 use thiserror::Error;
+use wire::nvme::StatusCode;
 use wire::nvme::data::{Events, LIST_MAX};
 use wire::nvme::fabrics::{DISCOVERY_NQN, NQN_BYTES_MAX};
 
+use super::admin::Refusal;
 use super::controller::Controller;
+
+/// "CNTLID [...] valid values are from 0h to FFEFh" (base clause 5.17.2.1); 0 is left out, as most targets do.
+pub const CONTROLLER_LAST: u16 = 0xffef;
 
 /// Controllers and queues of one subsystem, at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SubsystemLimits {
+    /// Number of the first controller. Nodes that serve one subsystem have ranges of their own (decision D13).
+    pub controller_first: u16,
     /// Controllers: hosts that are attached at once, paths of one host counted apart.
     pub controllers_max: u16,
     /// I/O queues of a controller, at most 127.
@@ -24,7 +31,7 @@ pub struct SubsystemLimits {
 
 impl Default for SubsystemLimits {
     fn default() -> Self {
-        Self { controllers_max: 128, queues_max: 64 }
+        Self { controller_first: 1, controllers_max: 128, queues_max: 64 }
     }
 }
 
@@ -57,7 +64,15 @@ pub struct Namespace {
     /// NGUID and, in its form, the UUID: the same for the same volume, wherever and whenever it is served.
     pub(super) identity: [u8; 16],
     pub(super) read_only: bool,
+    /// NSID and ANAGRPID: what one namespace is reached through says nothing of another.
+    pub(super) number: u32,
+    pub(super) access: Access,
+    /// How often `access` has changed: the group's change count.
+    pub(super) access_changes: u64,
 }
+
+/// How the hosts of a subsystem reach one of its namespaces here (base clause 8.1, asymmetric namespace access).
+pub use wire::nvme::data::AnaState as Access;
 
 /// A namespace cannot be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -89,7 +104,25 @@ impl Namespace {
         if identity == [0; 16] {
             return Err(NamespaceError::Identity);
         }
-        Ok(Namespace { volume, block_size, blocks, identity, read_only })
+        let (number, access, access_changes) = (0, Access::Optimized, 0);
+        Ok(Namespace { volume, block_size, blocks, identity, read_only, number, access, access_changes })
+    }
+
+    /// Hosts reach it in this state from the beginning.
+    pub fn with_access(self, access: Access) -> Namespace {
+        Namespace { access, ..self }
+    }
+
+    /// Base clause 8.1: in the states Inaccessible, Persistent Loss and Change, I/O commands end with the status of
+    /// that name, after which a host may try again on another path.
+    pub(super) fn check_access(&self) -> Result<(), Refusal> {
+        let status = match self.access {
+            Access::Optimized | Access::NonOptimized => return Ok(()),
+            Access::Inaccessible => StatusCode::ANA_INACCESSIBLE,
+            Access::PersistentLoss => StatusCode::ANA_PERSISTENT_LOSS,
+            Access::Change => StatusCode::ANA_TRANSITION,
+        };
+        Err(Refusal { status, do_not_retry: false })
     }
 
     /// RFC 9562, clause 5.8: the identity, marked as a UUID whose bits have a form of their own.
@@ -112,7 +145,7 @@ pub struct Listed {
 
 #[derive(Debug)]
 pub(super) enum Content {
-    /// Namespace 1 stands first.
+    /// By number.
     Namespaces(Vec<Namespace>),
     Discovery {
         generation: u64,
@@ -151,7 +184,12 @@ pub struct Subsystem {
     pub(super) content: Content,
     pub(super) limits: SubsystemLimits,
     pub(super) controllers: Vec<Controller>,
+    /// The next number to try, counted from `limits.controller_first`.
     pub(super) controller_next: u16,
+    /// The highest namespace number that there ever was.
+    pub(super) namespaces_max: u32,
+    /// Changes of access states: the change count of their log.
+    pub(super) access_changes: u64,
     /// When the first host came.
     pub(super) started_ns: Option<u64>,
 }
@@ -171,7 +209,7 @@ impl Subsystem {
         nqn: &str,
         serial: &str,
         hosts: Hosts,
-        namespaces: Vec<Namespace>,
+        mut namespaces: Vec<Namespace>,
         limits: SubsystemLimits,
     ) -> Result<Subsystem, SubsystemError> {
         if !is_nqn(nqn) {
@@ -179,6 +217,9 @@ impl Subsystem {
         }
         if namespaces.is_empty() || namespaces.len() > LIST_MAX {
             return Err(SubsystemError::Namespaces { count: namespaces.len() });
+        }
+        for (number, namespace) in (1..).zip(&mut namespaces) {
+            namespace.number = number;
         }
         let content = Content::Namespaces(namespaces);
         Ok(Subsystem::with(nqn, serial, hosts, content, limits))
@@ -192,14 +233,22 @@ impl Subsystem {
 
     fn with(nqn: &str, serial: &str, hosts: Hosts, content: Content, limits: SubsystemLimits) -> Subsystem {
         let queues_max = limits.queues_max.clamp(1, 127);
+        let controller_first = limits.controller_first.clamp(1, CONTROLLER_LAST);
+        let controllers_max = limits.controllers_max.min(CONTROLLER_LAST - controller_first + 1);
+        let namespaces_max = match &content {
+            Content::Namespaces(namespaces) => namespaces.len() as u32,
+            Content::Discovery { .. } => 0,
+        };
         Subsystem {
             nqn: nqn.into(),
             serial: serial.into(),
             hosts,
             content,
-            limits: SubsystemLimits { queues_max, ..limits },
+            limits: SubsystemLimits { controller_first, controllers_max, queues_max },
             controllers: Vec::new(),
-            controller_next: 1,
+            controller_next: 0,
+            namespaces_max,
+            access_changes: 0,
             started_ns: None,
         }
     }
@@ -217,13 +266,45 @@ impl Subsystem {
     /// The volume behind `volume` has another size now; hosts that want to know are told with the next step
     /// of their admin queues.
     pub fn resize(&mut self, volume: VolumeId, blocks: u64) -> Result<(), Unknown> {
-        let Content::Namespaces(namespaces) = &mut self.content else { return Err(Unknown(volume)) };
-        let at = namespaces.iter().position(|one| one.volume == volume).ok_or(Unknown(volume))?;
-        namespaces[at].blocks = blocks;
-        for controller in &mut self.controllers {
-            controller.change(at as u32 + 1);
+        let namespace = self.namespace_of(volume)?;
+        if std::mem::replace(&mut namespace.blocks, blocks) != blocks {
+            let number = namespace.number;
+            self.controllers.iter_mut().for_each(|controller| controller.change(number));
         }
         Ok(())
+    }
+
+    /// `volume` is not behind a namespace any more: commands to it are refused, also those that wait, and hosts that
+    /// want to know are told. Its number is not used again.
+    pub fn remove(&mut self, volume: VolumeId) -> Result<(), Unknown> {
+        let number = self.namespace_of(volume)?.number;
+        if let Content::Namespaces(namespaces) = &mut self.content {
+            namespaces.retain(|one| one.number != number);
+        }
+        self.controllers.iter_mut().for_each(|controller| controller.change(number));
+        Ok(())
+    }
+
+    /// Hosts reach `volume` in another state from now on. What was handed out goes on; what waits is refused with the
+    /// status of the state.
+    pub fn set_access(&mut self, volume: VolumeId, access: Access) -> Result<(), Unknown> {
+        let namespace = self.namespace_of(volume)?;
+        if std::mem::replace(&mut namespace.access, access) != access {
+            namespace.access_changes += 1;
+            self.access_changes += 1;
+            self.controllers.iter_mut().for_each(|controller| controller.notify(Events::ANA));
+        }
+        Ok(())
+    }
+
+    /// How hosts reach `volume`.
+    pub fn access(&self, volume: VolumeId) -> Option<Access> {
+        self.namespaces().iter().find(|one| one.volume == volume).map(|one| one.access)
+    }
+
+    fn namespace_of(&mut self, volume: VolumeId) -> Result<&mut Namespace, Unknown> {
+        let Content::Namespaces(namespaces) = &mut self.content else { return Err(Unknown(volume)) };
+        namespaces.iter_mut().find(|one| one.volume == volume).ok_or(Unknown(volume))
     }
 
     /// The discovery subsystem tells of others from now on. Does nothing to one with namespaces.
@@ -270,7 +351,13 @@ impl Subsystem {
     }
 
     pub(super) fn namespace(&self, number: u32) -> Option<&Namespace> {
-        self.namespaces().get((number as usize).checked_sub(1)?)
+        self.namespaces().iter().find(|one| one.number == number)
+    }
+
+    /// The namespace of an I/O command, if it can be reached.
+    pub(super) fn reach(&self, number: u32) -> Result<&Namespace, Refusal> {
+        let namespace = self.namespace(number).ok_or(StatusCode::INVALID_NAMESPACE)?;
+        namespace.check_access().map(|()| namespace)
     }
 
     pub(super) fn is_discovery(&self) -> bool {

@@ -22,6 +22,10 @@ pub const EFFECTS_LOG_BYTES: usize = 4096;
 pub const SUPPORT_LOG_BYTES: usize = 1024;
 /// Length of the head of the discovery log, and of each of its entries.
 pub const DISCOVERY_BYTES: usize = 1024;
+/// Length of the head of the log of access states, and of the fixed part of each of its groups.
+pub const ANA_HEAD_BYTES: usize = 16;
+/// See [`ANA_HEAD_BYTES`].
+pub const ANA_GROUP_BYTES: usize = 32;
 /// Namespaces that a list has room for.
 pub const LIST_MAX: usize = 1024;
 /// NSID of all namespaces.
@@ -66,6 +70,8 @@ codes! {
         CHANGED_NAMESPACES = 0x04, "Changed Namespace List";
         /// Which commands there are, and what they change.
         EFFECTS = 0x05, "Commands Supported and Effects";
+        /// In which state each namespace is reached.
+        ANA = 0x0c, "Asymmetric Namespace Access";
         /// Which features there are.
         FEATURES = 0x12, "Feature Identifiers Supported and Effects";
         /// Which subsystems there are.
@@ -104,6 +110,8 @@ flags! {
     Events(u32) {
         /// A namespace came, went or changed.
         NAMESPACES = 8, "Namespace Attribute Notices";
+        /// A namespace is reached in another state.
+        ANA = 11, "Asymmetric Namespace Access Change Notices";
         /// The discovery log changed.
         DISCOVERY = 31, "Discovery Log Page Change Notices";
     }
@@ -127,7 +135,7 @@ pub struct ControllerData<'a> {
     pub model: &'a str,
     /// FR.
     pub firmware: &'a str,
-    /// The subsystem can have several controllers (CMIC bit 1).
+    /// The subsystem can have several controllers (CMIC bit 1), which say how they reach each namespace (bit 3).
     pub many_controllers: bool,
     /// MDTS: longest transfer, as a power of two of 4 KiB.
     pub transfer_pages_log2: u8,
@@ -149,7 +157,9 @@ pub struct ControllerData<'a> {
     pub keep_alive_steps: u16,
     /// MAXCMD: places of a queue.
     pub commands_max: u16,
-    /// NN: highest namespace identifier.
+    /// ANATT: longest that a namespace stays in the state Change, in seconds.
+    pub ana_transition_s: u8,
+    /// NN and MNAN, highest namespace identifier and most namespaces; ANAGRPMAX and NANAGRPID, a group for each.
     pub namespaces_max: u32,
     /// ONCS: optional commands.
     pub commands: u16,
@@ -174,7 +184,7 @@ impl ControllerData<'_> {
         put_text(&mut octets[4..24], self.serial, b' ');
         put_text(&mut octets[24..64], self.model, b' ');
         put_text(&mut octets[64..72], self.firmware, b' ');
-        octets[76] = u8::from(self.many_controllers) << 1;
+        octets[76] = u8::from(self.many_controllers) * (1 << 1 | 1 << 3);
         octets[77] = self.transfer_pages_log2;
         put(&mut octets, 78, self.controller.to_le_bytes());
         put(&mut octets, 80, self.version.to_le_bytes());
@@ -188,6 +198,14 @@ impl ControllerData<'_> {
         octets[260] = if self.kind == ControllerKind::Io { 0b11 } else { 0 };
         octets[261] = self.log_attributes;
         put(&mut octets, 320, self.keep_alive_steps.to_le_bytes());
+        if self.many_controllers {
+            octets[342] = self.ana_transition_s;
+            // ANACAP: all five states (4:0), and a namespace stays in its group (6).
+            octets[343] = 0b101_1111;
+            put(&mut octets, 344, self.namespaces_max.to_le_bytes());
+            put(&mut octets, 348, self.namespaces_max.to_le_bytes());
+            put(&mut octets, 540, self.namespaces_max.to_le_bytes());
+        }
         // SQES and CQES: 64 and 16 bytes, no more, no less.
         if self.kind == ControllerKind::Io {
             (octets[512], octets[513]) = (0x66, 0x44);
@@ -222,14 +240,19 @@ pub struct NamespaceData {
     pub shared: bool,
     /// Writes are refused (NSATTR bit 0).
     pub read_only: bool,
+    /// ANAGRPID.
+    pub ana_group: u32,
+    /// What is used of it can be told (NUSE): it cannot where the namespace is inaccessible or lost.
+    pub is_reached: bool,
 }
 
 impl NamespaceData {
     /// The page.
     pub fn octets(&self) -> [u8; IDENTIFY_BYTES] {
         let mut octets = [0; IDENTIFY_BYTES];
-        for at in [0, 8, 16] {
-            put(&mut octets, at, self.blocks.to_le_bytes());
+        let used_blocks = if self.is_reached { self.blocks } else { 0 };
+        for (at, blocks) in [(0, self.blocks), (8, self.blocks), (16, used_blocks)] {
+            put(&mut octets, at, blocks.to_le_bytes());
         }
         // NSFEAT: bit 4, NPWG to NOWS say something. Thin provisioning (bit 0) would demand that NUSE counts.
         octets[24] = 1 << 4;
@@ -240,6 +263,7 @@ impl NamespaceData {
         for at in [64, 66, 68, 70, 72] {
             put(&mut octets, at, less_one.to_le_bytes());
         }
+        put(&mut octets, 92, self.ana_group.to_le_bytes());
         octets[99] = u8::from(self.read_only);
         octets[104..120].copy_from_slice(&self.nguid);
         octets[130] = self.block_bytes_log2;
@@ -250,6 +274,7 @@ impl NamespaceData {
     pub fn independent_octets(&self) -> [u8; IDENTIFY_BYTES] {
         let mut octets = [0; IDENTIFY_BYTES];
         octets[1] = u8::from(self.shared);
+        put(&mut octets, 4, self.ana_group.to_le_bytes());
         octets[8] = u8::from(self.read_only);
         // NSTAT bit 0: ready.
         octets[14] = 1;
@@ -267,6 +292,53 @@ impl NamespaceData {
         }
         octets
     }
+}
+
+/// "Asymmetric Namespace Access state": how a controller reaches the namespaces of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AnaState {
+    /// As well as can be.
+    Optimized = 0x1,
+    /// It works; another path is better.
+    NonOptimized = 0x2,
+    /// Not now: another path may.
+    Inaccessible = 0x3,
+    /// Not any more.
+    PersistentLoss = 0x4,
+    /// Soon in another state.
+    Change = 0xf,
+}
+
+/// A group in the log of access states. Each group here has one namespace, of the group's number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AnaGroup {
+    /// ANAGRPID, and the one NSID in it.
+    pub number: u32,
+    /// Grows with each change of its state.
+    pub changes: u64,
+    /// Its state.
+    pub state: AnaState,
+}
+
+/// "Asymmetric Namespace Access log page". `only_groups` (RGO) leaves the namespaces out.
+pub fn ana_log(changes: u64, groups: &[AnaGroup], only_groups: bool) -> Vec<u8> {
+    let mut head = [0; ANA_HEAD_BYTES];
+    put(&mut head, 0, changes.to_le_bytes());
+    put(&mut head, 8, (groups.len() as u16).to_le_bytes());
+    let mut octets = head.to_vec();
+    for group in groups {
+        let mut fixed = [0; ANA_GROUP_BYTES];
+        put(&mut fixed, 0, group.number.to_le_bytes());
+        // NNV: namespaces that follow.
+        fixed[4] = u8::from(!only_groups);
+        put(&mut fixed, 8, group.changes.to_le_bytes());
+        fixed[16] = group.state as u8;
+        octets.extend(fixed);
+        if !only_groups {
+            octets.extend(group.number.to_le_bytes());
+        }
+    }
+    octets
 }
 
 /// A list of namespaces, in ascending order: as many of `namespaces` as there is room for.

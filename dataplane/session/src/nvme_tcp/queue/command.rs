@@ -69,7 +69,7 @@ pub(super) fn plan(
         IoOpcode::DATASET_MANAGEMENT => Op::Discard,
         _ => return Err(StatusCode::INVALID_OPCODE.into()),
     };
-    let namespace = subsystem.namespace(command.namespace).ok_or(StatusCode::INVALID_NAMESPACE)?;
+    let namespace = subsystem.reach(command.namespace)?;
     if namespace.read_only && op.is_write() {
         return Err(StatusCode::NAMESPACE_WRITE_PROTECTED.into());
     }

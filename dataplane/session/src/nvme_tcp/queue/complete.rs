@@ -66,7 +66,8 @@ impl Queue {
         }
         match slot.status {
             StatusCode::SUCCESS => self.answer(id, 0, pool),
-            status => self.refuse(id, status.into(), pool),
+            // A path error is the only one after which another try makes sense.
+            status => self.refuse(id, Refusal { status, do_not_retry: !status.is_path_related() }, pool),
         }
     }
 
