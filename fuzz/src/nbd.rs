@@ -92,6 +92,10 @@ pub fn nbd_handshake(bytes: &[u8]) {
                 }
             }
         }
+        if let Next::Attach(attach) = handshake.next() {
+            assert!(attach.secured || tls != TlsPolicy::Require, "an export without TLS, which is required");
+            assert!(!attach.secured || tls != TlsPolicy::Off, "TLS where there is none");
+        }
         (said, Ok(handshake.next()))
     };
     let (head, tail) = bytes.split_at(usize::from(*cut).min(bytes.len()));

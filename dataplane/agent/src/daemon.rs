@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use engine::block::VolumeId;
 use engine::port::PortCaps;
 use engine::session::nbd::Export;
@@ -21,6 +21,7 @@ use tracing::{info, warn};
 use crate::config::exports::Served;
 use crate::config::{self, File, LowerError, Names, ReadError};
 use crate::exports::{self, ServeError};
+use crate::tls::{Tls, TlsError};
 
 /// How long workers may take to confirm a snapshot.
 const CONFIRM: Duration = Duration::from_secs(30);
@@ -37,6 +38,8 @@ pub struct Daemon {
     publishing: Mutex<()>,
     /// How long workers may take to confirm a snapshot.
     confirm: Duration,
+    /// TLS for NBD clients from now on, if there is any.
+    tls: ArcSwapOption<Tls>,
     /// What NBD clients are told, in the order of the file.
     offers: Vec<Export>,
     /// What NVMe hosts are told, in the same order.
@@ -68,6 +71,9 @@ pub enum StartError {
         /// The entry.
         source: LowerError,
     },
+    /// Its certificates.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The machine.
     #[error(transparent)]
     Plan(#[from] PlanError),
@@ -95,6 +101,9 @@ pub enum ReloadError {
         /// The entry.
         source: LowerError,
     },
+    /// Its certificates.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// A part that only a restart changes.
     #[error("{what} differs from what runs; that needs a restart (`systemctl restart tidegate-dataplane`)")]
     Restart {
@@ -125,10 +134,11 @@ pub struct Checked {
     pub counts: [(&'static str, usize); 7],
 }
 
-/// Validates a file without opening anything.
+/// Validates a file, and the certificates that it names, without opening anything else.
 pub fn check(path: &Path) -> Result<Checked, StartError> {
     let file = config::read(path)?;
     let (plan, _, _) = lower(path, &file)?;
+    tls(&file)?;
     plan.check()?;
     Ok(Checked {
         counts: [
@@ -158,12 +168,17 @@ fn lower(path: &Path, file: &File) -> Result<(Plan, Snapshot, Names), StartError
     lowered().map_err(|source| StartError::Lower { path: path.to_owned(), source })
 }
 
+fn tls(file: &File) -> Result<Option<Arc<Tls>>, TlsError> {
+    file.nbd.tls.as_ref().map(|from| Tls::load(from).map(Arc::new)).transpose()
+}
+
 impl Daemon {
     /// Starts the node of a file that was read from `path`.
     pub fn start(path: &Path, file: File) -> Result<Daemon, StartError> {
         let (plan, snapshot, names) = lower(path, &file)?;
         let served = config::exports::served(&file)
             .map_err(|source| StartError::Lower { path: path.to_owned(), source })?;
+        let tls = ArcSwapOption::new(tls(&file)?);
         let node = Node::start(plan, snapshot)?;
         let offer = |volume: &Served| {
             exports::offer(&node, volume, &volume.limits(&names), file.serve.hugepages)
@@ -173,7 +188,12 @@ impl Daemon {
         let (offers, listed) = offers.into_iter().unzip();
         let running = ArcSwap::from_pointee(Running { file: Arc::new(file), names, version: FIRST });
         let (path, publishing) = (path.to_owned(), Mutex::new(()));
-        Ok(Daemon { path, node, running, publishing, confirm: CONFIRM, offers, listed })
+        Ok(Daemon { path, node, running, publishing, confirm: CONFIRM, tls, offers, listed })
+    }
+
+    /// What holds of TLS for clients that come now.
+    pub(crate) fn tls(&self) -> Option<Arc<Tls>> {
+        self.tls.load_full()
     }
 
     /// What NBD clients can attach.
@@ -228,7 +248,11 @@ impl Daemon {
         }
         let served = config::exports::served(&file)
             .map_err(|source| ReloadError::Lower { path: self.path.clone(), source })?;
+        config::exports::listen(&file)
+            .map_err(|source| ReloadError::Lower { path: self.path.clone(), source })?;
+        let tls = tls(&file)?;
         let version = self.publish(&alone, Arc::new(file))?;
+        self.tls.store(tls);
         let running = self.running.load();
         for volume in &served {
             // A worker that has ended was told of by the publication.

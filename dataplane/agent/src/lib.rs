@@ -3,7 +3,7 @@
 //! - [`config`] reads the daemon's one file and turns it into what the engine runs.
 //! - [`daemon`] keeps a node and its file in step: start, reload, ports that come and go.
 //! - `exports` opens the volumes that are served here; `listen` lets clients in, `nbd` and `nvme` talk to them up
-//!   to their volume.
+//!   to their volume, `tls` encrypts.
 //! - `unix` makes the sockets that have a place in the file system.
 //! - [`server`] answers on a Unix socket and on loopback; [`client`] is its other end.
 //! - [`report`] is what a data plane says about itself, [`table`] shows it to a person, [`metrics`] to
@@ -22,4 +22,5 @@ mod nvme;
 pub mod report;
 pub mod server;
 pub mod table;
+mod tls;
 mod unix;

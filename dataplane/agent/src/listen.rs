@@ -131,8 +131,8 @@ impl Client {
     /// The socket as a worker takes it. It stays non-blocking.
     pub(crate) fn into_stream(self) -> io::Result<Stream> {
         Ok(match self {
-            Client::Tcp(socket) => Stream::Tcp(socket.into_std()?),
-            Client::Unix(socket) => Stream::Unix(socket.into_std()?),
+            Client::Tcp(socket) => socket.into_std()?.into(),
+            Client::Unix(socket) => socket.into_std()?.into(),
         })
     }
 }

@@ -20,7 +20,7 @@ use tracing::{error, info, warn};
 
 use crate::daemon::{Daemon, StartError};
 use crate::unix::{self, Unlink};
-use crate::{listen, metrics, nbd, nvme, report};
+use crate::{listen, metrics, nbd, nvme, report, tls};
 
 /// Volumes in one report unless asked otherwise.
 const VOLUMES_DEFAULT: usize = 1000;
@@ -94,7 +94,8 @@ async fn serve(config: &Path, ready: impl FnOnce(&str)) -> Result<(), RunError> 
     for place in &crate::config::exports::listen_nvme(&file).map_err(lowered)? {
         nvme_listeners.push(listen::bind("NVMe", place).await?);
     }
-    let uris = nbd_listeners.iter().map(|listener| listener.uri("nbd"));
+    let scheme = if file.nbd.tls.as_ref().is_some_and(|tls| tls.required) { "nbds" } else { "nbd" };
+    let uris = nbd_listeners.iter().map(|listener| listener.uri(scheme));
     let uris: Vec<String> =
         uris.chain(nvme_listeners.iter().map(|listener| listener.uri("nvme-tcp"))).collect();
     let daemon = Arc::new(Daemon::start(config, file)?);
@@ -104,9 +105,11 @@ async fn serve(config: &Path, ready: impl FnOnce(&str)) -> Result<(), RunError> 
     if let Some(listener) = metrics {
         tokio::spawn(axum::serve(listener, readable().with_state(Arc::downgrade(&daemon))).into_future());
     }
+    let helper = Arc::new(tls::Helper::start().map_err(RunError::Runtime)?);
     for listener in nbd_listeners {
-        let daemon = Arc::downgrade(&daemon);
-        tokio::spawn(listener.accept("NBD", move |client| nbd::greet(client, Weak::clone(&daemon))));
+        let (daemon, helper) = (Arc::downgrade(&daemon), Arc::clone(&helper));
+        let greet = move |client| nbd::greet(client, Weak::clone(&daemon), Arc::clone(&helper));
+        tokio::spawn(listener.accept("NBD", greet));
     }
     accept_nvme(&daemon, nvme_listeners)?;
     ready(&line(&daemon, &socket, metrics_address, &uris));

@@ -25,6 +25,7 @@
 
 mod connection;
 mod session;
+mod stream;
 mod target;
 
 use std::collections::VecDeque;
@@ -44,8 +45,9 @@ use crate::wait::{WaitError, WaitPoint};
 
 pub use self::session::Guest;
 use self::session::Session;
-pub use connection::{Arrival, Stream};
+pub use connection::Arrival;
 use connection::{Ask, Connection, Received};
+pub use stream::Stream;
 pub use target::{Target, TargetCounters, TargetError};
 
 /// Volumes that one worker can serve: one token in the shaper each.
@@ -525,10 +527,7 @@ impl Server {
             let Some(connection) = self.connections[index].as_mut() else { continue };
             let target = self.targets.get(connection.volume().0 as usize).and_then(Option::as_ref);
             let subsystem = target.and_then(|target| target.subsystem.as_deref());
-            if !connection.wants_input() && !connection.session.has_output() {
-                connection.session.excuse(now_ns);
-            }
-            if let Err(why) = connection.session.expire(subsystem, now_ns) {
+            if let Err(why) = connection.expire(subsystem, now_ns) {
                 debug!(volume = %connection.volume(), "a connection ends: {why}");
                 connection.end(&mut self.pool);
                 activate(&mut self.active, index as u32, connection);

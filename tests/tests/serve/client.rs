@@ -6,6 +6,7 @@ use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
+use rustls::{ClientConnection, StreamOwned};
 use wire::nbd::handshake::{ClientFlags, ExportNameReply, Greeting, OptionCode, OptionHeader};
 use wire::nbd::transmission::{Command, CommandFlags, ErrorCode, Request, SimpleReply};
 
@@ -13,6 +14,7 @@ use wire::nbd::transmission::{Command, CommandFlags, ErrorCode, Request, SimpleR
 pub trait Socket: Read + Write + Send {}
 impl Socket for TcpStream {}
 impl Socket for UnixStream {}
+impl Socket for StreamOwned<ClientConnection, TcpStream> {}
 
 /// A connection to an export: fixed newstyle, no options but the name, simple replies.
 pub struct Client {
@@ -29,6 +31,11 @@ impl Client {
 
     pub fn new(mut socket: Box<dyn Socket>, export: &str) -> io::Result<Client> {
         greeted(&mut *socket)?;
+        Client::choose(socket, export)
+    }
+
+    /// Chooses an export where everything else was said.
+    pub fn choose(mut socket: Box<dyn Socket>, export: &str) -> io::Result<Client> {
         let header = OptionHeader { option: OptionCode::EXPORT_NAME, data_bytes: export.len() as u32 };
         socket.write_all(&[&header.octets()[..], export.as_bytes()].concat())?;
         let mut reply = [0; ExportNameReply::BYTES];

@@ -6,10 +6,10 @@ use tests::gateway::folder;
 
 use crate::place::{Place, client, file, memory};
 
-const MIB: usize = 1 << 20;
+pub const MIB: usize = 1 << 20;
 
 /// Bytes that no two places share, with holes in between.
-fn image(path: &Path, bytes: usize) {
+pub fn image(path: &Path, bytes: usize) {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut image = vec![0; bytes];
     for (at, page) in image.chunks_exact_mut(64 << 10).enumerate() {
@@ -26,7 +26,7 @@ fn image(path: &Path, bytes: usize) {
     std::fs::write(path, image).expect("an image can be written");
 }
 
-fn text(path: &Path) -> &str {
+pub fn text(path: &Path) -> &str {
     path.to_str().expect("a temporary path is text")
 }
 

@@ -13,3 +13,4 @@ mod hostile;
 mod kill;
 mod limits;
 mod place;
+mod tls;

@@ -5,6 +5,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use agent::client::AskError;
 use tests::gateway::{Gateway, folder};
 use tests::netns::skip;
 
@@ -14,6 +15,8 @@ pub struct Place {
     name: &'static str,
     pub port: u16,
     memory: &'static str,
+    /// More of `[nbd]`.
+    nbd: String,
     exports: String,
     daemon: Option<Gateway>,
 }
@@ -24,13 +27,22 @@ impl Place {
         Place::with_memory(name, "64MiB", exports)
     }
 
+    /// The same in a folder that is there already, with this for TLS.
+    pub fn secured(folder: PathBuf, name: &'static str, tls: &str, exports: &[&str]) -> Place {
+        Place::with(folder, name, "64MiB", tls, exports)
+    }
+
     /// Starts a daemon with these exports and so much memory for payload.
     pub fn with_memory(name: &'static str, memory: &'static str, exports: &[&str]) -> Place {
-        let folder = folder(name);
+        Place::with(folder(name), name, memory, "", exports)
+    }
+
+    fn with(folder: PathBuf, name: &'static str, memory: &'static str, nbd: &str, exports: &[&str]) -> Place {
         // Free now; the daemon says so if somebody else takes it in between.
         let port = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
         let port = port.expect("loopback has a free port").port();
-        let mut place = Place { folder, name, port, memory, exports: exports.concat(), daemon: None };
+        let nbd = nbd.to_owned();
+        let mut place = Place { folder, name, port, memory, nbd, exports: exports.concat(), daemon: None };
         place.start();
         place
     }
@@ -46,10 +58,11 @@ impl Place {
 
     fn body(&self) -> String {
         format!(
-            "[serve]\nmemory = \"{}\"\nhugepages = false\n[nbd]\nlisten = [\"127.0.0.1:{}\", \"{}\"]\n{}",
+            "[serve]\nmemory = \"{}\"\nhugepages = false\n[nbd]\nlisten = [\"127.0.0.1:{}\", \"{}\"]\n{}{}",
             self.memory,
             self.port,
             self.socket().display(),
+            self.nbd,
             self.exports
         )
     }
@@ -78,6 +91,13 @@ impl Place {
         self.exports = exports.concat();
         self.daemon().rewrite(self.name, &self.body());
         self.daemon().reload().expect("the daemon takes them");
+    }
+
+    /// Has the daemon go over to other TLS.
+    pub fn try_secure(&mut self, tls: &str) -> Result<String, AskError> {
+        tls.clone_into(&mut self.nbd);
+        self.daemon().rewrite(self.name, &self.body());
+        self.daemon().reload()
     }
 
     /// Ends the daemon as a service manager would, and removes the folder.

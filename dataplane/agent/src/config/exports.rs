@@ -112,7 +112,8 @@ pub(crate) fn listen(file: &File) -> Result<Vec<Listen>, LowerError> {
             return Ok(Listen::Unix(PathBuf::from(text)));
         }
         let expected = "an address with a port, like 127.0.0.1:10809, or an absolute path";
-        address("[nbd]", "NBD", text, file.nbd.public, expected).map(Listen::Tcp)
+        let (nbd, encrypted) = (&file.nbd, file.nbd.tls.as_ref().is_some_and(|tls| tls.required));
+        address("[nbd]", "NBD", text, nbd.public || encrypted, expected).map(Listen::Tcp)
     };
     file.nbd.listen.iter().map(entry).collect()
 }
@@ -128,17 +129,18 @@ fn address(
     place: &str,
     protocol: &str,
     text: &str,
-    public: bool,
+    may_be_public: bool,
     expected: &'static str,
 ) -> Result<SocketAddr, LowerError> {
     let wrong = || LowerError::Text { place: place.to_owned(), text: text.to_owned(), expected };
     let address: SocketAddr = text.parse().map_err(|_| wrong())?;
-    if address.ip().is_loopback() || public {
+    if address.ip().is_loopback() || may_be_public {
         return Ok(address);
     }
+    let tls = if protocol == "NBD" { ", require it with tls = { .. }" } else { "" };
     let what = format!(
         "{address} is reached from elsewhere, and {protocol} without TLS is neither encrypted nor authenticated; \
-         listen on 127.0.0.1, or set public = true"
+         listen on 127.0.0.1{tls}, or set public = true"
     );
     Err(error(place, what))
 }
@@ -234,15 +236,16 @@ fn blocks(place: &str, bytes: u64, size: BlockSize) -> Result<u64, LowerError> {
     Ok(bytes >> size.shift())
 }
 
-/// Whether two files export the same volumes, whatever their limits.
+/// Whether two files export the same volumes at the same places, whatever their limits and certificates.
 pub(crate) fn same(old: &File, new: &File) -> bool {
     let fixed = |file: &File| {
+        let nbd = file::Nbd { tls: None, ..file.nbd.clone() };
         let mut exports = file.export.clone();
         for export in &mut exports {
             (export.preset, export.bytes, export.operations) = (None, None, None);
             (export.group, export.weight) = (None, None);
         }
-        format!("{:?} {:?} {:?} {exports:?}", file.serve, file.nbd, file.nvme)
+        format!("{:?} {nbd:?} {:?} {exports:?}", file.serve, file.nvme)
     };
     fixed(old) == fixed(new)
 }

@@ -510,9 +510,30 @@ impl Default for Serve {
 pub struct Nbd {
     /// Addresses with ports, and absolute paths of Unix sockets. Default: none.
     pub listen: Vec<String>,
-    /// Allow an address other than loopback: what is said there is neither encrypted nor authenticated.
-    /// Default false.
+    /// Allow an address other than loopback without TLS: what is said there is neither encrypted nor
+    /// authenticated. Default false.
     pub public: bool,
+    /// Encryption. Default: none.
+    pub tls: Option<Tls>,
+}
+
+/// `nbd.tls`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// PEM file with the server's certificate, and those that vouch for it.
+    pub certificate: PathBuf,
+    /// PEM file with its private key.
+    pub key: PathBuf,
+    /// PEM file with certificates of which one must have signed a client's. Default: any client may come.
+    pub client_ca: Option<PathBuf>,
+    /// Refuse clients without TLS. Default true.
+    #[serde(default = "required")]
+    pub required: bool,
+}
+
+fn required() -> bool {
+    true
 }
 
 /// `[nvme]`

@@ -484,6 +484,12 @@ fn exports_that_cannot_be() {
         ("[nbd]\nlisten = [\"127.0.0.1:1\"]".to_owned(), "there is nothing to serve"),
         (with("[nbd]\nlisten = [\"nbd\"]"), "an address with a port"),
         (with("[nbd]\nlisten = [\"0.0.0.0:10809\"]"), "set public = true"),
+        (
+            with(
+                "[nbd]\nlisten = [\"[::]:10809\"]\ntls = { certificate = \"c\", key = \"k\", required = false }",
+            ),
+            "require it with tls = { .. }, or set public = true",
+        ),
         ("[nvme]\nlisten = [\"127.0.0.1:1\"]".to_owned(), "[nvme]: there is nothing to serve"),
         (with("[nvme]\nlisten = [\"/run/nvme.sock\"]"), "an address with a port, like 127.0.0.1:4420"),
         (with("[nvme]\nlisten = [\"0.0.0.0:4420\"]"), "NVMe without TLS is neither encrypted nor"),

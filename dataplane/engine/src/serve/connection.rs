@@ -1,27 +1,17 @@
 //! One connection: a socket, its session, and whether there is anything to do for it.
 
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::TcpStream;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixStream;
+use std::io::ErrorKind;
 
 use block::{Lba, Op, VolumeId};
 use frame::IoPool;
 use session::nbd::Slices;
 
-use super::session::{Guest, Session};
+use super::session::{Guest, Over, Session};
+use super::stream::Stream;
+use session::nvme_tcp::Subsystem;
 
 /// Turns without input after which a socket is left to the wait point.
 const HOT_TURNS: u32 = 64;
-
-/// A socket, not blocking.
-#[derive(Debug)]
-pub enum Stream {
-    /// TCP.
-    Tcp(TcpStream),
-    /// Unix.
-    Unix(UnixStream),
-}
 
 /// A connection whose handshake is done, on its way to the worker that owns its volume.
 #[derive(Debug)]
@@ -32,29 +22,6 @@ pub struct Arrival {
     pub guest: Guest,
     /// What was received and is not consumed.
     pub rest: Vec<u8>,
-}
-
-impl Stream {
-    pub(super) fn fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Stream::Tcp(socket) => socket.as_fd(),
-            Stream::Unix(socket) => socket.as_fd(),
-        }
-    }
-
-    fn receive(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Stream::Tcp(socket) => socket.read(into),
-            Stream::Unix(socket) => socket.read(into),
-        }
-    }
-
-    fn send(&mut self, slices: &Slices<'_>) -> io::Result<usize> {
-        match self {
-            Stream::Tcp(socket) => socket.write_vectored(slices),
-            Stream::Unix(socket) => socket.write_vectored(slices),
-        }
-    }
 }
 
 /// A command that asks for credits.
@@ -188,7 +155,11 @@ impl Connection {
         let count = match stream.receive(scratch) {
             Ok(0) => return Received::Over("the client has closed it".to_owned()),
             Ok(count) => count,
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {
+                self.quiet_turns = 0;
+                return Received::Nothing;
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 self.quiet_turns += 1;
                 self.readable = self.quiet_turns < HOT_TURNS;
                 return Received::Nothing;
@@ -219,9 +190,10 @@ impl Connection {
 
     /// At most one send. Returns how many bytes left.
     pub fn send(&mut self, pool: &mut IoPool) -> usize {
-        let Some(stream) = self.stream.as_mut().filter(|_| self.writable && self.session.has_output()) else {
+        if !(self.writable && self.has_output()) {
             return 0;
-        };
+        }
+        let Some(stream) = self.stream.as_mut() else { return 0 };
         let mut slices = Slices::new();
         self.session.dispatch_bytes(pool, &mut slices);
         let sent = stream.send(&slices);
@@ -256,9 +228,25 @@ impl Connection {
         self.session.wants_input() && !(self.credit.waiting && is_full)
     }
 
+    /// Something is to be sent.
+    pub fn has_output(&self) -> bool {
+        self.session.has_output() || self.stream.as_ref().is_some_and(Stream::has_output)
+    }
+
+    /// Ends a client that stopped half way; see [`Session::expire`] and [`Stream::expire`].
+    pub fn expire(&mut self, subsystem: Option<&Subsystem>, now_ns: u64) -> Result<(), Over> {
+        if let Some(stream) = &mut self.stream {
+            stream.expire(now_ns)?;
+        }
+        if !self.wants_input() && !self.session.has_output() {
+            self.session.excuse(now_ns);
+        }
+        self.session.expire(subsystem, now_ns)
+    }
+
     /// Nothing is left of it.
     pub fn is_over(&self) -> bool {
-        self.session.is_finished()
+        self.session.is_finished() && !self.stream.as_ref().is_some_and(Stream::has_output)
     }
 
     /// The next turn has something to do for it that no descriptor and no answer announces.
@@ -268,6 +256,6 @@ impl Connection {
         }
         let has_input = self.readable || !self.rest.is_empty();
         let input = has_input && self.wants_input() && !self.lacks_memory();
-        input || (self.writable && self.session.has_output())
+        input || (self.writable && self.has_output())
     }
 }

@@ -11,6 +11,7 @@ use session::nbd::{Transmission, TransmissionError, UnknownTag, Wait};
 use session::nvme_tcp::{Attach, Queue, QueueError, Slices, Subsystem};
 
 use super::Hands;
+use super::stream::Stalled;
 
 /// A client whose handshake is done.
 #[derive(Debug)]
@@ -45,6 +46,8 @@ pub(super) enum Over {
     Nbd(#[from] TransmissionError),
     #[error(transparent)]
     Nvme(#[from] QueueError),
+    #[error(transparent)]
+    Tls(#[from] Stalled),
 }
 
 /// A client's session.

@@ -10,6 +10,8 @@ use throttle::{DimLimits, Work};
 
 use super::*;
 
+mod secured;
+
 const BLOCKS: u64 = 1 << 16;
 /// Places for connections: one volume gets half.
 const CONNECTIONS: u32 = 128;
@@ -49,11 +51,7 @@ impl Bench {
     fn connect_to(&mut self, volume: VolumeId) -> UnixStream {
         let (ours, theirs) = UnixStream::pair().unwrap();
         theirs.set_nonblocking(true).unwrap();
-        let export = Export::new("disk", "", volume, BlockSize::B4096, BLOCKS).unwrap();
-        let attach = Attach { export, structured: false, allocation: false, secured: false };
-        let session = Box::new(Transmission::new(attach, Bounds::default()));
-        let guest = Guest::Nbd(session);
-        let arrival = Arrival { stream: Stream::Unix(theirs), guest, rest: Vec::new() };
+        let arrival = Arrival { stream: theirs.into(), guest: guest(volume), rest: Vec::new() };
         self.server.connect(self.now_ns, arrival, &mut self.wait);
         ours
     }
@@ -86,6 +84,12 @@ fn request(command: u16, flags: u16, cookie: u64, offset: u64, length: u32) -> V
     octets.extend(offset.to_be_bytes());
     octets.extend(length.to_be_bytes());
     octets
+}
+
+fn guest(volume: VolumeId) -> Guest {
+    let export = Export::new("disk", "", volume, BlockSize::B4096, BLOCKS).unwrap();
+    let attach = Attach { export, structured: false, allocation: false, secured: false };
+    Guest::Nbd(Box::new(Transmission::new(attach, Bounds::default())))
 }
 
 fn null() -> Target {

@@ -76,7 +76,7 @@ pub enum Next {
     /// Read, and call [`Handshake::process_bytes`], which may go on even without new bytes.
     Read,
     /// Do the TLS handshake as its server, then call [`Handshake::tls_started`]. Bytes that were read and not
-    /// consumed belong to it.
+    /// consumed came too early: the client has to wait for the answer.
     StartTls,
     /// Make a [`super::Transmission`] of this. Bytes that were read and not consumed belong to it.
     Attach(Attach),
