@@ -22,6 +22,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("store", &[]),
     ("tidegate-dataplane", &["agent", "engine", "port"]),
     ("verdict", &[]),
+    ("contract", &[]),
 ];
 
 /// Crates that may use everything and that nothing may use.

@@ -1,0 +1,272 @@
+//! What people and programs may ask of the control plane, and what they are answered.
+//!
+//! Every change carries an idempotency key, so that a client which did not hear the answer may ask again, and may
+//! carry the revision that it expects, so that it does not undo what another one did.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{EventId, LeaseId, Name, NodeId, OperationId, Revision, TenantId, VolumeId};
+use crate::object::{Class, EventKind, Lease, PolicyRef, Rule, Trigger};
+use crate::resources::{Limit, Resources, VolumeLimits};
+
+/// Something asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// The same key gets the same answer and is carried out once; empty = not wanted.
+    #[serde(default)]
+    pub idempotency_key: String,
+    /// The revision of the object that it is about; none = whichever.
+    #[serde(default)]
+    pub expected_revision: Option<Revision>,
+    /// What.
+    pub command: Command,
+}
+
+/// What may be asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Command {
+    /// Make a tenant, or change it.
+    TenantPut {
+        /// Its name.
+        name: Name,
+        /// Its network identifier.
+        vni: Option<u32>,
+        /// Its share; 0 counts as 1.
+        weight: u32,
+        /// Its rules.
+        rules: Vec<Rule>,
+    },
+    /// Remove a tenant that has no volume.
+    TenantDelete {
+        /// Which.
+        tenant: TenantId,
+    },
+    /// Make a volume and serve it.
+    VolumeCreate {
+        /// What hosts call it.
+        name: Name,
+        /// Whose it is.
+        tenant: TenantId,
+        /// Its size.
+        size_bytes: u64,
+        /// Where its files go.
+        pool: Name,
+        /// Firm, or best effort.
+        class: Class,
+        /// Its limits.
+        limits: VolumeLimits,
+        /// The node that serves it; none = chosen by weight.
+        on: Option<NodeId>,
+    },
+    /// Give a volume other limits.
+    VolumeLimit {
+        /// Which.
+        volume: VolumeId,
+        /// The new ones.
+        limits: VolumeLimits,
+    },
+    /// Change its size.
+    VolumeResize {
+        /// Which.
+        volume: VolumeId,
+        /// The new size.
+        size_bytes: u64,
+    },
+    /// Remove it.
+    VolumeDelete {
+        /// Which.
+        volume: VolumeId,
+        /// Overwrite it first.
+        wipe: bool,
+    },
+    /// Check it.
+    VolumeScrub {
+        /// Which.
+        volume: VolumeId,
+    },
+    /// Copy it.
+    VolumeClone {
+        /// Which.
+        volume: VolumeId,
+        /// What the copy is called.
+        name: Name,
+    },
+    /// Give its extents more room.
+    VolumeExpand {
+        /// Which.
+        volume: VolumeId,
+    },
+    /// Serve it on another worker.
+    VolumeMoveWorker {
+        /// Which.
+        volume: VolumeId,
+        /// The worker.
+        worker: u16,
+    },
+    /// Serve it on another node.
+    VolumeMove {
+        /// Which.
+        volume: VolumeId,
+        /// The node; none = chosen by weight.
+        to: Option<NodeId>,
+        /// Now, or when it disturbs least.
+        at_once: bool,
+        /// It must have begun within so long; none = within the default.
+        deadline_ms: Option<u64>,
+    },
+    /// Give a node nothing new, or let it have something again.
+    NodeCordon {
+        /// Which.
+        node: NodeId,
+        /// Nothing new.
+        cordoned: bool,
+    },
+    /// Forget a lost node that serves nothing.
+    NodeRemove {
+        /// Which.
+        node: NodeId,
+    },
+    /// Change a limit of the ledger.
+    LimitPut(Limit),
+    /// Give up an operation that does not run yet.
+    OperationCancel {
+        /// Which.
+        operation: OperationId,
+    },
+    /// Register an event about a volume.
+    EventRegister {
+        /// What.
+        kind: EventKind,
+        /// About which.
+        volume: VolumeId,
+        /// Why.
+        trigger: Trigger,
+    },
+    /// Take a lease from some producer.
+    LeaseAcquire {
+        /// Who asks.
+        consumer: Name,
+        /// What for.
+        resources: Resources,
+        /// What it saw of the producers that it used.
+        observed: Vec<Observed>,
+    },
+    /// Keep a lease; the answer may be one from another producer.
+    LeaseRenew {
+        /// Which.
+        lease: LeaseId,
+        /// Who asks.
+        consumer: Name,
+        /// What it saw of the producers that it used.
+        observed: Vec<Observed>,
+    },
+    /// Give a lease back.
+    LeaseRelease {
+        /// Which.
+        lease: LeaseId,
+        /// Who asks.
+        consumer: Name,
+    },
+    /// Judge nodes again although a large part of the fleet vanished at once.
+    ValveOpen,
+}
+
+/// What a consumer saw of a producer since it last said so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Observed {
+    /// The producer.
+    pub producer: NodeId,
+    /// Requests.
+    pub requests: u64,
+    /// Of which failed.
+    pub errors: u64,
+    /// Mean time to answer, microseconds.
+    pub response_us: u64,
+}
+
+/// What is answered.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// The tenant that it was about.
+    pub tenant: Option<TenantId>,
+    /// The volume that it was about.
+    pub volume: Option<VolumeId>,
+    /// The event that was registered.
+    pub event: Option<EventId>,
+    /// The work that it leads to.
+    pub operation: Option<OperationId>,
+    /// The lease that was granted.
+    pub lease: Option<Lease>,
+    /// How long the lease lasts from now.
+    pub remaining_ms: Option<u64>,
+    /// The revision of the object now.
+    pub revision: Revision,
+}
+
+/// Why something asked for is not done. Nothing of it was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
+pub enum Refused {
+    /// There is none.
+    #[error("there is no {0}")]
+    NotFound(String),
+    /// There is one already.
+    #[error("{0} is there already; choose another name")]
+    Exists(String),
+    /// Another one was faster.
+    #[error("it is at revision {is}, not {expected}; read it again and decide anew", is = .is.0, expected = .expected.0)]
+    Revision {
+        /// Expected.
+        expected: Revision,
+        /// There.
+        is: Revision,
+    },
+    /// The same key was used for something else.
+    #[error("the idempotency key was used for another request; use a new one")]
+    KeyReused,
+    /// It makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+    /// It cannot be done while things are so.
+    #[error("{0}")]
+    Conflict(String),
+    /// A bound of the control plane is reached.
+    #[error("there are {max} {what} already; remove some")]
+    TooMany {
+        /// Of what.
+        what: String,
+        /// Most.
+        max: u64,
+    },
+    /// No node has room.
+    #[error("no node has room for {need}; free some, add a node, or ask again in {retry_after_ms} ms")]
+    NoRoom {
+        /// What was asked for.
+        need: Resources,
+        /// When it may be worth asking again.
+        retry_after_ms: u64,
+    },
+}
+
+/// Why something is as it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// What it is about.
+    pub about: String,
+    /// In one sentence.
+    pub state: String,
+    /// One sentence for each thing that holds it or led to it, the most important first.
+    pub reasons: Vec<Reason>,
+}
+
+/// A reason.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reason {
+    /// The sentence.
+    pub text: String,
+    /// The node that it names.
+    pub node: Option<NodeId>,
+    /// Who decided so.
+    pub policy: Option<PolicyRef>,
+}
