@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod trace;
 mod volume;
 
 use std::io::{IsTerminal, Write};
@@ -55,6 +56,8 @@ enum Command {
         #[arg(short, long, value_enum, default_value_t = Output::Table)]
         output: Output,
     },
+    /// Show where the time of I/Os went, one below the other
+    Trace(trace::Args),
     /// Make, check and change thin volumes, which `medium = "file"` serves
     #[command(subcommand)]
     Volume(volume::Command),
@@ -95,6 +98,7 @@ fn main() -> ExitCode {
         Command::Stats { socket, watch, volumes, limit, output } => {
             stats(&socket, watch, &volumes, limit, output)
         }
+        Command::Trace(args) => trace::run(&args),
         Command::Volume(command) => volume::run(command),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -86,11 +86,13 @@ fn targets() -> Outcome<Vec<String>> {
     Ok(names)
 }
 
-/// Every interleaving of the ring, the sleep handshake and the seqlock, within loom's bounds.
+/// Every interleaving of the rings, the sleep handshake and the seqlock, within loom's bounds.
 pub fn loom() -> Outcome {
-    for (package, tests) in
-        [("frame", &["loom_ring"][..]), ("engine", &["loom_handshake", "loom_seqlock"][..])]
-    {
+    for (package, tests) in [
+        ("frame", &["loom_ring"][..]),
+        ("trace", &["loom_ring"][..]),
+        ("engine", &["loom_handshake", "loom_seqlock"][..]),
+    ] {
         let mut command = cargo();
         command.args(["test", "--quiet", "--release", "--package", package]);
         for test in tests {

@@ -9,6 +9,7 @@ use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 
 use crate::report::Report;
+use crate::traces::{TraceQuery, TraceReport};
 
 /// Why a data plane could not be asked.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +65,16 @@ fn only_socket(folder: &Path) -> Result<PathBuf, AskError> {
 /// Asks for a report.
 pub fn stats(socket: &Path, prefix: &str, limit: usize) -> Result<Report, AskError> {
     let path = format!("/stats?volumes={}&limit={limit}", encoded(prefix));
+    let body = ask(socket, Method::GET, &path, ANSWER)?;
+    serde_json::from_slice(&body).map_err(|error| AskError::Broken(error.to_string()))
+}
+
+/// Asks for I/Os that were followed.
+pub fn trace(socket: &Path, asked: &TraceQuery) -> Result<TraceReport, AskError> {
+    let TraceQuery { volume, after, outliers, slowest, limit } = asked;
+    let volume = encoded(volume);
+    let path =
+        format!("/trace?volume={volume}&after={after}&outliers={outliers}&slowest={slowest}&limit={limit}");
     let body = ask(socket, Method::GET, &path, ANSWER)?;
     serde_json::from_slice(&body).map_err(|error| AskError::Broken(error.to_string()))
 }

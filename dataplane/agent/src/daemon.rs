@@ -22,6 +22,7 @@ use crate::config::exports::Served;
 use crate::config::{self, File, LowerError, Names, ReadError};
 use crate::exports::{self, ServeError};
 use crate::tls::{Tls, TlsError};
+use crate::traces::Traces;
 
 /// How long workers may take to confirm a snapshot.
 const CONFIRM: Duration = Duration::from_secs(30);
@@ -44,6 +45,8 @@ pub struct Daemon {
     offers: Vec<Export>,
     /// What NVMe hosts are told, in the same order.
     listed: Vec<Listed>,
+    /// What is known of the requests that are followed.
+    traces: Traces,
 }
 
 /// What a data plane runs, as a person named it.
@@ -85,6 +88,9 @@ pub enum StartError {
         /// What is wrong.
         source: ServeError,
     },
+    /// No thread.
+    #[error("cannot start the thread that collects traces: {0}")]
+    Thread(std::io::Error),
 }
 
 /// Why a reload changed nothing.
@@ -160,6 +166,7 @@ fn lower(path: &Path, file: &File) -> Result<(Plan, Snapshot, Names), StartError
         config::exports::listen(file)?;
         config::exports::listen_nvme(file)?;
         config::exports::served(file)?;
+        config::traces::collector(file)?;
         let plan = config::lower::plan(file)?;
         let mut names = Names::default();
         let snapshot = config::lower::snapshot(file, FIRST, &[], &mut names, None)?;
@@ -179,7 +186,10 @@ impl Daemon {
         let served = config::exports::served(&file)
             .map_err(|source| StartError::Lower { path: path.to_owned(), source })?;
         let tls = ArcSwapOption::new(tls(&file)?);
+        let collector = config::traces::collector(&file)
+            .map_err(|source| StartError::Lower { path: path.to_owned(), source })?;
         let node = Node::start(plan, snapshot)?;
+        let traces = Traces::start(&node, collector).map_err(StartError::Thread)?;
         let offer = |volume: &Served| {
             exports::offer(&node, volume, &volume.limits(&names), file.serve.hugepages)
                 .map_err(|source| StartError::Serve { name: volume.name.clone(), source })
@@ -188,7 +198,7 @@ impl Daemon {
         let (offers, listed) = offers.into_iter().unzip();
         let running = ArcSwap::from_pointee(Running { file: Arc::new(file), names, version: FIRST });
         let (path, publishing) = (path.to_owned(), Mutex::new(()));
-        Ok(Daemon { path, node, running, publishing, confirm: CONFIRM, tls, offers, listed })
+        Ok(Daemon { path, node, running, publishing, confirm: CONFIRM, tls, offers, listed, traces })
     }
 
     /// What holds of TLS for clients that come now.
@@ -199,6 +209,11 @@ impl Daemon {
     /// What NBD clients can attach.
     pub fn offers(&self) -> &[Export] {
         &self.offers
+    }
+
+    /// The requests that are followed.
+    pub(crate) fn traces(&self) -> &Traces {
+        &self.traces
     }
 
     /// The subsystems that NVMe hosts can attach, by volume.
@@ -250,13 +265,17 @@ impl Daemon {
             .map_err(|source| ReloadError::Lower { path: self.path.clone(), source })?;
         config::exports::listen(&file)
             .map_err(|source| ReloadError::Lower { path: self.path.clone(), source })?;
+        let collector = config::traces::collector(&file)
+            .map_err(|source| ReloadError::Lower { path: self.path.clone(), source })?;
         let tls = tls(&file)?;
         let version = self.publish(&alone, Arc::new(file))?;
         self.tls.store(tls);
+        self.traces.collected().set_config(collector);
         let running = self.running.load();
         for volume in &served {
             // A worker that has ended was told of by the publication.
             self.node.limit(volume.worker, volume.volume, &volume.limits(&running.names));
+            self.node.sample(volume.worker, volume.volume, volume.sample);
         }
         info!(version, "configuration reloaded");
         Ok(version)
@@ -334,11 +353,12 @@ impl Daemon {
 /// What a restart alone can change must be as it runs.
 fn check_fixed(old: &File, new: &File) -> Result<(), ReloadError> {
     let same = |a: &dyn Debug, b: &dyn Debug| format!("{a:?}") == format!("{b:?}");
-    let parts: [(&'static str, bool); 7] = [
+    let parts: [(&'static str, bool); 8] = [
         ("[node]", same(&old.node, &new.node)),
         ("[frames]", same(&old.frames, &new.frames)),
         ("[[worker]]", same(&old.worker, &new.worker)),
         ("[[port]]", same(&old.port, &new.port)),
+        ("trace.records", old.trace.records == new.trace.records),
         ("[trap]", same(&old.trap, &new.trap)),
         ("the set of ports that are underlays", underlays(old) == underlays(new)),
         ("what is served, beyond its limits,", config::exports::same(old, new)),

@@ -83,7 +83,8 @@ pub(crate) fn offer(
     let serial: String = identity.iter().take(10).map(|byte| format!("{byte:02x}")).collect();
     let hosts = served.hosts.clone();
     let subsystem = Subsystem::new(&listed.nqn, &serial, hosts, vec![namespace], SubsystemLimits::default())?;
-    node.serve(served.worker, target.with_subsystem(subsystem), limits)?;
+    let target = target.with_subsystem(subsystem).with_sampling(served.sample);
+    node.serve(served.worker, target, limits)?;
     Ok((export, listed))
 }
 

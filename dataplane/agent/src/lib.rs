@@ -4,6 +4,7 @@
 //! - [`daemon`] keeps a node and its file in step: start, reload, ports that come and go.
 //! - `exports` opens the volumes that are served here; `listen` lets clients in, `nbd` and `nvme` talk to them up
 //!   to their volume, `tls` encrypts.
+//! - [`traces`] collects the I/Os that are followed, [`waterfall`] draws one.
 //! - `unix` makes the sockets that have a place in the file system.
 //! - [`server`] answers on a Unix socket and on loopback; [`client`] is its other end.
 //! - [`report`] is what a data plane says about itself, [`table`] shows it to a person, [`metrics`] to
@@ -23,4 +24,6 @@ pub mod report;
 pub mod server;
 pub mod table;
 mod tls;
+pub mod traces;
 mod unix;
+pub mod waterfall;

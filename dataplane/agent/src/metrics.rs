@@ -27,6 +27,8 @@ pub fn text(report: &Report) -> Result<String, std::fmt::Error> {
     ports(&mut registry, report);
     volumes(&mut registry, report);
     exports(&mut registry, report);
+    latencies(&mut registry, report);
+    traces(&mut registry, report);
     let mut text = String::new();
     encode(&mut text, &registry)?;
     Ok(text)
@@ -163,5 +165,45 @@ fn exports(registry: &mut Registry, report: &Report) {
                     .set(level);
             }
         }
+    }
+}
+
+/// Quantiles over the last windows, by kind of request and by stage.
+fn latencies(registry: &mut Registry, report: &Report) {
+    type Seconds = Family<Labels, Gauge<f64, std::sync::atomic::AtomicU64>>;
+    let mut family = |name: &str, help: &str| -> Seconds {
+        let family = Family::default();
+        registry.register_with_unit(name, help, Unit::Seconds, Family::clone(&family));
+        family
+    };
+    let whole = family("export_latency", "Time from a request to its answer, of requests that were followed");
+    let stages = family("export_stage_latency", "The same by stage, of requests that had it");
+    for export in &report.exports {
+        let Some(latency) = &export.latency else { continue };
+        for (family, key, all) in [(&whole, "kind", &latency.kinds), (&stages, "stage", &latency.stages)] {
+            for (name, quantiles) in all {
+                for (quantile, ns) in [("0.5", quantiles.p50_ns), ("0.99", quantiles.p99_ns)] {
+                    let label = [("export", export.name.clone()), (key, name.clone())];
+                    let labels = label.into_iter().chain([("quantile", quantile.to_owned())]).collect();
+                    family.get_or_create(&labels).set(ns as f64 / 1e9);
+                }
+            }
+        }
+    }
+}
+
+fn traces(registry: &mut Registry, report: &Report) {
+    let help =
+        "Requests followed, of these incomplete ones and outliers, suppressed outliers, and records lost";
+    let events = counter(registry, "trace_events", help);
+    let seen = &report.traces;
+    for (event, count) in [
+        ("traces", seen.traces),
+        ("incomplete", seen.incomplete),
+        ("outliers", seen.outliers),
+        ("suppressed", seen.suppressed),
+        ("lost", seen.lost),
+    ] {
+        events.get_or_create(&vec![("event", event.to_owned())]).inc_by(count);
     }
 }

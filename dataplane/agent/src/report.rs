@@ -8,6 +8,7 @@ use engine::{PortState, ServedFigures, VolumeFigures};
 use serde::{Deserialize, Serialize};
 
 use crate::daemon::Daemon;
+use crate::traces::{self, Collected, Latency};
 
 /// Everything that a data plane says about itself at one instant.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -28,6 +29,8 @@ pub struct Report {
     pub volumes_total: usize,
     /// What it exports, as much as was asked for.
     pub exports: Vec<Export>,
+    /// What is known of the I/Os that are followed.
+    pub traces: Collected,
 }
 
 /// One worker.
@@ -113,6 +116,8 @@ pub struct Export {
     pub bytes: Credits,
     /// Credits in operations.
     pub operations: Credits,
+    /// Latencies over the last windows, if any of its I/Os was followed.
+    pub latency: Option<Latency>,
 }
 
 /// Balance in one dimension.
@@ -159,8 +164,9 @@ pub fn report(daemon: &Daemon, prefix: &str, limit: usize) -> Report {
     let workers = counters.iter().zip(&plan.workers).map(|(record, plan)| worker(record, plan.cpu)).collect();
     let (version, at_ns) = (node.running(), engine::clock::monotonic_ns());
     let exports = exports(daemon, prefix, limit);
+    let traces = Collected::of(daemon.traces().collected().counts());
     let (node, volumes_total) = (running.file.node.name.clone(), running.file.volume.len());
-    Report { node, version, at_ns, workers, ports, volumes, volumes_total, exports }
+    Report { node, version, at_ns, workers, ports, volumes, volumes_total, exports, traces }
 }
 
 fn exports(daemon: &Daemon, prefix: &str, limit: usize) -> Vec<Export> {
@@ -170,9 +176,12 @@ fn exports(daemon: &Daemon, prefix: &str, limit: usize) -> Vec<Export> {
     let figures: HashMap<u32, ServedFigures> =
         daemon.node().served().into_iter().map(|figures| (figures.volume, figures)).collect();
     let chosen = daemon.offers().iter().filter(|offer| offer.name().starts_with(prefix)).take(limit);
-    chosen
-        .filter_map(|offer| Some(export(offer.name().to_owned(), figures.get(&offer.volume().0)?)))
-        .collect()
+    let collector = daemon.traces().collected();
+    let one = |offer: &engine::session::nbd::Export| {
+        let latency = traces::latency(&collector, offer.volume());
+        Some(Export { latency, ..export(offer.name().to_owned(), figures.get(&offer.volume().0)?) })
+    };
+    chosen.filter_map(one).collect()
 }
 
 fn export(name: String, figures: &ServedFigures) -> Export {
@@ -197,6 +206,7 @@ fn export(name: String, figures: &ServedFigures) -> Export {
         waited_ns: figures.credits.parked_ns,
         bytes: credits(&figures.balance.bytes),
         operations: credits(&figures.balance.packets),
+        latency: None,
     }
 }
 

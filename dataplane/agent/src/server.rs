@@ -19,6 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
 
 use crate::daemon::{Daemon, StartError};
+use crate::traces::{self, TraceQuery};
 use crate::unix::{self, Unlink};
 use crate::{listen, metrics, nbd, nvme, report, tls};
 
@@ -267,6 +268,7 @@ async fn bind_metrics(address: SocketAddr) -> Result<tokio::net::TcpListener, Ru
 fn control_router(daemon: Weak<Daemon>) -> Router {
     Router::new()
         .route("/stats", get(stats))
+        .route("/trace", get(trace))
         .route("/reload", post(post_reload))
         .merge(readable())
         .with_state(daemon)
@@ -289,6 +291,14 @@ async fn stats(State(daemon): State<Weak<Daemon>>, Query(which): Query<Which>) -
     with(daemon, move |daemon| report::report(daemon, &which.volumes, limit))
         .await
         .map_or_else(IntoResponse::into_response, |report| Json(report).into_response())
+}
+
+async fn trace(State(daemon): State<Weak<Daemon>>, Query(asked): Query<TraceQuery>) -> Response {
+    match with(daemon, move |daemon| traces::report(daemon, &asked)).await {
+        Ok(Ok(report)) => Json(report).into_response(),
+        Ok(Err(unknown)) => (StatusCode::NOT_FOUND, unknown.to_string()).into_response(),
+        Err(gone) => gone.into_response(),
+    }
 }
 
 async fn prometheus(State(daemon): State<Weak<Daemon>>) -> Response {

@@ -177,16 +177,19 @@ fn exports(out: &mut String, now: &Report, before: &Report, rate: Rate<'_>) {
     let width = width(now.exports.iter().map(|export| &export.name));
     line!(
         out,
-        "\n{:<width$}{:>6}{:>10}{:>10}{:>10}{:>10}  {:<24}{:>10}{:>8}{:>8}",
+        "\n{:<width$}{:>6}{:>10}{:>10}{:>10}{:>10}{:>17}{:>17}  {:<24}{:>10}{:>8}{:>9}{:>8}",
         "EXPORT",
         "CONNS",
         "READ/s",
         "WRITE/s",
         "RD BYTE/s",
         "WR BYTE/s",
+        "RD p50/p99",
+        "WR p50/p99",
         "CREDITS",
         "MAY OP",
         "WAITING",
+        "WAITED%",
         "ERRORS"
     );
     let old: HashMap<&str, &Export> =
@@ -198,19 +201,32 @@ fn exports(out: &mut String, now: &Report, before: &Report, rate: Rate<'_>) {
         let credits = if export.bytes.burst_cap.is_some() { export.bytes } else { export.operations };
         line!(
             out,
-            "{:<width$}{:>6}{:>10}{:>10}{:>10}{:>10}  {:<24}{:>10}{:>8}{:>8}",
+            "{:<width$}{:>6}{:>10}{:>10}{:>10}{:>10}{:>17}{:>17}  {:<24}{:>10}{:>8}{:>9}{:>8}",
             export.name,
             export.connections,
             per_s("reads"),
             per_s("writes"),
             per_s("read_bytes"),
             per_s("written_bytes"),
+            quantiles(export, "read"),
+            quantiles(export, "write"),
             bar(&credits),
             export.operations.permitted_rate.map_or("-".to_owned(), |rate| si(rate as f64)),
             export.waiting,
+            // Of each second, summed over all that waited in it.
+            format!("{:.1}", rate(export.waited_ns, old.waited_ns) / 1e7),
             get(export, "errors"),
         );
     }
+}
+
+/// Median and 99th percentile of a kind of request.
+fn quantiles(export: &Export, kind: &str) -> String {
+    let quantiles = export.latency.as_ref().and_then(|latency| latency.kinds.get(kind));
+    quantiles.map_or("-".to_owned(), |one| {
+        let short = |ns| crate::waterfall::time(ns).replace(' ', "");
+        format!("{}/{}", short(one.p50_ns), short(one.p99_ns))
+    })
 }
 
 /// Width of a first column with these names.

@@ -113,6 +113,34 @@ pub struct Done<B> {
     pub buffer: Option<B>,
 }
 
+/// What a followed request has just left behind in its volume (capability F3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// It waits for an earlier request on the same blocks; 0 if that one is not followed.
+    Behind(TraceId),
+    /// It has waited for earlier requests on the same blocks.
+    Queued,
+    /// Its place is known: the medium is asked for its data.
+    Mapped,
+    /// The medium has read or written its data.
+    Moved,
+    /// Its record is in the volume's log.
+    Logged,
+    /// No higher epoch owns the volume.
+    Looked,
+    /// What it has waited for is on stable media.
+    Synced,
+}
+
+/// Said by a volume of a request whose [`TraceId`] is not 0. It has no clock: whoever takes the mark knows when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// The request.
+    pub trace: TraceId,
+    /// What it has done.
+    pub step: Step,
+}
+
 /// A run of blocks that are all written, or all not: one record in the answer to [`Op::Extents`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {

@@ -16,7 +16,7 @@ mod io;
 mod status;
 
 pub use file::{Act, Fault, FileId, FileName, Finished, NotOurs, Piece, Request};
-pub use io::{Done, Extent, Io, Op};
+pub use io::{Done, Extent, Io, Mark, Op, Step};
 pub use status::Status;
 
 use std::fmt;

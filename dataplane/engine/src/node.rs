@@ -16,6 +16,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use frame::{Backing, Consumer, Frame, IoSlab, Pool, Producer, Slab, ring};
 use overlay::{NeighbourLimits, Neighbours, Tables};
 use throttle::{Limits, PoolError, Shaper, ShaperConfig};
+use trace::Tracer;
 use tracing::{info, warn};
 
 use crate::awake::{AwakeParams, Downstream, SourceTable, Stage1};
@@ -57,6 +58,7 @@ pub struct Node {
     deaths: Receiver<WorkerDied>,
     first_dead: Arc<AtomicUsize>,
     published: Mutex<Published>,
+    traces: Mutex<Vec<trace::Reader>>,
 }
 
 struct Handle {
@@ -151,11 +153,13 @@ impl Node {
             failures,
             retired,
             deaths,
+            traces: Vec::new(),
         };
         let mut workers = Vec::with_capacity(count);
         for (index, (wait, seat)) in waits.into_iter().zip(meeting(count)).enumerate() {
             workers.push(builder.spawn(index, wait, &mut links, &wakers, seat)?);
         }
+        let traces = Mutex::new(std::mem::take(&mut builder.traces));
         drop(builder);
         let reaper = thread("tidegate-reaper", move || reap(&retiring))?;
         let (states, changes, keeper) = keep_ports(&plan, &slab, &workers, failed)?;
@@ -176,6 +180,7 @@ impl Node {
             deaths: told,
             first_dead,
             published,
+            traces,
         };
         let first = Snapshot::clone(&snapshot);
         if let Err(error) = node.publish_as(first, true) {
@@ -321,6 +326,17 @@ impl Node {
         sent == Some(Ok(()))
     }
 
+    /// Follows one in `one_in` requests of a served volume from now on; 0 = none. False when its worker has ended.
+    pub fn sample(&self, worker: usize, volume: VolumeId, one_in: u32) -> bool {
+        let sent = self.workers.get(worker).map(|worker| worker.send(Command::Sample { volume, one_in }));
+        sent == Some(Ok(()))
+    }
+
+    /// The records of the requests that the workers follow, to be collected; they are handed out once.
+    pub fn take_traces(&self) -> Vec<trace::Reader> {
+        std::mem::take(&mut *self.traces.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Figures of the served volumes. Those of a worker that does not answer within a second are missing.
     pub fn served(&self) -> Vec<ServedFigures> {
         let ask = |worker: &Handle| worker.ask(|reply| Command::Served { reply });
@@ -424,6 +440,7 @@ struct Builder<'a> {
     failures: Sender<PortFailed>,
     retired: Sender<Retired>,
     deaths: Deaths,
+    traces: Vec<trace::Reader>,
 }
 
 /// How a worker that dies says so.
@@ -476,6 +493,7 @@ impl Builder<'_> {
             .collect();
         let now_ns = monotonic_ns();
         let workers = self.plan.workers.len();
+        let server = self.server(index, now_ns);
         let worker = Worker {
             pool: Pool::new(self.slab),
             gateway: self.gateway(index, io.ports.len(), now_ns),
@@ -493,12 +511,7 @@ impl Builder<'_> {
             cpus: self.cpus,
             pending: None,
             turns_to_command: 0,
-            server: self
-                .plan
-                .serve
-                .as_ref()
-                .zip(self.io_slab)
-                .map(|(plan, slab)| Server::new(slab, plan, now_ns)),
+            server,
             meeting: seat,
         };
         let (cpu, deaths) = (self.plan.workers[index].cpu, self.deaths.clone());
@@ -507,6 +520,14 @@ impl Builder<'_> {
             live(index, worker, &deaths);
         })?;
         Ok(Handle { commands, waker, running, counters, thread: Some(thread) })
+    }
+
+    fn server(&mut self, index: usize, now_ns: u64) -> Option<Server> {
+        let (plan, slab) = self.plan.serve.as_ref().zip(self.io_slab)?;
+        let (writer, reader) = trace::ring(plan.trace_records);
+        self.traces.push(reader);
+        // INVARIANT: there are at most 64 workers.
+        Some(Server::new(slab, plan, Tracer::new(index as u8, writer), now_ns))
     }
 
     fn io(&self, index: usize, links: &mut [Vec<Link>], wakers: &[Waker]) -> Io {

@@ -24,6 +24,8 @@
 //! number of connections, which take turns; nothing here waits.
 
 mod connection;
+mod follow;
+mod hands;
 mod session;
 mod stream;
 mod target;
@@ -31,14 +33,14 @@ mod target;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use ::session::Sink;
-use ::session::nbd::Wait;
-use block::{Done, IO_BYTES_MAX, Io, Lba, Op, Tag, VolumeId};
+use block::{Done, IO_BYTES_MAX, Io, Tag, TraceId, VolumeId};
 use frame::{IO_REGION_BYTES, IoBuffer, IoPool, IoShare, IoSlab, IoSlabConfig};
 use media::{FileConfig, FileMedia, Media};
-use throttle::{Admission, Cost, Lane, Limits, ParkLimits, Shaper, ShaperConfig};
+use throttle::{Limits, ParkLimits, Shaper, ShaperConfig};
+use trace::{Medium, Stage, Tracer};
 use tracing::{debug, warn};
 
+use crate::clock::Stopwatch;
 use crate::node::GROUPS_MAX;
 use crate::snapshot::ChangedPools;
 use crate::wait::{WaitError, WaitPoint};
@@ -47,6 +49,8 @@ pub use self::session::Guest;
 use self::session::Session;
 pub use connection::Arrival;
 use connection::{Ask, Connection, Received};
+use follow::{Follower, Stamp};
+use hands::Hands;
 pub use stream::Stream;
 pub use target::{Target, TargetCounters, TargetError};
 
@@ -69,8 +73,6 @@ const TURN_TICKETS: usize = 256;
 const LOOK_TURNS: u32 = 16;
 /// Time between two looks at clients that stopped in the middle of a message.
 const EXPIRE_NS: u64 = 1_000_000_000;
-/// Bytes of one operation, as limits count them.
-const OPERATION_BYTES: u32 = 256 << 10;
 /// Names of descriptors at the wait point; ports have the numbers below.
 const FILES_TOKEN: u32 = 1 << 20;
 const FIRST_TOKEN: u32 = FILES_TOKEN + 1;
@@ -82,6 +84,8 @@ pub struct ServePlan {
     pub memory: IoSlabConfig,
     /// Connections per worker, at most [`CONNECTIONS_MAX`]; more are closed at once.
     pub connections_max: u32,
+    /// Records of followed requests per worker, 64 bytes each: those that wait to be collected.
+    pub trace_records: usize,
 }
 
 /// What is known about a served volume at one instant.
@@ -108,6 +112,10 @@ pub struct ServedFigures {
 struct Flight {
     connection: u32,
     tag: Tag,
+    /// By which its request is followed, or 0.
+    trace: TraceId,
+    /// It changes the volume.
+    writes: bool,
 }
 
 /// A connection's place in the queue for credits.
@@ -141,6 +149,7 @@ pub(crate) struct Server {
     /// Payload that a connection may hold and take more while it waits for credits.
     waiting_bytes_max: usize,
     shaper: Shaper<Ticket>,
+    tracer: Tracer,
     flights: Vec<Flight>,
     flights_free: Vec<u32>,
     submitted: Vec<Io<IoBuffer>>,
@@ -154,7 +163,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    pub fn new(slab: &Arc<IoSlab>, plan: &ServePlan, now_ns: u64) -> Server {
+    pub fn new(slab: &Arc<IoSlab>, plan: &ServePlan, tracer: Tracer, now_ns: u64) -> Server {
         let connections_max = plan.connections_max.min(CONNECTIONS_MAX);
         let config = ShaperConfig {
             volumes_max: SERVED_MAX,
@@ -177,6 +186,7 @@ impl Server {
             held_back: (slab.regions() / HELD_BACK).max(1),
             waiting_bytes_max: (slab.memory().1 / WAITING).clamp(IO_BYTES_MAX, WAITING_BYTES_MAX),
             shaper: Shaper::new(config, now_ns),
+            tracer,
             flights: Vec::new(),
             flights_free: Vec::new(),
             submitted: Vec::new(),
@@ -223,6 +233,13 @@ impl Server {
         }
     }
 
+    /// Follows one in `one_in` requests of a volume from now on.
+    pub fn set_sampling(&mut self, volume: VolumeId, one_in: u32) {
+        if let Some(target) = self.targets.get_mut(volume.0 as usize).and_then(Option::as_mut) {
+            target.sampler.set(one_in);
+        }
+    }
+
     /// Sets what volumes share from now on.
     pub fn set_pools(&mut self, now_ns: u64, pools: &ChangedPools) {
         pools.apply(now_ns, &mut self.shaper);
@@ -255,7 +272,7 @@ impl Server {
             return debug!(%volume, "a host came for a volume that is not there for its protocol");
         };
         target.connections += 1;
-        let connection = Connection::new(stream, session, rest, self.waiting_bytes_max);
+        let connection = Connection::new(stream, session, rest, self.waiting_bytes_max, now_ns);
         let connection = self.connections[index as usize].insert(connection);
         activate(&mut self.active, index, connection);
         // Its client may have said the first words already.
@@ -263,20 +280,21 @@ impl Server {
     }
 
     /// Does everything once. Returns how much moved.
-    pub fn turn(&mut self, now_ns: u64, wait: &mut WaitPoint) -> Result<usize, WaitError> {
+    pub fn turn(&mut self, watch: &Stopwatch, wait: &mut WaitPoint) -> Result<usize, WaitError> {
         if self.targets.is_empty() {
             return Ok(0);
         }
+        let now_ns = watch.turn_ns();
         self.look(wait)?;
         let mut moved = self.release(now_ns);
-        moved += self.complete(now_ns);
-        moved += self.receive(now_ns);
-        moved += self.pump(now_ns);
+        moved += self.complete(watch);
+        moved += self.receive(watch);
+        moved += self.pump(watch);
         // What this turn asked of the files leaves with one system call; what they answer is for the next.
         if let Some(files) = self.files.as_mut().filter(|files| files.in_flight() > 0) {
             files.poll(&mut self.finished);
         }
-        moved += self.send(now_ns);
+        moved += self.send(watch);
         if now_ns >= self.expire_ns {
             self.expire(now_ns);
         }
@@ -351,15 +369,18 @@ impl Server {
     }
 
     /// Takes what the files have answered.
-    fn complete(&mut self, now_ns: u64) -> usize {
+    fn complete(&mut self, watch: &Stopwatch) -> usize {
         let count = self.finished.len();
+        let mut follower = Follower { tracer: &mut self.tracer, watch };
         let mut finished = std::mem::take(&mut self.finished);
         for answer in finished.drain(..) {
             let volume = answer.volume;
             match self.targets.get_mut(volume.0 as usize).and_then(Option::as_mut) {
                 Some(target) => {
-                    target.complete(answer, &mut self.pool, now_ns);
-                    self.set_busy(volume);
+                    target.complete(answer, &mut self.pool, watch.turn_ns(), &mut follower);
+                    if !std::mem::replace(&mut target.listed, true) {
+                        self.busy.push(volume.0);
+                    }
                 }
                 None => answer.buffer.into_iter().for_each(|buffer| self.pool.free(buffer)),
             }
@@ -374,7 +395,8 @@ impl Server {
     }
 
     /// Receives on the connections whose turn it is and hands out what credits and memory allow.
-    fn receive(&mut self, now_ns: u64) -> usize {
+    fn receive(&mut self, watch: &Stopwatch) -> usize {
+        let now_ns = watch.turn_ns();
         let mut moved = 0;
         let count = self.active.len().min(TURN_CONNECTIONS);
         self.visited.extend(self.active.drain(..count));
@@ -390,7 +412,8 @@ impl Server {
             // wait for that.
             let held = if connection.session.awaits_payload() { 0 } else { may.held };
             self.pool.set_share(Some(IoShare { held, ..may }));
-            match connection.receive(&mut self.scratch, &mut self.pool, now_ns) {
+            let follows = target.sampler.is_on();
+            match connection.receive(&mut self.scratch, &mut self.pool, watch, follows) {
                 Received::Bytes(count) => moved += count,
                 Received::Nothing => {}
                 Received::Over(why) => {
@@ -403,16 +426,23 @@ impl Server {
             let mut hands = Hands {
                 connection: index,
                 block_bytes: target.block_size().bytes(),
+                medium: target.medium(),
                 credit: &mut connection.credit,
+                blocked: connection.blocked,
+                followed: &mut connection.followed,
                 shaper: &mut self.shaper,
                 flights: &mut self.flights,
                 flights_free: &mut self.flights_free,
                 submitted: &mut self.submitted,
+                tracer: &mut self.tracer,
+                sampler: &mut target.sampler,
+                unsynced: &mut target.unsynced,
+                stamp: Stamp::new(watch),
                 now_ns,
             };
             let subsystem = target.subsystem.as_deref_mut();
             let waits = connection.session.step(subsystem, &mut self.pool, &mut hands);
-            connection.starved = waits == Wait::Memory;
+            connection.set_waits(waits, now_ns);
             connection.account(&mut target.held_bytes);
             moved += self.submitted.len();
             if !self.submitted.is_empty() {
@@ -425,17 +455,30 @@ impl Server {
     }
 
     /// Moves the volumes on, and answers.
-    fn pump(&mut self, now_ns: u64) -> usize {
+    fn pump(&mut self, watch: &Stopwatch) -> usize {
+        let now_ns = watch.turn_ns();
         let mut moved = 0;
         let mut kept = 0;
         for at in 0..self.busy.len() {
             let number = self.busy[at];
             let Some(target) = self.targets[number as usize].as_mut() else { continue };
-            target.pump(self.files.as_mut(), &mut self.pool, now_ns);
+            let mut follower = Follower { tracer: &mut self.tracer, watch };
+            target.pump(self.files.as_mut(), &mut self.pool, now_ns, &mut follower);
+            let mut stamp = Stamp::new(watch);
             while let Some(done) = target.finished() {
                 moved += 1;
                 let flight = self.flights[done.tag.0 as usize];
                 self.flights_free.push(done.tag.0 as u32);
+                if flight.trace.0 != 0 {
+                    // Volumes in files have said themselves how far their medium came.
+                    if target.medium() != Medium::File {
+                        self.tracer.step(flight.trace, Stage::Media, stamp.ns());
+                    }
+                    self.tracer.answered(flight.trace, done.status);
+                    if flight.writes && done.status.is_ok() {
+                        target.unsynced.push(flight.trace);
+                    }
+                }
                 // INVARIANT: a session stays until it has all its answers.
                 let Some(connection) = self.connections[flight.connection as usize].as_mut() else {
                     continue;
@@ -463,7 +506,8 @@ impl Server {
 
     /// Sends what there is to say, to those that were received from and to those that got answers since, and lets
     /// go of connections that are silent or over.
-    fn send(&mut self, now_ns: u64) -> usize {
+    fn send(&mut self, watch: &Stopwatch) -> usize {
+        let now_ns = watch.turn_ns();
         let mut moved = 0;
         while self.visited.len() < TURN_CONNECTIONS
             && let Some(index) = self.active.pop_front()
@@ -476,8 +520,17 @@ impl Server {
         for index in self.visited.drain(..) {
             let slot = &mut self.connections[index as usize];
             let Some(connection) = slot.as_mut() else { continue };
-            moved += connection.send(&mut self.pool);
+            let sent = connection.send(&mut self.pool);
+            moved += sent;
+            if sent > 0 && connection.followed {
+                let mut stamp = Stamp::new(watch);
+                connection.session.ended(|trace| self.tracer.end(trace, stamp.ns()));
+                self.tracer.publish();
+            }
             if connection.is_over() {
+                if connection.followed {
+                    self.tracer.forget(index);
+                }
                 let volume = connection.volume();
                 if connection.credit.waits() {
                     self.shaper.cancel(now_ns, volume.0, |ticket| ticket.connection == index);
@@ -577,6 +630,7 @@ impl Server {
 
     /// Ends every connection, waits until the media have answered, and closes the volumes.
     pub fn stop(mut self, now_ns: u64) {
+        let watch = &Stopwatch::still(now_ns);
         for connection in self.connections.iter_mut().flatten() {
             connection.end(&mut self.pool);
         }
@@ -585,11 +639,11 @@ impl Server {
         }
         // Bounded: nothing new comes, and each round carries out all that is under way.
         for _ in 0..STOP_ROUNDS {
-            self.pump(now_ns);
+            self.pump(watch);
             if let Some(files) = &mut self.files {
                 files.drain(&mut self.finished);
             }
-            self.complete(now_ns);
+            self.complete(watch);
             if self.finished.is_empty() && self.targets.iter().flatten().all(|target| target.is_idle()) {
                 break;
             }
@@ -627,62 +681,6 @@ fn share(reserve: u32, target: &Target, connection: &Connection) -> IoShare {
 fn activate(active: &mut VecDeque<u32>, index: u32, connection: &mut Connection) {
     if !std::mem::replace(&mut connection.listed, true) {
         active.push_back(index);
-    }
-}
-
-/// What a session sees of us while it hands out its I/Os.
-struct Hands<'a> {
-    connection: u32,
-    credit: &'a mut connection::Credit,
-    block_bytes: u32,
-    shaper: &'a mut Shaper<Ticket>,
-    flights: &'a mut Vec<Flight>,
-    flights_free: &'a mut Vec<u32>,
-    submitted: &'a mut Vec<Io<IoBuffer>>,
-    now_ns: u64,
-}
-
-impl Sink for Hands<'_> {
-    fn admit(&mut self, volume: VolumeId, op: Op, lba: Lba, bytes: u32) -> bool {
-        let ask = Ask { op, lba, bytes };
-        if self.credit.take(ask) {
-            return true;
-        }
-        if self.credit.waits() {
-            return false;
-        }
-        // What carries no payload is one operation, however long its range.
-        let payload = if op.has_buffer() { bytes } else { 0 };
-        let cost = Cost {
-            bytes: payload,
-            packets: payload.div_ceil(OPERATION_BYTES).max(1),
-            offset: Some(lba.0 * u64::from(self.block_bytes)),
-        };
-        let ticket = Ticket { connection: self.connection, ask };
-        match self.shaper.admit(self.now_ns, volume.0, Lane::Forward, cost, ticket) {
-            // INVARIANT: there is room for a ticket of every connection, so that none is turned away.
-            Admission::Pass(_) | Admission::Full(_) => true,
-            Admission::Parked { .. } => {
-                self.credit.wait();
-                false
-            }
-        }
-    }
-
-    fn submit(&mut self, mut io: Io<IoBuffer>, _received_ns: u64) {
-        let flight = Flight { connection: self.connection, tag: io.tag };
-        let index = match self.flights_free.pop() {
-            Some(index) => {
-                self.flights[index as usize] = flight;
-                index
-            }
-            None => {
-                self.flights.push(flight);
-                self.flights.len() as u32 - 1
-            }
-        };
-        io.tag = Tag(u64::from(index));
-        self.submitted.push(io);
     }
 }
 

@@ -50,6 +50,8 @@ pub(crate) enum Command {
     Connect(Box<Arrival>),
     /// Change what a served volume may do.
     Limit { volume: VolumeId, limits: Box<Limits> },
+    /// Follow one in so many requests of a served volume.
+    Sample { volume: VolumeId, one_in: u32 },
     /// Copy figures of the served volumes.
     Served { reply: Sender<Vec<ServedFigures>> },
     /// Close everything and end.
@@ -135,7 +137,7 @@ impl Worker {
             }
             work += self.turn();
             if let Some(server) = &mut self.server {
-                work += server.turn(now_ns, &mut self.wait)?;
+                work += server.turn(&self.clock.stopwatch(), &mut self.wait)?;
             }
             self.turns_to_command =
                 if work == 0 { 0 } else { self.turns_to_command.checked_sub(1).unwrap_or(COMMAND_TURNS) };
@@ -260,6 +262,11 @@ impl Worker {
             Command::Limit { volume, limits } => {
                 if let Some(server) = &mut self.server {
                     server.set_limits(now_ns, volume, &limits);
+                }
+            }
+            Command::Sample { volume, one_in } => {
+                if let Some(server) = &mut self.server {
+                    server.set_sampling(volume, one_in);
                 }
             }
             Command::Served { reply } => {

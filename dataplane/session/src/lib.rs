@@ -18,11 +18,35 @@
 pub mod nbd;
 pub mod nvme_tcp;
 
-use block::{Io, Lba, Op, VolumeId};
+use block::{Io, Lba, Op, TraceId, VolumeId};
 use frame::IoBuffer;
+
+/// A request, as whoever decides whether it is followed must know it.
+#[derive(Clone, Copy, Debug)]
+pub struct Follow {
+    /// The volume asked.
+    pub volume: VolumeId,
+    /// What is asked for.
+    pub op: Op,
+    /// First block.
+    pub lba: Lba,
+    /// Length in bytes.
+    pub bytes: u32,
+    /// When the request had been read.
+    pub received_ns: u64,
+}
 
 /// Where the I/Os of a session go.
 pub trait Sink {
+    /// Whether a request is followed through every step (capability F3), and under which id; 0 = it is not. Asked once for
+    /// each request, before anything is asked for it. What was followed comes out of `ended` when its answer was sent.
+    fn follow(&mut self, _request: &Follow) -> TraceId {
+        TraceId(0)
+    }
+
+    /// A followed request has its credits, and its host was asked for the payload.
+    fn asked(&mut self, _trace: TraceId) {}
+
     /// Asks for credits. `false`: not now; the request stays in the session's queue, where the host feels it
     /// as a slow device, and the next `step` asks again. Only reads and changes are asked for; flushes and
     /// questions about allocation go out at once.

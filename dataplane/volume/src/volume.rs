@@ -14,8 +14,8 @@ mod write;
 use std::collections::VecDeque;
 
 use block::{
-    Act, BlockSize, Done, Epoch, Fault, FileId, FileName, Finished, Io, Lba, Op, Piece, Request, Status,
-    VolumeId,
+    Act, BlockSize, Done, Epoch, Fault, FileId, FileName, Finished, Io, Lba, Mark, Op, Piece, Request,
+    Status, Step, TraceId, VolumeId,
 };
 use frame::{IoBuffer, IoPool};
 
@@ -268,6 +268,8 @@ pub struct Volume {
     /// Files that are being opened: nothing else is asked for before.
     opening: u32,
     dones: VecDeque<Done<IoBuffer>>,
+    /// What followed requests have done since that was asked last.
+    marks: Vec<Mark>,
     spare_pieces: Vec<Vec<Piece>>,
     next_file: u32,
     free_files: Vec<FileId>,
@@ -302,6 +304,7 @@ impl Volume {
             in_flight: 0,
             opening: 0,
             dones: VecDeque::new(),
+            marks: Vec::new(),
             spare_pieces: Vec::new(),
             next_file: 0,
             free_files: Vec::new(),
@@ -421,8 +424,10 @@ impl Volume {
             return self.flush(index);
         }
         let held = Held { slot: index, first: span.first, end: span.end, write };
-        let blocked = self.held.iter().chain(&self.queue).any(|other| other.conflicts(&held));
-        if blocked {
+        let before = self.held.iter().chain(&self.queue).find(|other| other.conflicts(&held));
+        if let Some(before) = before {
+            let other = self.trace(before.slot);
+            self.mark(index, Step::Behind(other));
             self.queue.push_back(held);
         } else {
             self.held.push(held);
@@ -516,6 +521,7 @@ impl Volume {
             }
             self.queue.remove(at);
             self.held.push(held);
+            self.mark(held.slot, Step::Queued);
             self.advance(held.slot, pool);
         }
     }
@@ -533,6 +539,23 @@ impl Volume {
     /// The next answer.
     pub fn finished(&mut self) -> Option<Done<IoBuffer>> {
         self.dones.pop_front()
+    }
+
+    /// What followed requests have done, in this order, since that was asked last. What they did after the last
+    /// mark is said by their answer.
+    pub fn marks(&mut self) -> impl Iterator<Item = Mark> {
+        self.marks.drain(..)
+    }
+
+    fn mark(&mut self, index: u32, step: Step) {
+        let trace = self.trace(index);
+        if trace.0 != 0 {
+            self.marks.push(Mark { trace, step });
+        }
+    }
+
+    fn trace(&self, index: u32) -> TraceId {
+        self.slots[index as usize].io.as_ref().map_or(TraceId(0), |io| io.trace)
     }
 
     /// Gives memory back that the volume keeps: before it is dropped, when nothing is under way.
@@ -612,6 +635,9 @@ impl Volume {
 
     /// Answers a request and lets its range go.
     fn end(&mut self, index: u32, status: Status, pool: &mut IoPool) {
+        if !status.is_ok() {
+            self.mark(index, Step::Mapped);
+        }
         let slot = &mut self.slots[index as usize];
         let Some(mut io) = slot.io.take() else { return };
         if let Some(expected) = slot.expected.take()

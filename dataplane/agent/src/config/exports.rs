@@ -12,9 +12,9 @@ use engine::volume::{self, format::LEAF_BYTES};
 use engine::{CONNECTIONS_MAX, SERVED_MAX, ServePlan};
 
 use super::file::{self, File, Medium};
-use super::limits;
 use super::lower::{LowerError, unique};
 use super::names::Names;
+use super::{limits, traces};
 
 /// Least payload memory: two of the longest requests.
 const MEMORY_BYTES_MIN: u64 = 64 << 20;
@@ -45,6 +45,8 @@ pub(crate) struct Served {
     /// NQN, if it is not to be made of the volume's identity.
     pub nqn: Option<String>,
     pub hosts: Hosts,
+    /// One in how many of its requests is followed.
+    pub sample: u32,
 }
 
 /// Where its bytes are.
@@ -102,7 +104,8 @@ pub(crate) fn plan(file: &File) -> Result<Option<ServePlan>, LowerError> {
         return Err(error("[serve]", format!("connections is 1 to {CONNECTIONS_MAX}")));
     }
     let memory = IoSlabConfig { regions, hugepages: file.serve.hugepages };
-    Ok(Some(ServePlan { memory, connections_max }))
+    let trace_records = traces::records(file)?;
+    Ok(Some(ServePlan { memory, connections_max, trace_records }))
 }
 
 /// Where NBD clients come in.
@@ -226,6 +229,7 @@ fn one(
         group: export.group.clone(),
         nqn: export.nqn.clone(),
         hosts: export.hosts.clone().map_or(Hosts::Any, Hosts::Only),
+        sample: traces::sample(file, export),
     })
 }
 
@@ -236,14 +240,14 @@ fn blocks(place: &str, bytes: u64, size: BlockSize) -> Result<u64, LowerError> {
     Ok(bytes >> size.shift())
 }
 
-/// Whether two files export the same volumes at the same places, whatever their limits and certificates.
+/// Whether two files export the same volumes at the same places, whatever their limits, samples and certificates.
 pub(crate) fn same(old: &File, new: &File) -> bool {
     let fixed = |file: &File| {
         let nbd = file::Nbd { tls: None, ..file.nbd.clone() };
         let mut exports = file.export.clone();
         for export in &mut exports {
             (export.preset, export.bytes, export.operations) = (None, None, None);
-            (export.group, export.weight) = (None, None);
+            (export.group, export.weight, export.sample) = (None, None, None);
         }
         format!("{:?} {nbd:?} {:?} {exports:?}", file.serve, file.nvme)
     };

@@ -40,6 +40,8 @@ pub struct File {
     pub throttle: Pool,
     /// Memory and connections for serving volumes.
     pub serve: Serve,
+    /// Which I/Os of exports are followed.
+    pub trace: Trace,
     /// Where NBD clients come in.
     pub nbd: Nbd,
     /// Where NVMe hosts come in.
@@ -504,6 +506,40 @@ impl Default for Serve {
     }
 }
 
+/// `[trace]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Trace {
+    /// Follow one in so many requests of each export, 0 = none. Default 64.
+    pub sample: u32,
+    /// Records of 64 bytes per worker that wait to be collected. Default 16384.
+    pub records: usize,
+    /// Requests kept to be shown, the newest. Default 1024.
+    pub recent: usize,
+    /// Outliers kept, the newest. Default 1024.
+    pub outliers: usize,
+    /// Outliers kept per second. Default 32.
+    pub outliers_per_second: u32,
+    /// No request that is quicker is an outlier. Default 1ms.
+    pub outlier_floor: Nanos,
+    /// Time over which latencies are told and outliers compared. Default 10s.
+    pub window: Nanos,
+}
+
+impl Default for Trace {
+    fn default() -> Trace {
+        Trace {
+            sample: 64,
+            records: 16_384,
+            recent: 1024,
+            outliers: 1024,
+            outliers_per_second: 32,
+            outlier_floor: Nanos(1_000_000),
+            window: Nanos(10_000_000_000),
+        }
+    }
+}
+
 /// `[nbd]`
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -587,6 +623,8 @@ pub struct Export {
     pub group: Option<String>,
     /// Share while a pool is short. Default: the base rate.
     pub weight: Option<u64>,
+    /// Follow one in so many requests, 0 = none. Default: trace.sample.
+    pub sample: Option<u32>,
 }
 
 /// `export.medium`

@@ -10,6 +10,7 @@ mod limits;
 pub mod lower;
 mod names;
 mod ports;
+pub(crate) mod traces;
 pub mod units;
 
 #[cfg(test)]

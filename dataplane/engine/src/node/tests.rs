@@ -106,6 +106,7 @@ fn a_worker_without_volumes_keeps_no_room_for_any() {
         failures,
         retired,
         deaths,
+        traces: Vec::new(),
     };
     assert_eq!([0, 1].map(|worker| builder.gateway(worker, 1, 0).volumes()), [0, 16]);
 }

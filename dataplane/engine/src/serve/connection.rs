@@ -4,10 +4,12 @@ use std::io::ErrorKind;
 
 use block::{Lba, Op, VolumeId};
 use frame::IoPool;
-use session::nbd::Slices;
+use session::nbd::{Slices, Wait};
+use trace::Stage;
 
 use super::session::{Guest, Over, Session};
 use super::stream::Stream;
+use crate::clock::Stopwatch;
 use session::nvme_tcp::Subsystem;
 
 /// Turns without input after which a socket is left to the wait point.
@@ -94,10 +96,23 @@ pub(super) struct Connection {
     /// The socket may have room.
     writable: bool,
     quiet_turns: u32,
+    /// When what is in `rest` was received, ns.
+    rest_ns: u64,
+    /// What holds its requests up, and since when.
+    pub blocked: Option<(Stage, u64)>,
+    /// Requests of it are or were followed.
+    pub followed: bool,
 }
 
 impl Connection {
-    pub fn new(stream: Stream, session: Session, rest: Vec<u8>, waiting_bytes_max: usize) -> Connection {
+    /// `rest` was received until `now_ns`.
+    pub fn new(
+        stream: Stream,
+        session: Session,
+        rest: Vec<u8>,
+        waiting_bytes_max: usize,
+        now_ns: u64,
+    ) -> Connection {
         Connection {
             stream: Some(stream),
             session,
@@ -112,6 +127,9 @@ impl Connection {
             readable: true,
             writable: true,
             quiet_turns: 0,
+            rest_ns: now_ns,
+            blocked: None,
+            followed: false,
         }
     }
 
@@ -142,12 +160,20 @@ impl Connection {
     }
 
     /// At most one receive; what comes goes into the session, what that does not take stays here.
-    pub fn receive(&mut self, scratch: &mut [u8], pool: &mut IoPool, now_ns: u64) -> Received {
+    ///
+    /// Where requests are followed, they are received when the kernel has handed them over; else with their turn.
+    pub fn receive(
+        &mut self,
+        scratch: &mut [u8],
+        pool: &mut IoPool,
+        watch: &Stopwatch,
+        follows: bool,
+    ) -> Received {
         if !self.wants_input() {
             return Received::Nothing;
         }
         if !self.rest.is_empty() {
-            return self.process_rest(pool, now_ns);
+            return self.process_rest(pool);
         }
         let Some(stream) = self.stream.as_mut().filter(|_| self.readable) else {
             return Received::Nothing;
@@ -167,7 +193,8 @@ impl Connection {
             Err(error) => return Received::Over(error.to_string()),
         };
         self.quiet_turns = 0;
-        match self.session.process_bytes(&scratch[..count], pool, now_ns) {
+        self.rest_ns = if follows { watch.now_ns() } else { watch.turn_ns() };
+        match self.session.process_bytes(&scratch[..count], pool, self.rest_ns) {
             Ok(taken) => {
                 self.rest.extend_from_slice(&scratch[taken..count]);
                 self.short = taken < count && self.session.wants_input();
@@ -177,8 +204,8 @@ impl Connection {
         }
     }
 
-    fn process_rest(&mut self, pool: &mut IoPool, now_ns: u64) -> Received {
-        match self.session.process_bytes(&self.rest, pool, now_ns) {
+    fn process_rest(&mut self, pool: &mut IoPool) -> Received {
+        match self.session.process_bytes(&self.rest, pool, self.rest_ns) {
             Ok(taken) => {
                 self.rest.drain(..taken);
                 self.short = !self.rest.is_empty() && self.session.wants_input();
@@ -186,6 +213,19 @@ impl Connection {
             }
             Err(why) => Received::Over(why.to_string()),
         }
+    }
+
+    /// What its requests wait for after a step.
+    pub fn set_waits(&mut self, waits: Wait, now_ns: u64) {
+        self.starved = waits == Wait::Memory;
+        let stage = match waits {
+            Wait::Nothing => None,
+            Wait::Credits => Some(Stage::Park),
+            Wait::Memory => Some(Stage::Memory),
+        };
+        let since_ns =
+            |stage| self.blocked.filter(|(was, _)| *was == stage).map_or(now_ns, |(_, since_ns)| since_ns);
+        self.blocked = stage.map(|stage| (stage, since_ns(stage)));
     }
 
     /// At most one send. Returns how many bytes left.

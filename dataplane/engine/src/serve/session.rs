@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 
-use block::{Done, VolumeId};
+use block::{Done, TraceId, VolumeId};
 use frame::{IoBuffer, IoPool};
 use session::nbd::{Transmission, TransmissionError, UnknownTag, Wait};
 use session::nvme_tcp::{Attach, Queue, QueueError, Slices, Subsystem};
@@ -170,6 +170,14 @@ impl Session {
         match self {
             Session::Nbd(session) => session.sent(bytes, pool),
             Session::Nvme(_, queue) => queue.sent(bytes, pool),
+        }
+    }
+
+    /// Hands out the followed requests whose answer was sent.
+    pub fn ended(&mut self, mut each: impl FnMut(TraceId)) {
+        match self {
+            Session::Nbd(session) => session.ended().for_each(&mut each),
+            Session::Nvme(_, queue) => queue.ended().for_each(&mut each),
         }
     }
 

@@ -3,12 +3,15 @@
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 
-use block::{BlockSize, Done, Finished, Io, Op, VolumeId};
+use arrayvec::ArrayVec;
+use block::{BlockSize, Done, Finished, Io, Mark, Op, Step, TraceId, VolumeId};
 use frame::{Backing, IoBuffer, IoPool, SlabError};
 use media::{FileError, FileMedia, Media, MemoryMedia};
 use session::nvme_tcp::Subsystem;
+use trace::{DEPENDENCIES_MAX, Medium, Sampler};
 use volume::{FlatVolume, Health, Volume};
 
+use super::follow::Follower;
 use crate::wait::WaitError;
 
 /// Requests of a flat volume under way, at most.
@@ -74,6 +77,29 @@ pub struct Target {
     pub(super) subsystem: Option<Box<Subsystem>>,
     /// What was said of it last.
     health: Health,
+    /// Which of its requests are followed.
+    pub(super) sampler: Sampler,
+    /// Followed writes since the last flush.
+    pub(super) unsynced: Unsynced,
+}
+
+/// Followed writes that the next flush makes durable.
+#[derive(Debug, Default)]
+pub(super) struct Unsynced {
+    /// The last of them.
+    pub traces: ArrayVec<TraceId, DEPENDENCIES_MAX>,
+    /// How many there are.
+    pub total: u32,
+}
+
+impl Unsynced {
+    pub fn push(&mut self, trace: TraceId) {
+        if self.traces.is_full() {
+            self.traces.remove(0);
+        }
+        self.traces.push(trace);
+        self.total = self.total.saturating_add(1);
+    }
 }
 
 enum Body {
@@ -92,10 +118,7 @@ impl Target {
         let mut media = MemoryMedia::new();
         let backing = media.attach(volume, (blocks << size.shift()) as usize, hugepages)?;
         let flat = FlatVolume::new(volume, size, blocks, IN_FLIGHT_MAX);
-        Ok((
-            Target::new(volume, Body::Flat(Box::new(Flat { volume: flat, media, answers: Vec::new() }))),
-            backing,
-        ))
+        Ok((Target::new(volume, Body::Flat(Box::new(Flat::new(flat, media, Medium::Memory)))), backing))
     }
 
     /// A volume without bytes, to measure what lies above.
@@ -103,7 +126,7 @@ impl Target {
         let mut media = MemoryMedia::new();
         media.attach_nothing(volume);
         let flat = FlatVolume::new(volume, size, blocks, IN_FLIGHT_MAX);
-        Target::new(volume, Body::Flat(Box::new(Flat { volume: flat, media, answers: Vec::new() })))
+        Target::new(volume, Body::Flat(Box::new(Flat::new(flat, media, Medium::Null))))
     }
 
     /// A thin volume that was opened in `directory`.
@@ -126,7 +149,15 @@ impl Target {
             held_bytes: 0,
             subsystem: None,
             health,
+            sampler: Sampler::new(0, u64::from(volume.0) + 1),
+            unsynced: Unsynced::default(),
         }
+    }
+
+    /// One in `one_in` of its requests is followed; 0 = none.
+    pub fn with_sampling(mut self, one_in: u32) -> Target {
+        self.sampler.set(one_in);
+        self
     }
 
     /// NVMe hosts may attach to it through `subsystem`, whose one namespace it is.
@@ -139,6 +170,14 @@ impl Target {
         match &self.body {
             Body::Flat(flat) => flat.volume.block_size(),
             Body::Thin { volume, .. } => volume.block_size(),
+        }
+    }
+
+    /// What lies below it.
+    pub(super) fn medium(&self) -> Medium {
+        match &self.body {
+            Body::Flat(flat) => flat.medium,
+            Body::Thin { .. } => Medium::File,
         }
     }
 
@@ -181,9 +220,15 @@ impl Target {
     }
 
     /// Begins what there is room for, and carries on at the medium.
-    pub(super) fn pump(&mut self, files: Option<&mut FileMedia>, pool: &mut IoPool, now_ns: u64) {
+    pub(super) fn pump(
+        &mut self,
+        files: Option<&mut FileMedia>,
+        pool: &mut IoPool,
+        now_ns: u64,
+        follower: &mut Follower<'_>,
+    ) {
         match &mut self.body {
-            Body::Flat(flat) => flat.pump(&mut self.queue, pool),
+            Body::Flat(flat) => flat.pump(&mut self.queue, pool, follower),
             Body::Thin { volume, .. } => {
                 while volume.room() > 0
                     && let Some(io) = self.queue.pop_front()
@@ -191,6 +236,7 @@ impl Target {
                     volume.process(io, pool, now_ns);
                 }
                 volume.step(pool, now_ns);
+                follower.book(volume.marks());
                 let Some(files) = files else { return };
                 while let Some(request) = volume.dispatch() {
                     if let Err(request) = files.submit(request, pool) {
@@ -203,10 +249,19 @@ impl Target {
     }
 
     /// Takes an answer of the files.
-    pub(super) fn complete(&mut self, finished: Finished<IoBuffer>, pool: &mut IoPool, now_ns: u64) {
+    pub(super) fn complete(
+        &mut self,
+        finished: Finished<IoBuffer>,
+        pool: &mut IoPool,
+        now_ns: u64,
+        follower: &mut Follower<'_>,
+    ) {
         match &mut self.body {
             Body::Flat(flat) => flat.volume.complete(finished, pool),
-            Body::Thin { volume, .. } => volume.complete(finished, pool, now_ns),
+            Body::Thin { volume, .. } => {
+                volume.complete(finished, pool, now_ns);
+                follower.book(volume.marks());
+            }
         }
     }
 
@@ -292,19 +347,30 @@ impl Target {
 struct Flat {
     volume: FlatVolume,
     media: MemoryMedia,
+    medium: Medium,
     /// Empty between calls.
     answers: Vec<Finished<IoBuffer>>,
+    /// Empty between calls.
+    marks: Vec<Mark>,
 }
 
 impl Flat {
-    fn pump(&mut self, queue: &mut VecDeque<Io<IoBuffer>>, pool: &mut IoPool) {
-        let Flat { volume, media, answers } = self;
+    fn new(volume: FlatVolume, media: MemoryMedia, medium: Medium) -> Flat {
+        Flat { volume, media, medium, answers: Vec::new(), marks: Vec::new() }
+    }
+
+    fn pump(&mut self, queue: &mut VecDeque<Io<IoBuffer>>, pool: &mut IoPool, follower: &mut Follower<'_>) {
+        let Flat { volume, media, answers, marks, .. } = self;
         loop {
             while volume.room() > 0
                 && let Some(io) = queue.pop_front()
             {
+                if io.trace.0 != 0 {
+                    marks.push(Mark { trace: io.trace, step: Step::Mapped });
+                }
                 volume.process(io, pool);
             }
+            follower.book(marks.drain(..));
             while let Some(request) = volume.dispatch() {
                 if let Err(request) = media.submit(request, pool) {
                     volume.put_back(request);

@@ -24,6 +24,7 @@ const QUIET_TURNS: usize = 200;
 struct Bench {
     server: Server,
     wait: WaitPoint,
+    reader: trace::Reader,
     now_ns: u64,
 }
 
@@ -32,8 +33,10 @@ impl Bench {
         let slab = IoSlab::new(IoSlabConfig { regions, hugepages: false }).unwrap();
         let memory = IoSlabConfig { regions, hugepages: false };
         let wait = WaitPoint::new().unwrap();
-        let server = Server::new(&slab, &ServePlan { memory, connections_max: CONNECTIONS }, 1);
-        let mut bench = Bench { server, wait, now_ns: 1 };
+        let plan = ServePlan { memory, connections_max: CONNECTIONS, trace_records: 1 << 12 };
+        let (writer, reader) = trace::ring(plan.trace_records);
+        let server = Server::new(&slab, &plan, Tracer::new(0, writer), 1);
+        let mut bench = Bench { server, wait, reader, now_ns: 1 };
         bench.add(target, &limits);
         bench
     }
@@ -58,7 +61,7 @@ impl Bench {
 
     fn turn(&mut self) {
         self.now_ns += 1000;
-        self.server.turn(self.now_ns, &mut self.wait).unwrap();
+        self.server.turn(&Stopwatch::still(self.now_ns), &mut self.wait).unwrap();
     }
 
     /// As a worker does: goes on while there is something to do, else waits for whatever announces more.
@@ -318,5 +321,105 @@ fn a_turn_has_a_bound_and_all_have_their_turn() {
         answered += clients.iter_mut().map(|client| usize::from(is_answered(client))).sum::<usize>();
         assert_eq!(answered, turn * TURN_CONNECTIONS);
     }
+    bench.server.stop(bench.now_ns);
+}
+
+/// The followed requests that have ended, each with its stages and their lengths.
+fn followed(bench: &mut Bench) -> Vec<(trace::Record, Vec<(Stage, u64)>)> {
+    let (mut all, mut spans) = (Vec::new(), Vec::new());
+    while let Some(record) = bench.reader.read() {
+        if record.stage == Stage::Io {
+            let sum: u64 = spans.iter().map(|(_, ns)| ns).sum();
+            assert_eq!(sum, record.t1_ns - record.t0_ns, "spans add up");
+            all.push((record, std::mem::take(&mut spans)));
+        } else if record.stage != Stage::Depends {
+            spans.push((record.stage, record.t1_ns - record.t0_ns));
+        }
+    }
+    all
+}
+
+#[test]
+fn a_followed_request_says_how_long_it_waited_for_credits_and_for_its_reader() {
+    let work = DimLimits { work: Some(Work::at(1)), ..DimLimits::default() };
+    let target = null().with_sampling(1);
+    let mut bench = Bench::new(64, target, Limits { packets: work, ..Limits::unlimited() });
+    let mut client = bench.connect();
+    let octets: Vec<u8> = (0..3).flat_map(|cookie| request(READ, 0, cookie, 0, 1 << 20)).collect();
+    client.write_all(&octets).unwrap();
+    assert!(bench.sleeps());
+    let received_ns = bench.now_ns - QUIET_TURNS as u64 * 1000 + 1000;
+    // 4 operations each, so that all but the first wait; and their client does not read.
+    for _ in 0..100 {
+        bench.now_ns += 100_000_000;
+        bench.turn();
+    }
+    client.set_nonblocking(true).unwrap();
+    let mut scratch = vec![0; 1 << 20];
+    let mut bytes = 0;
+    while bytes < 3 * (16 + (1 << 20)) {
+        bytes += client.read(&mut scratch).unwrap_or(0);
+        bench.server.ready(&[FIRST_TOKEN]);
+        bench.turn();
+    }
+    let all = followed(&mut bench);
+    assert_eq!(all.len(), 3);
+    for (number, (record, spans)) in all.iter().enumerate() {
+        assert_eq!((record.t0_ns, record.len, record.kind), (received_ns, 1 << 20, trace::Kind::Read));
+        let of = |wanted| spans.iter().find(|(stage, _)| *stage == wanted).map_or(0, |(_, ns)| *ns);
+        let parked_s = of(Stage::Park) as f64 / 1e9;
+        assert!(
+            (parked_s - number as f64 * 4.0).abs() <= 1.5,
+            "{number}: parked for {parked_s} s: {spans:?}"
+        );
+        assert!(of(Stage::Send) > 1_000_000_000, "{number}: {spans:?}");
+    }
+    assert_eq!(bench.server.tracer.live(), 0);
+    bench.server.stop(bench.now_ns);
+}
+
+#[test]
+fn a_flush_names_the_writes_before_it_and_who_leaves_is_followed_no_more() {
+    let work = DimLimits { work: Some(Work::at(1)), ..DimLimits::default() };
+    let mut bench = Bench::new(64, null().with_sampling(1), Limits::unlimited());
+    let mut client = bench.connect();
+    for cookie in 0..3 {
+        let mut octets = request(WRITE, 0, cookie, 0, 4096);
+        octets.resize(octets.len() + 4096, 0);
+        client.write_all(&octets).unwrap();
+        bench.turn();
+        bench.turn();
+    }
+    client.write_all(&request(3, 0, 3, 0, 0)).unwrap();
+    bench.turn();
+    bench.turn();
+    let records: Vec<_> = std::iter::from_fn(|| bench.reader.read()).collect();
+    let writes: Vec<u64> = records
+        .iter()
+        .filter(|record| record.stage == Stage::Io && record.kind == trace::Kind::Write)
+        .map(|record| record.trace.0)
+        .collect();
+    let depends = records.iter().filter(|record| record.stage == Stage::Depends).map(|record| record.link);
+    assert_eq!((writes.len(), depends.collect::<Vec<_>>()), (3, writes));
+    // A second flush has nothing left to wait for.
+    client.write_all(&request(3, 0, 4, 0, 0)).unwrap();
+    bench.turn();
+    bench.turn();
+    assert!(!std::iter::from_fn(|| bench.reader.read()).any(|record| record.stage == Stage::Depends));
+    bench.server.set_limits(bench.now_ns, VolumeId(0), &Limits { packets: work, ..Limits::unlimited() });
+    (0..20).for_each(|cookie| client.write_all(&request(READ, 0, cookie, 0, 1 << 20)).unwrap());
+    bench.turn();
+    assert!(bench.server.tracer.live() > 0);
+    drop(client);
+    bench.server.ready(&[FIRST_TOKEN]);
+    (0..QUIET_TURNS).for_each(|_| bench.turn());
+    assert_eq!(bench.server.tracer.live(), 0);
+    // Off, nothing is followed.
+    bench.server.set_sampling(VolumeId(0), 0);
+    let ended = bench.server.tracer.counters();
+    let mut client = bench.connect();
+    client.write_all(&request(3, 0, 7, 0, 0)).unwrap();
+    (0..3).for_each(|_| bench.turn());
+    assert_eq!(bench.server.tracer.counters(), ended);
     bench.server.stop(bench.now_ns);
 }

@@ -3,7 +3,7 @@
 //! Slots are made once, as many as the connection may have requests. A slot's generation is part of every
 //! tag, so that an answer that comes too often or too late finds no request instead of a wrong one.
 
-use block::{IO_BYTES_MAX, Op, Tag};
+use block::{IO_BYTES_MAX, Op, Tag, TraceId};
 use wire::nbd::transmission::{Command, CommandFlags, ErrorCode, Request};
 use wire::nbd::{PAYLOAD_BYTES_MAX, TEXT_BYTES_MAX};
 
@@ -183,6 +183,8 @@ pub(super) struct Slot {
     pub error: ErrorCode,
     /// A flush follows the last part, since [`Op::Discard`] knows no force unit access.
     pub flush_after: bool,
+    /// By which it is followed; `None` before that is decided.
+    pub trace: Option<TraceId>,
 }
 
 /// A slot of a certain generation.
@@ -268,6 +270,7 @@ impl Slots {
             parts_out: 0,
             error: ErrorCode::OK,
             flush_after: false,
+            trace: None,
         };
         Self { slots: (0..requests_max).map(empty).collect(), free: (0..requests_max).rev().collect() }
     }
@@ -302,6 +305,7 @@ impl Slots {
             parts_out: 0,
             error: ErrorCode::OK,
             flush_after: kind == Kind::Trim { fua: true },
+            trace: None,
         };
         Some(SlotId { index, generation })
     }
@@ -312,11 +316,12 @@ impl Slots {
         (slot.live && slot.generation == id.generation).then_some(slot)
     }
 
-    /// Its answer was sent.
-    pub(super) fn put(&mut self, id: SlotId) {
-        if let Some(slot) = self.find(id) {
-            slot.live = false;
-            self.free.push(id.index);
-        }
+    /// Its answer was sent. Returns by which it was followed.
+    pub(super) fn put(&mut self, id: SlotId) -> Option<TraceId> {
+        let slot = self.find(id)?;
+        slot.live = false;
+        let trace = slot.trace;
+        self.free.push(id.index);
+        trace.filter(|trace| trace.0 != 0)
     }
 }

@@ -30,7 +30,7 @@ use super::gather::Gather;
 use super::output::{Output, Slices};
 use super::request::{Kind, Refusal, Rules, SlotId, Slots};
 use super::{Attach, Limits};
-use crate::Sink;
+use crate::{Follow, Sink};
 
 /// Room for the extents of one answer: 512 records.
 const EXTENTS_BYTES: usize = 4096;
@@ -147,6 +147,8 @@ pub struct Transmission {
     moved_bytes: u64,
     mark: Mark,
     is_aborted: bool,
+    /// Followed requests whose answer was sent.
+    ended: Vec<TraceId>,
 }
 
 impl Transmission {
@@ -169,6 +171,7 @@ impl Transmission {
             moved_bytes: 0,
             mark: Mark::default(),
             is_aborted: false,
+            ended: Vec::with_capacity(requests),
             limits,
         }
     }
@@ -277,9 +280,14 @@ impl Transmission {
         while let Some((buffer, ends)) = self.output.sent(std::mem::take(&mut sent)) {
             self.give_back(buffer, pool);
             if let Some(id) = ends {
-                self.slots.put(id);
+                self.ended.extend(self.slots.put(id));
             }
         }
+    }
+
+    /// Followed requests whose answer was sent since this was asked last.
+    pub fn ended(&mut self) -> impl Iterator<Item = TraceId> {
+        self.ended.drain(..)
     }
 
     /// Ends the session when the client left a message half sent or half read for longer than
@@ -441,6 +449,10 @@ impl Transmission {
         let (offset_bytes, bytes) = slot.part(part);
         let op = if lane == Lane::Flush { Op::Flush } else { slot.op() };
         let (received_ns, shift) = (slot.received_ns, self.attach.export.block_size().shift());
+        let (volume, lba) = (self.attach.export.volume(), Lba(offset_bytes >> shift));
+        let trace = *slot.trace.get_or_insert_with(|| {
+            sink.follow(&Follow { volume, op, lba, bytes: slot.length_bytes, received_ns })
+        });
         let buffer = match lane {
             Lane::Flush => None,
             Lane::Write => ready.buffer.take(),
@@ -449,7 +461,6 @@ impl Transmission {
                 Err(why) => return why,
             },
         };
-        let (volume, lba) = (self.attach.export.volume(), Lba(offset_bytes >> shift));
         if matches!(lane, Lane::Read | Lane::Write) && !sink.admit(volume, op, lba, bytes) {
             self.put_back(lane, id, part, buffer, pool);
             return Handed::NoCredits;
@@ -463,10 +474,7 @@ impl Transmission {
             _ => drop(self.lanes[lane as usize].pop_front()),
         }
         let (lba, blocks) = if op == Op::Flush { (Lba(0), 0) } else { (lba, bytes >> shift) };
-        sink.submit(
-            Io { volume, op, lba, blocks, tag: id.tag(part), trace: TraceId(0), buffer },
-            received_ns,
-        );
+        sink.submit(Io { volume, op, lba, blocks, tag: id.tag(part), trace, buffer }, received_ns);
         Handed::Out
     }
 

@@ -34,10 +34,10 @@ use super::controller::Usage;
 use super::link::Link;
 use super::output::Output;
 use super::setup::Attach;
-use super::slots::{SlotId, Slots, Work};
+use super::slots::{Slot, SlotId, Slots, Work};
 use super::subsystem::{Seat, Subsystem};
 use super::{EVENT_REQUESTS_MAX, Slices, Wait};
-use crate::Sink;
+use crate::{Follow, Sink};
 
 /// Payload that is held for the host of one queue, in both directions.
 const BYTES_MAX: usize = 64 << 20;
@@ -147,6 +147,8 @@ pub struct Queue {
     /// All is answered and then the connection is closed.
     is_leaving: bool,
     is_aborted: bool,
+    /// Followed commands whose answer was sent.
+    ended: Vec<TraceId>,
 }
 
 impl Queue {
@@ -178,6 +180,7 @@ impl Queue {
             over: None,
             is_leaving: false,
             is_aborted: false,
+            ended: Vec::with_capacity(entries.into()),
         };
         match seat {
             Ok(seat) => {
@@ -290,9 +293,14 @@ impl Queue {
         while let Some((buffer, ends)) = self.output.sent(std::mem::take(&mut sent)) {
             self.give_back(buffer, pool);
             if let Some(id) = ends {
-                self.slots.put(id);
+                self.ended.extend(self.slots.put(id));
             }
         }
+    }
+
+    /// Followed commands whose answer was sent since this was asked last.
+    pub fn ended(&mut self) -> impl Iterator<Item = TraceId> {
+        self.ended.drain(..)
     }
 
     /// Ends the session when its controller is gone, when it is over and all was said, and when the host left
@@ -447,7 +455,7 @@ impl Queue {
                 self.give_back(buffer, pool);
                 match reply {
                     Ok(Reply::Done(result)) => self.answer(id, result, pool),
-                    Ok(Reply::Held) => self.slots.put(id),
+                    Ok(Reply::Held) => drop(self.slots.put(id)),
                     Ok(Reply::Aborted(other)) => {
                         self.tell_aborted(other);
                         self.answer(id, 0, pool);
@@ -471,6 +479,7 @@ impl Queue {
             return Handed::Out;
         }
         let (volume, work, lba, bytes) = (slot.volume, slot.work, slot.lba, slot.bytes);
+        let trace = follow(slot, sink);
         let buffer = match self.alloc(bytes as usize, pool) {
             Ok(buffer) => buffer,
             Err(why) => return why,
@@ -489,6 +498,7 @@ impl Queue {
             return self.hand_out(id, Op::Read, sink);
         }
         slot.receiving = Some(0);
+        sink.asked(trace);
         let (command, tag) = (slot.command.id, id.transfer_tag());
         self.transfers += 1;
         self.output.push_transfer(Transfer { command, tag, offset_bytes: 0, length_bytes: bytes });
@@ -509,6 +519,7 @@ impl Queue {
             self.refuse(id, refusal, pool);
             return Handed::Out;
         }
+        follow(slot, sink);
         let Work::Ranges { .. } = slot.work else {
             let Work::Io(op) = slot.work else { return Handed::NoRoom };
             let (volume, lba, bytes) = (slot.volume, slot.lba, slot.bytes);
@@ -574,6 +585,7 @@ impl Queue {
 
     fn hand_out(&mut self, id: SlotId, op: Op, sink: &mut impl Sink) -> Handed {
         let Some(slot) = self.slots.find(id) else { return Handed::Out };
+        let trace = follow(slot, sink);
         let buffer = if op.has_buffer() { slot.buffer.take() } else { None };
         slot.parts_out += 1;
         self.outstanding += 1;
@@ -590,7 +602,7 @@ impl Queue {
             }
             _ => {}
         }
-        sink.submit(Io { volume, op, lba, blocks, tag: id.tag(), trace: TraceId(0), buffer }, received_ns);
+        sink.submit(Io { volume, op, lba, blocks, tag: id.tag(), trace, buffer }, received_ns);
         Handed::Out
     }
 
@@ -629,4 +641,20 @@ impl Queue {
     fn is_over(&self) -> bool {
         self.is_aborted || matches!(self.over, Some(QueueError::Fatal(_) | QueueError::Terminated(_)))
     }
+}
+
+/// Has it decided whether a command is followed, once.
+fn follow(slot: &mut Slot, sink: &mut impl Sink) -> TraceId {
+    if let Some(trace) = slot.trace {
+        return trace;
+    }
+    let op = match slot.work {
+        Work::Io(op) => op,
+        Work::Ranges { .. } => Op::Discard,
+        Work::Admin => return TraceId(0),
+    };
+    let Slot { volume, lba, bytes, received_ns, .. } = *slot;
+    let trace = sink.follow(&Follow { volume, op, lba, bytes, received_ns });
+    slot.trace = Some(trace);
+    trace
 }

@@ -3,7 +3,7 @@
 //! Slots are made once, as many as the queue has places. A slot's generation is part of every tag, so that an
 //! answer that comes too often or too late finds no command instead of a wrong one.
 
-use block::{Lba, Op, Tag, VolumeId};
+use block::{Lba, Op, Tag, TraceId, VolumeId};
 use frame::IoBuffer;
 use wire::nvme::{Command, StatusCode};
 
@@ -45,6 +45,8 @@ pub(super) struct Slot {
     pub parts_out: u16,
     /// The first error.
     pub status: StatusCode,
+    /// By which it is followed; `None` before that is decided.
+    pub trace: Option<TraceId>,
 }
 
 /// A slot of a certain generation.
@@ -98,6 +100,7 @@ impl Slots {
             parts: 0,
             parts_out: 0,
             status: StatusCode::SUCCESS,
+            trace: None,
         };
         Slots {
             slots: (0..entries).map(empty).collect(),
@@ -141,6 +144,7 @@ impl Slots {
             parts: 1,
             parts_out: 0,
             status: StatusCode::SUCCESS,
+            trace: None,
         };
         Some(SlotId { index, generation })
     }
@@ -158,13 +162,14 @@ impl Slots {
         (slot.live && slot.receiving.is_some()).then_some((id, slot))
     }
 
-    /// Its answer was sent, or needs none.
-    pub fn put(&mut self, id: SlotId) {
-        if let Some(slot) = self.find(id) {
-            slot.live = false;
-            self.identifiers[usize::from(id.index)] = FREE;
-            self.free.push(id.index);
-        }
+    /// Its answer was sent, or needs none. Returns by which it was followed.
+    pub fn put(&mut self, id: SlotId) -> Option<TraceId> {
+        let slot = self.find(id)?;
+        slot.live = false;
+        let trace = slot.trace;
+        self.identifiers[usize::from(id.index)] = FREE;
+        self.free.push(id.index);
+        trace.filter(|trace| trace.0 != 0)
     }
 
     /// Takes the payload out of every slot.

@@ -10,7 +10,7 @@
 
 use std::collections::VecDeque;
 
-use block::{Act, Epoch, Fault, FileId, FileName, Op, Status};
+use block::{Act, Epoch, Fault, FileId, FileName, Op, Status, Step};
 use frame::{IoBuffer, IoPool};
 
 use super::merge::Refusal;
@@ -339,6 +339,7 @@ impl Volume {
         if let Some(&(_, file)) = self.commit.segments.back() {
             self.commit.dirty(file);
         }
+        batch.requests.iter().for_each(|&index| self.mark(index, Step::Logged));
         self.commit.written.extend(batch.requests);
     }
 
@@ -434,6 +435,7 @@ impl Volume {
             let batch = slot.batch;
             self.commit.written.pop_front();
             let op = slot.io.as_ref().map(|io| io.op);
+            self.mark(index, Step::Looked);
             match op {
                 Some(Op::Write { fua: true } | Op::WriteZeroes { fua: true, .. }) => {
                     self.commit.waiting.push((batch, index));
@@ -453,6 +455,7 @@ impl Volume {
                 continue;
             }
             self.commit.waiting.remove(at);
+            self.mark(index, Step::Synced);
             self.end(index, Status::Ok, pool);
         }
     }

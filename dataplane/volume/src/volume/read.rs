@@ -3,7 +3,7 @@
 //! Pages covered whole go straight into the request's buffer; those covered in part go through a page of their
 //! own. While a request holds its range no writer changes it, so what was found stays true.
 
-use block::{Act, Extent, Fault, Op, Status};
+use block::{Act, Extent, Fault, Op, Status, Step};
 use frame::{IoBuffer, IoPool};
 
 use super::token::Token;
@@ -107,8 +107,12 @@ impl Volume {
         let commit = &mut self.commit;
         let awaited = &mut self.slots[index as usize].batch;
         let recent = commit.looked && self.now_ns.saturating_sub(commit.looked_ns) <= FENCE_READ_NS;
-        if recent || (*awaited > 0 && commit.looks_done >= *awaited) {
+        let waited = *awaited > 0;
+        if recent || (waited && commit.looks_done >= *awaited) {
             *awaited = 0;
+            if waited {
+                self.mark(index, Step::Looked);
+            }
             return false;
         }
         if *awaited == 0 {
@@ -150,6 +154,7 @@ impl Volume {
             return self.stall(index);
         }
         self.slots[index as usize].stage = Stage::Fetch;
+        self.mark(index, Step::Mapped);
         // Nobody ends the request before everything was asked for.
         self.slots[index as usize].pending = 1;
         if span.head.is_some() {
@@ -290,6 +295,8 @@ impl Volume {
             return;
         }
         let Some(op) = slot.io.as_ref().map(|io| io.op) else { return };
+        self.mark(index, Step::Moved);
+        let slot = &self.slots[index as usize];
         if self.health == Health::Fenced {
             return self.end(index, Status::Fenced, pool);
         }
@@ -298,7 +305,7 @@ impl Volume {
             return self.end(index, status, pool);
         }
         if op.is_write() {
-            slot.stage = Stage::Place;
+            self.slots[index as usize].stage = Stage::Place;
             return self.advance(index, pool);
         }
         self.copy_edges_out(index, pool);

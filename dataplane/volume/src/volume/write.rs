@@ -2,7 +2,7 @@
 //!
 //! Discards and zeroes write only the pages that they cover in part; the rest becomes a hole.
 
-use block::{Act, Fault, Op, Status};
+use block::{Act, Fault, Op, Status, Step};
 use frame::{IoBuffer, IoPool};
 
 use super::read::Looked;
@@ -35,6 +35,7 @@ impl Volume {
         }
         self.slots[index as usize].stage = Stage::Fetch;
         self.slots[index as usize].pending = 1;
+        self.mark(index, Step::Mapped);
         for (edge, page) in edges.into_iter().enumerate() {
             let at = if edge == 0 { 0 } else { self.slots[index as usize].found.len().saturating_sub(1) };
             if let (Some(page), Some(&found)) = (page, self.slots[index as usize].found.get(at)) {
@@ -67,6 +68,7 @@ impl Volume {
         }
         slot.stage = Stage::Store;
         slot.pending = 1;
+        self.mark(index, Step::Mapped);
         self.store_edges(index, is_write, pool);
         if is_write {
             self.store_middle(index, pool);
@@ -182,6 +184,7 @@ impl Volume {
             return;
         }
         let status = slot.status;
+        self.mark(index, Step::Moved);
         if !status.is_ok() {
             return self.end(index, status, pool);
         }
@@ -189,7 +192,7 @@ impl Volume {
             let status = self.failed_status();
             return self.end(index, status, pool);
         }
-        slot.stage = Stage::Log;
+        self.slots[index as usize].stage = Stage::Log;
         for number in 0..self.slots[index as usize].fresh.len() {
             let place = self.slots[index as usize].fresh[number].place;
             if let Some(file) = self.space.extents.get(&place.extent).map(|extent| extent.file) {
