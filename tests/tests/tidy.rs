@@ -27,6 +27,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tidegate-dataplane", &["agent", "engine", "port"]),
     ("verdict", &[]),
     ("contract", &[]),
+    ("control-core", &["contract", "verdict"]),
 ];
 
 /// Crates that may use everything and that nothing may use.

@@ -1,0 +1,321 @@
+//! When a volume is moved (F14, decision D12): at the time that disturbs least, as the migration policy sees it.
+//!
+//! 1. The load of the volume as it was ([`crate::history`]) goes to the policy, which makes a profile of it.
+//! 2. Several future times, none of which meets a reservation of the link between the two nodes, go to the policy with
+//!    that profile; it estimates the blackout of each and chooses.
+//! 3. The host checks the choice against the reservations of now, reserves the link, and records the plan in the
+//!    operation. When the time comes the move starts; nobody is asked any more.
+//!
+//! While it waits, every sample is compared with the profile; a load that breaks its pattern is planned anew. A plan
+//! never lies beyond the deadline. On a shared pool there is nothing to copy and no link to reserve.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use contract::{Blocked, NodeId, OperationId, Phase, Plan, PolicyRef, VolumeId, VolumeReport, Work};
+use verdict::{BuildProfile, Choice, ChooseTime, Forecast, PPM, Profile, Question, Rules, Timing, Transfer};
+
+use crate::asks::Purpose;
+use crate::{Core, Timer};
+
+/// Times that are offered.
+const CANDIDATES_MAX: usize = 64;
+/// Periods ahead that are looked at for them.
+const PERIODS_MAX: u64 = 32;
+/// A time is quiet below this share of the mean load.
+const QUIET_PPM: u32 = PPM / 2;
+/// Blackouts above this are refused while there is a choice.
+const BLACKOUT_MAX_US: u64 = 5_000_000;
+/// Seconds in which the load was not as forecast, less those in which it was, after which a plan is made anew.
+const MISSES_MAX: u32 = 10;
+/// Time between two plans of one move.
+const REPLAN_MS: u64 = 10_000;
+/// Answers that did not hold against the reservations of now, after which the host takes the first free time.
+const ASKED_MAX: u32 = 3;
+
+/// Moves that wait for their time, and the links that they will use.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Plans {
+    planned: BTreeMap<VolumeId, Planned>,
+    links: BTreeMap<(NodeId, NodeId), BTreeMap<u64, (u64, OperationId)>>,
+    /// Moves that cannot be planned yet.
+    unplanned: BTreeSet<OperationId>,
+}
+
+#[derive(Clone, Debug)]
+struct Planned {
+    operation: OperationId,
+    profile: Profile,
+    at_ms: u64,
+    misses: u32,
+    asked: u32,
+}
+
+impl Plans {
+    /// Whether the link is reserved by another one in that time.
+    fn is_free(&self, link: (NodeId, NodeId), from: u64, until: u64, but: OperationId) -> bool {
+        let Some(times) = self.links.get(&link) else { return true };
+        times
+            .range(..until)
+            .rev()
+            .take_while(|(_, (ends, _))| *ends > from)
+            .all(|(_, (_, operation))| *operation == but)
+    }
+
+    /// The first time from then on at which the link is free for so long.
+    fn first_free(&self, link: (NodeId, NodeId), from: u64, long: u64, but: OperationId) -> u64 {
+        let mut at = from;
+        for (begins, (ends, operation)) in self.links.get(&link).into_iter().flatten() {
+            if *operation != but && *begins < at.saturating_add(long) && *ends > at {
+                at = *ends;
+            }
+        }
+        at
+    }
+
+    fn release(&mut self, id: OperationId) {
+        for times in self.links.values_mut() {
+            times.retain(|_, (_, operation)| *operation != id);
+        }
+        self.links.retain(|_, times| !times.is_empty());
+    }
+
+    /// Every reservation: link, from, until, for whom.
+    pub fn reservations(&self) -> impl Iterator<Item = ((NodeId, NodeId), u64, u64, OperationId)> {
+        self.links.iter().flat_map(|(link, times)| {
+            times.iter().map(|(from, (until, operation))| (*link, *from, *until, *operation))
+        })
+    }
+}
+
+impl Core {
+    /// Reservations of links by planned moves: link, from, until, for whom.
+    pub fn reservations(&self) -> impl Iterator<Item = ((NodeId, NodeId), u64, u64, OperationId)> {
+        self.plans.reservations()
+    }
+
+    /// Begins to plan a move.
+    pub(crate) fn plan(&mut self, id: OperationId) {
+        let (source, chosen) = match self.source_of(id) {
+            Ok(found) => found,
+            Err(blocked) => return self.cannot_plan(id, blocked),
+        };
+        let target = match chosen {
+            Some(target) => self.can_be_target(id, source, target).map(|()| target),
+            None => self.choose_target(id, source).ok_or_else(|| self.no_target(id)),
+        };
+        let target = match target {
+            Ok(target) => target,
+            Err(blocked) => return self.cannot_plan(id, blocked),
+        };
+        let default = self.config.move_deadline_ms;
+        let Some(operation) = self.operations.change(id) else { return };
+        operation.target = Some(target);
+        operation.source = source;
+        let volume = operation.volume;
+        operation.deadline_ms.get_or_insert(operation.created_ms.saturating_add(default));
+        self.plans.unplanned.remove(&id);
+        let question = BuildProfile { samples: self.histories.samples(volume), rules: self.rules() };
+        self.ask(Purpose::Profile(id), Question::BuildProfile(question));
+    }
+
+    fn rules(&self) -> Rules {
+        Rules {
+            quiet_below_ppm: QUIET_PPM,
+            blackout_max_us: BLACKOUT_MAX_US,
+            period_min_ms: self.config.period_ms.0,
+            period_max_ms: self.config.period_ms.1,
+        }
+    }
+
+    fn cannot_plan(&mut self, id: OperationId, blocked: Blocked) {
+        self.plans.unplanned.insert(id);
+        self.blocked(id, blocked);
+    }
+
+    /// Tries again to plan what could not be planned.
+    pub(crate) fn plan_again(&mut self) {
+        for id in std::mem::take(&mut self.plans.unplanned) {
+            let waits = self.operations.get(id).is_some_and(|operation| operation.phase == Phase::Waiting);
+            if waits {
+                self.plan(id);
+            }
+        }
+    }
+
+    /// The policy made a profile.
+    pub(crate) fn take_profile(&mut self, id: OperationId, profile: Profile) {
+        let Some(operation) = self.operations.get(id).filter(|one| one.phase == Phase::Waiting) else {
+            return;
+        };
+        let (volume, at_ms) = (operation.volume, self.now());
+        self.plans.planned.insert(volume, Planned { operation: id, profile, at_ms, misses: 0, asked: 0 });
+        self.ask_for_time(id);
+    }
+
+    fn link_of(&self, id: OperationId) -> Option<(NodeId, NodeId)> {
+        let operation = self.operations.get(id)?;
+        let (source, target) = (operation.source?, operation.target?);
+        Some((source.min(target), source.max(target)))
+    }
+
+    /// How long a move keeps the link.
+    fn copy_ms(&self, id: OperationId) -> u64 {
+        let Some(operation) = self.operations.get(id) else { return 0 };
+        if self.is_shared(operation.volume) {
+            return 0;
+        }
+        let size = self.volumes.get(operation.volume).map_or(0, |volume| volume.size_bytes);
+        let rate = self.rate_of(operation.source).max(1);
+        (size.saturating_mul(1_000) / rate).saturating_add(1_000)
+    }
+
+    fn ask_for_time(&mut self, id: OperationId) {
+        let (Some(link), Some(operation)) = (self.link_of(id), self.operations.get(id)) else { return };
+        let shared = self.is_shared(operation.volume);
+        let Some(volume) = self.volumes.get(operation.volume) else { return };
+        let deadline_ms = operation.deadline_ms.unwrap_or(u64::MAX);
+        let transfer = Transfer {
+            size_bytes: if shared { 0 } else { volume.size_bytes },
+            hand_over_us: self.config.hand_over_us,
+            deadline_ms,
+            blackout_max_us: BLACKOUT_MAX_US,
+            quiet_below_ppm: QUIET_PPM,
+        };
+        let rate = self.rate_of(operation.source);
+        let Some(planned) = self.plans.planned.get_mut(&volume.id) else { return };
+        planned.asked += 1;
+        let profile = planned.profile.clone();
+        let candidates_ms = self.times(id, link, &profile, deadline_ms);
+        let link = Forecast { from_ms: vec![0], free_bytes_per_s: vec![rate] };
+        let question = ChooseTime { profile, transfer, link, candidates_ms };
+        self.ask(Purpose::Time(id), Question::ChooseTime(question));
+    }
+
+    /// Future times at which the link is free for the whole move: a few in each slot's length, over some periods.
+    fn times(&self, id: OperationId, link: (NodeId, NodeId), profile: &Profile, deadline: u64) -> Vec<u64> {
+        let (now, long) = (self.now(), self.copy_ms(id));
+        let period = profile.slot_ms.max(1).saturating_mul(profile.slots().max(1) as u64).max(16_000);
+        let apart = (period / 16).max(1_000);
+        let last = deadline.min(now.saturating_add(period.saturating_mul(PERIODS_MAX)));
+        let mut times = Vec::new();
+        let mut at = now.saturating_add(1_000);
+        while at <= last && times.len() < CANDIDATES_MAX {
+            if self.plans.is_free(link, at, at.saturating_add(long), id) {
+                times.push(at);
+                at = at.saturating_add(apart);
+            } else {
+                let free = self.plans.first_free(link, at, long, id);
+                at = free.max(at + 1);
+            }
+        }
+        times
+    }
+
+    /// The policy chose a time.
+    pub(crate) fn take_time(
+        &mut self,
+        id: OperationId,
+        question: &ChooseTime,
+        answer: &Timing,
+        by: &PolicyRef,
+    ) {
+        let (Some(link), Some(operation)) = (self.link_of(id), self.operations.get(id)) else { return };
+        if operation.phase != Phase::Waiting {
+            return;
+        }
+        let (now, long, volume) = (self.now(), self.copy_ms(id), operation.volume);
+        let deadline = operation.deadline_ms.unwrap_or(u64::MAX);
+        let (starts_ms, blackout_us) = match answer.choice {
+            Choice::Refuse => {
+                let why = format!("the migration policy refused it: {}", answer.why);
+                return self.finish(id, Phase::Failed, Some(&why));
+            }
+            Choice::Now => (self.plans.first_free(link, now, long, id).min(deadline), answer.now_estimate_us),
+            Choice::At(row) => {
+                let row = row as usize;
+                let chosen = question.candidates_ms.get(row).zip(answer.estimate_us.get(row));
+                match chosen.map(|(at, estimate)| ((*at).max(now).min(deadline), *estimate)) {
+                    Some((at, estimate)) if self.plans.is_free(link, at, at + long, id) => (at, estimate),
+                    _ => {
+                        self.counters.refused += 1;
+                        let asked = self.plans.planned.get(&volume).map_or(0, |planned| planned.asked);
+                        if asked < ASKED_MAX {
+                            return self.ask_for_time(id);
+                        }
+                        let free = self.plans.first_free(link, now, long, id).min(deadline);
+                        (free, answer.now_estimate_us)
+                    }
+                }
+            }
+        };
+        let ends_ms = starts_ms.saturating_add(long);
+        if long > 0 && self.plans.is_free(link, starts_ms, ends_ms, id) {
+            self.plans.links.entry(link).or_default().insert(starts_ms, (ends_ms, id));
+        }
+        let candidates = question.candidates_ms.len() as u32;
+        if let Some(operation) = self.operations.change(id) {
+            operation.plan = Some(Plan { starts_ms, ends_ms, blackout_us, candidates });
+            operation.why.clone_from(&answer.why);
+            operation.policy = by.clone();
+            operation.blocked_on = Some(Blocked::Time { remaining_ms: starts_ms.saturating_sub(now) });
+        }
+        if starts_ms <= now {
+            self.make_due(id);
+        } else {
+            self.at(starts_ms, Timer::Operation(id));
+        }
+    }
+
+    /// A volume that will be moved behaves otherwise than was expected.
+    pub(crate) fn compare_with_plan(&mut self, report: &VolumeReport, now_ms: u64) {
+        let Some(planned) = self.plans.planned.get_mut(&report.volume) else { return };
+        let forecast = planned.profile.iops.get(planned.profile.slot_at(now_ms)).copied().unwrap_or(0);
+        let scale = forecast.max(planned.profile.mean_iops()).max(1);
+        let missed = forecast.abs_diff(report.iops.into()) > scale / 2;
+        planned.misses = if missed { planned.misses + 1 } else { planned.misses.saturating_sub(1) };
+        if planned.misses < MISSES_MAX || now_ms.saturating_sub(planned.at_ms) < REPLAN_MS {
+            return;
+        }
+        let id = planned.operation;
+        let waits = self.operations.get(id).is_some_and(|operation| {
+            operation.phase == Phase::Waiting && operation.plan.is_some_and(|plan| plan.starts_ms > now_ms)
+        });
+        if !waits {
+            return;
+        }
+        self.counters.replanned += 1;
+        self.forget_plan(id);
+        if let Some(operation) = self.operations.change(id) {
+            operation.plan = None;
+            operation.why = "the load broke its pattern, so it is planned anew".into();
+        }
+        self.plan(id);
+    }
+
+    /// Takes a plan that was stored.
+    pub(crate) fn restore_plan(&mut self, id: OperationId) {
+        let plan = self.operations.get(id).and_then(|operation| operation.plan);
+        let (Some(plan), Some(link)) = (plan, self.link_of(id)) else { return self.plan(id) };
+        if plan.ends_ms > plan.starts_ms {
+            self.plans.links.entry(link).or_default().insert(plan.starts_ms, (plan.ends_ms, id));
+        }
+        if plan.starts_ms <= self.now() {
+            self.make_due(id);
+        } else {
+            self.at(plan.starts_ms, Timer::Operation(id));
+        }
+    }
+
+    /// A move is over, or planned anew.
+    pub(crate) fn forget_plan(&mut self, id: OperationId) {
+        let Some(operation) = self.operations.get(id) else { return };
+        if !matches!(operation.work, Work::MoveNode { at_once: false }) {
+            return;
+        }
+        if self.plans.planned.get(&operation.volume).is_some_and(|planned| planned.operation == id) {
+            self.plans.planned.remove(&operation.volume);
+        }
+        self.plans.unplanned.remove(&id);
+        self.plans.release(id);
+    }
+}
