@@ -131,15 +131,19 @@ fn create(path: &Path, bytes: u64, block: BlockSize) -> Outcome {
 fn list(root: &Path) -> Outcome {
     let volumes = store::list(root).map_err(|source| failed(root, source))?;
     let width = volumes.iter().map(|volume| volume.name.chars().count()).max().unwrap_or(0).max(6);
-    let mut out = format!("{:width$}  {:>10}  {:>5}  {:>10}  EPOCH\n", "VOLUME", "SIZE", "BLOCK", "DATA");
+    let mut out = format!(
+        "{:width$}  {:>10}  {:>5}  {:>10}  {:32}  EPOCH\n",
+        "VOLUME", "SIZE", "BLOCK", "DATA", "IDENTITY"
+    );
     for volume in &volumes {
         let name = &volume.name;
         out += &match &volume.summary {
             Ok(summary) => format!(
-                "{name:width$}  {:>10}  {:>5}  {:>10}  {}\n",
+                "{name:width$}  {:>10}  {:>5}  {:>10}  {:032x}  {}\n",
                 shown(summary.blocks << summary.size.shift()),
                 summary.size.bytes(),
                 shown(summary.pages * PAGE_BYTES),
+                u128::from_be_bytes(summary.identity),
                 summary.epoch
             ),
             Err(why) => format!("{name:width$}  {why}\n"),

@@ -67,9 +67,20 @@ fn a_volume_is_made_listed_checked_resized_and_deleted() {
     right(&["create", &log, "--size", "1536MiB", "--block", "512"]);
     fs::create_dir(place.at("no volume")).unwrap();
     let list = right(&["list", &root]);
+    let identity = |row: usize| {
+        let digits = list.lines().nth(row).and_then(|line| line.split_whitespace().nth(4));
+        digits.filter(|digits| digits.len() == 32).expect("32 digits")
+    };
     let rows: Vec<Vec<&str>> = list.lines().map(|line| line.split_whitespace().collect()).collect();
-    assert_eq!(rows[0], ["VOLUME", "SIZE", "BLOCK", "DATA", "EPOCH"]);
-    assert_eq!(rows[1..], [["disk", "10GiB", "4096", "0B", "1"], ["log", "1.50GiB", "512", "0B", "1"]]);
+    assert_eq!(rows[0], ["VOLUME", "SIZE", "BLOCK", "DATA", "IDENTITY", "EPOCH"]);
+    assert_eq!(
+        rows[1..],
+        [
+            ["disk", "10GiB", "4096", "0B", identity(1), "1"],
+            ["log", "1.50GiB", "512", "0B", identity(2), "1"]
+        ]
+    );
+    assert_ne!(identity(1), identity(2));
     assert!(right(&["check", &disk]).ends_with("; all is well\n"));
     assert!(right(&["dump", &disk]).contains("2621440 blocks of 4096 bytes"));
 

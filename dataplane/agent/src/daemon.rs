@@ -11,16 +11,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use engine::block::VolumeId;
 use engine::port::PortCaps;
-use engine::session::nbd::Export;
-use engine::session::nvme_tcp::Listed;
 use engine::{Arrival, Node, Plan, PlanError, PortState, PublishError, Snapshot};
 use tracing::{info, warn};
 
-use crate::config::exports::Served;
+use crate::config::exports::Wanted;
 use crate::config::{self, File, LowerError, Names, ReadError};
-use crate::exports::{self, ServeError};
+use crate::exports::{Applied, Exports, ExportsError, Settings, Table};
 use crate::tls::{Tls, TlsError};
 use crate::traces::Traces;
 
@@ -41,10 +38,7 @@ pub struct Daemon {
     confirm: Duration,
     /// TLS for NBD clients from now on, if there is any.
     tls: ArcSwapOption<Tls>,
-    /// What NBD clients are told, in the order of the file.
-    offers: Vec<Export>,
-    /// What NVMe hosts are told, in the same order.
-    listed: Vec<Listed>,
+    exports: Exports,
     /// What is known of the requests that are followed.
     traces: Traces,
 }
@@ -80,14 +74,9 @@ pub enum StartError {
     /// The machine.
     #[error(transparent)]
     Plan(#[from] PlanError),
-    /// A volume that it should serve.
-    #[error("export \"{name}\": {source}")]
-    Serve {
-        /// What hosts call it.
-        name: String,
-        /// What is wrong.
-        source: ServeError,
-    },
+    /// What it should serve.
+    #[error(transparent)]
+    Exports(#[from] ExportsError),
     /// No thread.
     #[error("cannot start the thread that collects traces: {0}")]
     Thread(std::io::Error),
@@ -119,6 +108,9 @@ pub enum ReloadError {
     /// The node refuses.
     #[error(transparent)]
     Publish(#[from] PublishError),
+    /// What is to be served.
+    #[error(transparent)]
+    Exports(#[from] ExportsError),
     /// Workers are stuck.
     #[error(
         "version {version} was published, but not every worker runs it after {} s: one of them hangs, perhaps in \
@@ -165,7 +157,8 @@ fn lower(path: &Path, file: &File) -> Result<(Plan, Snapshot, Names), StartError
         config::lower::metrics_address(file)?;
         config::exports::listen(file)?;
         config::exports::listen_nvme(file)?;
-        config::exports::served(file)?;
+        config::exports::wanted(file)?;
+        config::exports::controllers(file)?;
         config::traces::collector(file)?;
         let plan = config::lower::plan(file)?;
         let mut names = Names::default();
@@ -183,22 +176,23 @@ impl Daemon {
     /// Starts the node of a file that was read from `path`.
     pub fn start(path: &Path, file: File) -> Result<Daemon, StartError> {
         let (plan, snapshot, names) = lower(path, &file)?;
-        let served = config::exports::served(&file)
-            .map_err(|source| StartError::Lower { path: path.to_owned(), source })?;
+        let lowered = |source| StartError::Lower { path: path.to_owned(), source };
+        let wanted = config::exports::wanted(&file).map_err(lowered)?;
+        let exports = Exports::new(Settings {
+            hugepages: file.serve.hugepages,
+            memory_bytes: file.serve.memory.0,
+            controllers: config::exports::controllers(&file).map_err(lowered)?,
+            can_serve: plan.serve.is_some(),
+        });
         let tls = ArcSwapOption::new(tls(&file)?);
         let collector = config::traces::collector(&file)
             .map_err(|source| StartError::Lower { path: path.to_owned(), source })?;
         let node = Node::start(plan, snapshot)?;
         let traces = Traces::start(&node, collector).map_err(StartError::Thread)?;
-        let offer = |volume: &Served| {
-            exports::offer(&node, volume, &volume.limits(&names), file.serve.hugepages)
-                .map_err(|source| StartError::Serve { name: volume.name.clone(), source })
-        };
-        let offers: Vec<_> = served.iter().map(offer).collect::<Result<_, _>>()?;
-        let (offers, listed) = offers.into_iter().unzip();
+        exports.prepare(wanted)?.commit(&node, &|one| one.limits(&names))?;
         let running = ArcSwap::from_pointee(Running { file: Arc::new(file), names, version: FIRST });
         let (path, publishing) = (path.to_owned(), Mutex::new(()));
-        Ok(Daemon { path, node, running, publishing, confirm: CONFIRM, tls, offers, listed, traces })
+        Ok(Daemon { path, node, running, publishing, confirm: CONFIRM, tls, exports, traces })
     }
 
     /// What holds of TLS for clients that come now.
@@ -206,9 +200,9 @@ impl Daemon {
         self.tls.load_full()
     }
 
-    /// What NBD clients can attach.
-    pub fn offers(&self) -> &[Export] {
-        &self.offers
+    /// What is served now.
+    pub(crate) fn table(&self) -> Arc<Table> {
+        self.exports.table()
     }
 
     /// The requests that are followed.
@@ -216,19 +210,27 @@ impl Daemon {
         &self.traces
     }
 
-    /// The subsystems that NVMe hosts can attach, by volume.
-    pub fn subsystems(&self) -> impl Iterator<Item = (VolumeId, &Listed)> {
-        (0..).map(VolumeId).zip(&self.listed)
+    /// Where what is served can be seen, at any time.
+    pub(crate) fn shared_table(&self) -> Arc<ArcSwap<Table>> {
+        self.exports.shared()
+    }
+
+    /// Goes over to another set of volumes to serve, without touching those that are the same. A reload of the file
+    /// goes over to that of the file.
+    pub fn serve(&self, wanted: Vec<Wanted>) -> Result<Applied, ExportsError> {
+        let _alone = self.publishing.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = self.running.load();
+        self.exports.prepare(wanted)?.commit(&self.node, &|one| one.limits(&running.names))
     }
 
     /// Hands a client to the worker that owns what it chose.
     pub(crate) fn connect(&self, arrival: Arrival) {
         let volume = arrival.guest.volume();
-        // Volumes are numbered in the order of the file, and a reload moves none.
-        if let Some(export) = self.running.load().file.export.get(volume.0 as usize)
-            && !self.node.connect(export.worker, arrival)
+        // What is not in the table was let go while the client was on its way.
+        if let Some(worker) = self.table().worker(volume)
+            && !self.node.connect(worker, arrival)
         {
-            warn!(export.worker, "a client came for a worker that has ended");
+            warn!(worker, "a client came for a worker that has ended");
         }
     }
 
@@ -242,15 +244,16 @@ impl Daemon {
         self.running.load_full()
     }
 
-    /// Reads the file again and goes over to it while traffic flows. Returns the version that now runs.
-    pub fn reload(&self) -> Result<u64, ReloadError> {
+    /// Reads the file again and goes over to it while traffic flows. Returns the version that now runs, and what became
+    /// of the exports.
+    pub fn reload(&self) -> Result<(u64, Applied), ReloadError> {
         let outcome = self.read_and_publish();
         // Reading and lowering a large file takes much more memory than what comes of it.
         engine::frame::trim_heap();
         outcome
     }
 
-    fn read_and_publish(&self) -> Result<u64, ReloadError> {
+    fn read_and_publish(&self) -> Result<(u64, Applied), ReloadError> {
         let file = config::read(&self.path)?;
         let alone = self.publishing.lock().unwrap_or_else(PoisonError::into_inner);
         check_fixed(&self.running.load().file, &file)?;
@@ -261,24 +264,21 @@ impl Daemon {
         if ports.any(|(new, old)| new.spec != old.spec) {
             return Err(ReloadError::Restart { what: "what a generator sends" });
         }
-        let served = config::exports::served(&file)
+        let wanted = config::exports::wanted(&file)
             .map_err(|source| ReloadError::Lower { path: self.path.clone(), source })?;
         config::exports::listen(&file)
             .map_err(|source| ReloadError::Lower { path: self.path.clone(), source })?;
         let collector = config::traces::collector(&file)
             .map_err(|source| ReloadError::Lower { path: self.path.clone(), source })?;
         let tls = tls(&file)?;
+        let change = self.exports.prepare(wanted)?;
         let version = self.publish(&alone, Arc::new(file))?;
         self.tls.store(tls);
         self.traces.collected().set_config(collector);
         let running = self.running.load();
-        for volume in &served {
-            // A worker that has ended was told of by the publication.
-            self.node.limit(volume.worker, volume.volume, &volume.limits(&running.names));
-            self.node.sample(volume.worker, volume.volume, volume.sample);
-        }
-        info!(version, "configuration reloaded");
-        Ok(version)
+        let applied = change.commit(&self.node, &|one| one.limits(&running.names))?;
+        info!(version, "configuration reloaded{applied}");
+        Ok((version, applied))
     }
 
     /// Builds the snapshot anew for the ports as they are now.
@@ -361,7 +361,7 @@ fn check_fixed(old: &File, new: &File) -> Result<(), ReloadError> {
         ("trace.records", old.trace.records == new.trace.records),
         ("[trap]", same(&old.trap, &new.trap)),
         ("the set of ports that are underlays", underlays(old) == underlays(new)),
-        ("what is served, beyond its limits,", config::exports::same(old, new)),
+        ("[serve], [nbd] or [nvme]", config::exports::same(old, new)),
     ];
     match parts.into_iter().find(|(_, same)| !same) {
         Some((what, _)) => Err(ReloadError::Restart { what }),

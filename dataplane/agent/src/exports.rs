@@ -1,146 +1,498 @@
-//! Opening the volumes that a file exports, and what clients are told about them.
+//! The set of volumes that are served, and going from one set to another while they are.
+//!
+//! [`Exports::prepare`] compares what is wanted with what is served and opens what is new; nothing that runs has
+//! changed by then, so what can go wrong with a new set mostly goes wrong there. [`Change::commit`] carries the
+//! differences out: new volumes are served, limits are set and volumes grow; then those that are gone are drained
+//! and closed, and those that take a place or a name which was in use until then are opened. A set may come from
+//! the configuration file or from a control plane; the same set again changes nothing.
+//!
+//! Invariants: a volume's number is that of no other volume until all numbers were used, so that a client on its
+//! way to a volume that goes never comes to another one; clients are told of a volume only while it is served.
 
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+mod open;
+mod table;
 
-use engine::block::BlockSize;
-use engine::frame::Backing;
-use engine::session::nbd::{Export, ExportError};
-use engine::session::nvme_tcp::{
-    Listed, Namespace, NamespaceError, Subsystem, SubsystemError, SubsystemLimits,
-};
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arc_swap::ArcSwap;
+use engine::block::VolumeId;
+use engine::session::nvme_tcp::SubsystemLimits;
 use engine::throttle::Limits;
-use engine::volume::{self, HostDirectory, OpenError, store};
-use engine::{Node, Target, TargetError};
+use engine::{ChangeError, Leave, Node, SERVED_MAX};
 use tracing::{info, warn};
 
-use crate::config::exports::{Place, Served};
+use self::open::Opened;
+pub use self::open::ServeError;
+pub(crate) use self::table::{Served, Table};
+use crate::config::LowerError;
+use crate::config::exports::{Place, Wanted, check, leaves};
 
-/// Why a volume cannot be served.
+/// Why a set of exports is not served.
 #[derive(Debug, thiserror::Error)]
-pub enum ServeError {
-    /// Its directory is not there.
+pub enum ExportsError {
+    /// It contradicts itself.
+    #[error(transparent)]
+    Set(#[from] LowerError),
+    /// A volume cannot be served. Nothing has changed if it is a new one.
+    #[error("export \"{name}\": {source}")]
+    Serve {
+        /// What hosts call it.
+        name: String,
+        /// What is wrong.
+        source: ServeError,
+    },
+    /// A volume that is served cannot become what is wanted.
+    #[error("export \"{name}\": {source}")]
+    Change {
+        /// What hosts call it.
+        name: String,
+        /// What is wrong.
+        source: ChangeError,
+    },
+    /// What is in memory would be lost.
     #[error(
-        "{}: there is no volume; make it with `tidegate-dataplane volume create`, or set create = true",
-        .0.display()
+        "export \"{0}\" lies in memory and would lose its content; only its limits can be changed: leave the rest as it \
+         is, or remove it and add another one under a new name"
     )]
-    Missing(PathBuf),
-    /// It cannot be made.
-    #[error("{}: {source}", path.display())]
-    Create {
-        /// Its directory.
-        path: PathBuf,
-        /// Why.
-        source: store::CreateError,
-    },
-    /// It cannot be opened.
-    #[error("{}: {source}", path.display())]
-    Open {
-        /// Its directory.
-        path: PathBuf,
-        /// Why.
-        source: OpenError,
-    },
-    /// The engine does not take it.
-    #[error(transparent)]
-    Target(#[from] TargetError),
-    /// NBD cannot name it.
-    #[error(transparent)]
-    Export(#[from] ExportError),
-    /// NVMe cannot name it.
-    #[error(transparent)]
-    Subsystem(#[from] SubsystemError),
-    /// NVMe cannot show it.
-    #[error(transparent)]
-    Namespace(#[from] NamespaceError),
-    /// What is gone with the daemon needs an identity of its own.
-    #[error("cannot make an identity from /dev/urandom: {0}")]
-    Random(io::Error),
+    InMemory(String),
+    /// No worker is ready to serve.
+    #[error(
+        "this data plane was started without [[export]], and without listen in [nbd] and [nvme]; it cannot serve \
+         before it is restarted"
+    )]
+    NotServing,
 }
 
-/// A volume that was opened.
-struct Opened {
-    target: Target,
-    size: BlockSize,
-    blocks: u64,
-    identity: [u8; 16],
+/// What a change of the set did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Volumes that are served since.
+    pub added: usize,
+    /// Volumes that are not served any more.
+    pub removed: usize,
+    /// Volumes that were closed and opened anew, since only their names are the same.
+    pub replaced: usize,
+    /// Volumes that are larger.
+    pub grown: usize,
+    /// Standbys that were taken over, and volumes that became standbys.
+    pub switched: usize,
 }
 
-/// Opens a volume and gives it to its worker. Returns what clients are told about it.
-pub(crate) fn offer(
-    node: &Node,
-    served: &Served,
-    limits: &Limits,
-    hugepages: bool,
-) -> Result<(Export, Listed), ServeError> {
-    let Opened { target, size, blocks, identity } = open(served, hugepages)?;
-    let mut export = Export::new(&served.name, &served.description, served.volume, size, blocks)?;
-    export.read_only = served.read_only;
-    export.fast_zero = true;
-    let namespace = Namespace::new(served.volume, size, blocks, identity, served.read_only)?;
-    let nqn = served.nqn.clone().unwrap_or_else(|| nqn(&namespace));
-    let listed = Listed { nqn, hosts: served.hosts.clone() };
-    let serial: String = identity.iter().take(10).map(|byte| format!("{byte:02x}")).collect();
-    let hosts = served.hosts.clone();
-    let subsystem = Subsystem::new(&listed.nqn, &serial, hosts, vec![namespace], SubsystemLimits::default())?;
-    let target = target.with_subsystem(subsystem).with_sampling(served.sample);
-    node.serve(served.worker, target, limits)?;
-    Ok((export, listed))
+impl fmt::Display for Applied {
+    /// What follows a sentence: "; exports: 2 added, 1 removed", or nothing.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counts = [
+            (self.added, "added"),
+            (self.removed, "removed"),
+            (self.replaced, "replaced"),
+            (self.grown, "grown"),
+            (self.switched, "switched"),
+        ];
+        let said =
+            counts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}"));
+        let said: Vec<String> = said.collect();
+        if said.is_empty() { Ok(()) } else { write!(f, "; exports: {}", said.join(", ")) }
+    }
 }
 
-/// Base clause 4.5.1: a name made of a UUID.
-fn nqn(namespace: &Namespace) -> String {
-    let hex: String = namespace.uuid().iter().map(|byte| format!("{byte:02x}")).collect();
-    let (a, b, c, d, e) = (&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]);
-    format!("nqn.2014-08.org.nvmexpress:uuid:{a}-{b}-{c}-{d}-{e}")
+/// What does not change while the data plane runs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Settings {
+    pub hugepages: bool,
+    pub memory_bytes: u64,
+    pub controllers: SubsystemLimits,
+    /// Workers have what serving needs.
+    pub can_serve: bool,
 }
 
-/// For what is gone with the daemon: a host must not take what comes after it for the same.
-fn random() -> Result<[u8; 16], ServeError> {
-    let mut identity = [0; 16];
-    let read = std::fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut identity));
-    read.map(|()| identity).map_err(ServeError::Random)
+/// See the module's documentation.
+pub(crate) struct Exports {
+    settings: Settings,
+    table: Arc<ArcSwap<Table>>,
+    /// The number to try next; held while the set is being changed.
+    next: Mutex<u32>,
 }
 
-fn open(served: &Served, hugepages: bool) -> Result<Opened, ServeError> {
-    match &served.place {
-        Place::Null { size, blocks } => {
-            let (target, identity) = (Target::null(served.volume, *size, *blocks), random()?);
-            Ok(Opened { target, size: *size, blocks: *blocks, identity })
+/// A set that was found right, with what is new in it opened.
+pub(crate) struct Change<'a> {
+    exports: &'a Exports,
+    next: MutexGuard<'a, u32>,
+    steps: Vec<Step>,
+    /// Served now, not wanted.
+    gone: Vec<Arc<Served>>,
+}
+
+/// What one wanted volume needs.
+enum Step {
+    /// Nothing, or other limits.
+    Keep(Wanted, Arc<Served>),
+    Grow(Wanted, Arc<Served>, u64),
+    /// It is new, and open.
+    Add(Wanted, VolumeId, Box<Opened>),
+    /// It is opened when what has its name or its place is closed.
+    Replace(Wanted, VolumeId, Option<Arc<Served>>),
+    /// A standby is taken over.
+    TakeOver(Wanted, Arc<Served>),
+    /// A volume becomes a standby.
+    StandBy(Wanted, Arc<Served>),
+}
+
+impl Exports {
+    pub fn new(settings: Settings) -> Exports {
+        Exports { settings, table: Arc::default(), next: Mutex::new(0) }
+    }
+
+    /// What is served now.
+    pub fn table(&self) -> Arc<Table> {
+        self.table.load_full()
+    }
+
+    /// Where what is served can be seen, at any time.
+    pub fn shared(&self) -> Arc<ArcSwap<Table>> {
+        Arc::clone(&self.table)
+    }
+
+    /// Compares `wanted` with what is served, and opens what is new. Nothing that is served has changed.
+    pub fn prepare(&self, wanted: Vec<Wanted>) -> Result<Change<'_>, ExportsError> {
+        check(&wanted)?;
+        if !wanted.is_empty() && !self.settings.can_serve {
+            return Err(ExportsError::NotServing);
         }
-        Place::Memory { size, blocks } => {
-            let (target, backing) = Target::memory(served.volume, *size, *blocks, hugepages)?;
-            if let (Backing::Normal { why }, true) = (backing, hugepages) {
-                warn!(export = served.name, "its memory lies in ordinary pages: {why}");
+        let next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let table = self.table();
+        let names: BTreeSet<&str> = wanted.iter().map(|one| one.name.as_str()).collect();
+        let gone: Vec<_> =
+            table.served.iter().filter(|one| !names.contains(one.wanted.name.as_str())).cloned().collect();
+        let mut change = Change { exports: self, next, steps: Vec::with_capacity(wanted.len()), gone };
+        let files = wanted.iter().filter(|one| one.directory().is_some()).count();
+        for one in wanted {
+            let step = change.step(&table, one)?;
+            change.steps.push(step);
+        }
+        change.open_new(leaves(self.settings.memory_bytes, files))?;
+        Ok(change)
+    }
+}
+
+/// How `wanted` differs from the volume of its name that is served.
+fn differs(wanted: &Wanted, served: &Arc<Served>) -> Result<Option<Step>, ExportsError> {
+    let old = &served.wanted;
+    let name = || wanted.name.clone();
+    if wanted.is_like(old) {
+        // All that can differ yet is how large it should be, and whether this node serves it.
+        let bytes = wanted.place.bytes().unwrap_or(served.bytes());
+        open::check_size(served.bytes(), Some(bytes))
+            .map_err(|source| ExportsError::Serve { name: name(), source })?;
+        let blocks = bytes >> served.size.shift();
+        return Ok(Some(match (wanted.is_standby(), old.is_standby()) {
+            (false, true) => Step::TakeOver(wanted.clone(), Arc::clone(served)),
+            (true, false) => Step::StandBy(wanted.clone(), Arc::clone(served)),
+            _ if blocks == served.blocks => Step::Keep(wanted.clone(), Arc::clone(served)),
+            _ if matches!(wanted.place, Place::Memory { .. }) => return Err(ExportsError::InMemory(name())),
+            _ if matches!(wanted.place, Place::Null { .. }) => return Ok(None),
+            _ => Step::Grow(wanted.clone(), Arc::clone(served), blocks),
+        }));
+    }
+    if matches!(old.place, Place::Memory { .. }) { Err(ExportsError::InMemory(name())) } else { Ok(None) }
+}
+
+impl Change<'_> {
+    fn step(&mut self, table: &Table, wanted: Wanted) -> Result<Step, ExportsError> {
+        let served = table.served.iter().find(|one| one.wanted.name == wanted.name);
+        if let Some(served) = served
+            && let Some(step) = differs(&wanted, served)?
+        {
+            return Ok(step);
+        }
+        let number = self.number(table)?;
+        Ok(Step::Replace(wanted, number, served.cloned()))
+    }
+
+    /// Opens those of whose names and places nothing is in use.
+    fn open_new(&mut self, leaves: usize) -> Result<(), ExportsError> {
+        let leaving = self.leaving();
+        for step in &mut self.steps {
+            let Step::Replace(wanted, volume, None) = step else { continue };
+            let is_free = |one: &Arc<Served>| {
+                let same_place =
+                    one.wanted.directory().is_some() && one.wanted.directory() == wanted.directory();
+                !same_place && (one.wanted.nqn.is_none() || one.wanted.nqn != wanted.nqn)
+            };
+            if leaving.iter().all(is_free) {
+                let opened = open_one(wanted, *volume, leaves, &self.exports.settings)?;
+                *step = Step::Add(wanted.clone(), *volume, Box::new(opened));
             }
-            Ok(Opened { target, size: *size, blocks: *blocks, identity: random()? })
         }
-        Place::Files { directory, create, leaves } => {
-            let failed = |source| ServeError::Open { path: directory.clone(), source };
-            let place = find(directory, *create)?;
-            let config = volume::Config { leaf_cache_leaves: *leaves, ..volume::Config::default() };
-            let (volume, recovery) = volume::open(&place, served.volume, config).map_err(failed)?;
-            info!(
-                export = served.name,
-                directory = %directory.display(),
-                epoch = recovery.epoch.0,
-                batches_cut = recovery.batches_cut,
-                "volume opened"
-            );
-            let (size, blocks, identity) = (volume.block_size(), volume.blocks(), volume.identity());
-            Ok(Opened { target: Target::thin(volume, directory.clone()), size, blocks, identity })
+        Ok(())
+    }
+
+    /// Volumes that are served now and are to be closed.
+    fn leaving(&self) -> Vec<Arc<Served>> {
+        let replaced = self.steps.iter().filter_map(|step| match step {
+            Step::Replace(_, _, Some(old)) => Some(old),
+            _ => None,
+        });
+        self.gone.iter().chain(replaced).cloned().collect()
+    }
+
+    /// A number that no volume has, as far as possible from those that were given last.
+    fn number(&mut self, table: &Table) -> Result<VolumeId, ExportsError> {
+        for _ in 0..SERVED_MAX {
+            let number = *self.next % SERVED_MAX;
+            *self.next = number + 1;
+            if table.served.iter().all(|one| one.volume.0 != number) {
+                return Ok(VolumeId(number));
+            }
+        }
+        let what = format!("at most {SERVED_MAX} volumes can be served");
+        Err(LowerError::Key { place: "[[export]]".to_owned(), what }.into())
+    }
+
+    /// Goes over to the set. `limits` says what a volume may do. After an error what was served before is served
+    /// still, but for what the error names.
+    pub fn commit(self, node: &Node, limits: &dyn Fn(&Wanted) -> Limits) -> Result<Applied, ExportsError> {
+        let settings = self.exports.settings;
+        let leaving = self.leaving();
+        let files = self.steps.iter().filter(|step| step.wanted().directory().is_some()).count();
+        // What can be taken back comes first.
+        let (mut now, mut later): (Vec<_>, Vec<_>) =
+            self.steps.into_iter().enumerate().partition(|(_, step)| step.rank() < LATER);
+        now.sort_by_key(|(_, step)| step.rank());
+        let leaves = leaves(settings.memory_bytes, files);
+        let mut round = Round { node, settings, limits, leaves, applied: Applied::default() };
+        let mut served = round.first(now)?;
+        // From here on nobody new comes to what goes.
+        let standing = later.iter().filter_map(|(place, step)| Some((*place, Arc::clone(step.standing()?))));
+        let standing: Vec<_> = standing.collect();
+        self.exports.show(served.iter().chain(&standing).cloned().collect());
+        if let Err(why) = round.close(&leaving) {
+            let leaving = leaving.into_iter().map(|one| (usize::MAX, one));
+            self.exports.show(served.into_iter().chain(standing).chain(leaving).collect());
+            return Err(why);
+        }
+        later.sort_by_key(|(_, step)| step.rank());
+        let mut outcome = Ok(());
+        for (place, step) in later {
+            let standing = step.standing().cloned();
+            match round.take(step) {
+                Ok(one) => served.push((place, one)),
+                Err(why) => {
+                    served.extend(standing.map(|one| (place, one)));
+                    outcome = outcome.and(Err(why));
+                }
+            }
+        }
+        self.exports.show(served);
+        outcome.map(|()| round.applied)
+    }
+}
+
+/// Steps of this rank and above need something to be closed, or cannot be taken back.
+const LATER: u8 = 3;
+
+impl Exports {
+    fn show(&self, mut served: Vec<(usize, Arc<Served>)>) {
+        let generation = self.table.load().generation + 1;
+        served.sort_by_key(|(place, _)| *place);
+        let served = served.into_iter().map(|(_, one)| one).collect();
+        self.table.store(Arc::new(Table::new(generation, served)));
+    }
+}
+
+impl Step {
+    fn wanted(&self) -> &Wanted {
+        match self {
+            Step::Keep(wanted, _)
+            | Step::Grow(wanted, ..)
+            | Step::Add(wanted, ..)
+            | Step::Replace(wanted, ..)
+            | Step::TakeOver(wanted, _)
+            | Step::StandBy(wanted, _) => wanted,
+        }
+    }
+
+    /// What goes on as it is if the step cannot be taken.
+    fn standing(&self) -> Option<&Arc<Served>> {
+        match self {
+            Step::TakeOver(_, served) | Step::StandBy(_, served) => Some(served),
+            _ => None,
+        }
+    }
+
+    /// Its place in the order of a change.
+    fn rank(&self) -> u8 {
+        match self {
+            Step::Add(..) => 0,
+            Step::Grow(..) => 1,
+            Step::Keep(..) => 2,
+            Step::StandBy(..) => LATER,
+            Step::Replace(..) => LATER + 1,
+            Step::TakeOver(..) => LATER + 2,
         }
     }
 }
 
-fn find(directory: &Path, create: Option<(BlockSize, u64)>) -> Result<HostDirectory, ServeError> {
-    match (HostDirectory::open(directory), create) {
-        (Ok(place), _) => Ok(place),
-        (Err(_), None) => Err(ServeError::Missing(directory.to_owned())),
-        (Err(_), Some((size, blocks))) => {
-            info!(directory = %directory.display(), "making a new volume");
-            store::create(directory, blocks << size.shift(), size)
-                .map_err(|source| ServeError::Create { path: directory.to_owned(), source })
+/// The work of one change.
+struct Round<'a> {
+    node: &'a Node,
+    settings: Settings,
+    limits: &'a dyn Fn(&Wanted) -> Limits,
+    leaves: usize,
+    applied: Applied,
+}
+
+impl Round<'_> {
+    /// What needs nothing to be closed. After an error what was added is closed again.
+    fn first(&mut self, steps: Vec<(usize, Step)>) -> Result<Vec<(usize, Arc<Served>)>, ExportsError> {
+        let (mut served, mut added) = (Vec::with_capacity(steps.len()), Vec::new());
+        for (place, step) in steps {
+            let is_new = matches!(step, Step::Add(..));
+            match self.take(step) {
+                Ok(one) => {
+                    added.extend(is_new.then(|| Arc::clone(&one)));
+                    served.push((place, one));
+                }
+                Err(why) => {
+                    if let Err(also) = self.close(&added) {
+                        warn!("while going back to what was served: {also}");
+                    }
+                    return Err(why);
+                }
+            }
+        }
+        Ok(served)
+    }
+
+    fn take(&mut self, step: Step) -> Result<Arc<Served>, ExportsError> {
+        match step {
+            Step::Keep(wanted, served) => {
+                self.set(&wanted, served.volume);
+                Ok(Arc::new(Served { wanted, ..Served::clone(&served) }))
+            }
+            Step::Grow(wanted, served, blocks) => {
+                self.set(&wanted, served.volume);
+                self.grow(&wanted, served.volume, blocks)?;
+                self.applied.grown += 1;
+                Served::grown(wanted, &served, blocks)
+            }
+            Step::Add(wanted, volume, opened) => {
+                self.applied.added += 1;
+                self.serve(wanted, volume, *opened)
+            }
+            Step::StandBy(wanted, served) => {
+                self.leave(&[(wanted.worker, served.volume, Leave::Standby)], &wanted.name)?;
+                self.applied.switched += 1;
+                info!(export = wanted.name, "another node may take it over: it is a standby here");
+                Ok(Arc::new(Served { wanted, ..Served::clone(&served) }))
+            }
+            Step::Replace(wanted, volume, old) => {
+                let opened = open_one(&wanted, volume, self.leaves, &self.settings)?;
+                if old.is_some() {
+                    self.applied.replaced += 1;
+                    self.applied.removed -= 1;
+                } else {
+                    self.applied.added += 1;
+                }
+                self.serve(wanted, volume, opened)
+            }
+            Step::TakeOver(wanted, served) => {
+                let opened = open_one(&wanted, served.volume, self.leaves, &self.settings)?;
+                self.applied.switched += 1;
+                self.take_over(wanted, &served, opened)
+            }
         }
     }
+
+    /// What changes without a trace in what clients see. A worker that has ended was told of by the publication.
+    fn set(&self, wanted: &Wanted, volume: VolumeId) {
+        self.node.limit(wanted.worker, volume, &(self.limits)(wanted));
+        self.node.sample(wanted.worker, volume, wanted.sample);
+    }
+
+    /// Gives a volume to its worker.
+    fn serve(&self, wanted: Wanted, volume: VolumeId, opened: Opened) -> Result<Arc<Served>, ExportsError> {
+        let name = wanted.name.clone();
+        let failed = |source| ExportsError::Serve { name: name.clone(), source };
+        let (subsystem, listed) =
+            open::subsystem(&wanted, volume, &opened, self.settings.controllers).map_err(failed)?;
+        let offer = open::offer(&wanted, volume, opened.size, opened.blocks).map_err(failed)?;
+        let Opened { target, size, blocks, .. } = opened;
+        let target = target.with_subsystem(subsystem).with_sampling(wanted.sample);
+        let served = self.node.serve(wanted.worker, target, &(self.limits)(&wanted));
+        served.map_err(|source| failed(source.into()))?;
+        info!(export = wanted.name, nqn = listed.nqn, "served");
+        let served = Served { volume, size, blocks, offer, listed, wanted };
+        self.fit(served)
+    }
+
+    /// Brings the volume behind a standby's names.
+    fn take_over(
+        &self,
+        wanted: Wanted,
+        served: &Served,
+        opened: Opened,
+    ) -> Result<Arc<Served>, ExportsError> {
+        let name = wanted.name.clone();
+        let failed = |source| ExportsError::Serve { name: name.clone(), source };
+        let Opened { target, size, blocks, .. } = opened;
+        if size != served.size {
+            let path = wanted.directory().map(Path::to_owned).unwrap_or_default();
+            return Err(failed(ServeError::Blocks { path, found: size.bytes(), told: served.size.bytes() }));
+        }
+        let taken = self.node.serve(wanted.worker, target, &(self.limits)(&wanted));
+        taken.map_err(|source| failed(source.into()))?;
+        self.set(&wanted, served.volume);
+        info!(export = wanted.name, "taken over");
+        self.fit(Served { wanted, blocks, ..served.clone() })
+    }
+
+    /// Makes a volume that was opened as large as it should be.
+    fn fit(&self, served: Served) -> Result<Arc<Served>, ExportsError> {
+        let blocks = served.wanted.place.bytes().map_or(served.blocks, |bytes| bytes >> served.size.shift());
+        if blocks > served.blocks {
+            self.grow(&served.wanted, served.volume, blocks)?;
+        }
+        Served::grown(served.wanted.clone(), &served, blocks)
+    }
+
+    fn grow(&self, wanted: &Wanted, volume: VolumeId, blocks: u64) -> Result<(), ExportsError> {
+        let grown = self.node.grow(wanted.worker, volume, blocks);
+        grown.map_err(|source| ExportsError::Change { name: wanted.name.clone(), source })?;
+        info!(export = wanted.name, blocks, "grown; NBD clients see it when they attach again");
+        Ok(())
+    }
+
+    /// Closes volumes, all at the same time.
+    fn close(&mut self, volumes: &[Arc<Served>]) -> Result<(), ExportsError> {
+        let asked: Vec<_> = volumes.iter().map(|one| (one.wanted.worker, one.volume, Leave::Gone)).collect();
+        let name_of =
+            |volume| volumes.iter().find(|one| one.volume == volume).map(|one| one.wanted.name.clone());
+        self.node.leave(&asked).map_err(|(volume, source)| {
+            let name = name_of(volume).unwrap_or_default();
+            ExportsError::Change { name, source }
+        })?;
+        self.applied.removed += volumes.len();
+        for one in volumes {
+            info!(export = one.wanted.name, "closed");
+        }
+        Ok(())
+    }
+
+    fn leave(&self, volumes: &[(usize, VolumeId, Leave)], name: &str) -> Result<(), ExportsError> {
+        let left = self.node.leave(volumes);
+        left.map_err(|(_, source)| ExportsError::Change { name: name.to_owned(), source })
+    }
+}
+
+fn open_one(
+    wanted: &Wanted,
+    volume: VolumeId,
+    leaves: usize,
+    settings: &Settings,
+) -> Result<Opened, ExportsError> {
+    open::open(wanted, volume, leaves, settings.hugepages)
+        .map_err(|source| ExportsError::Serve { name: wanted.name.clone(), source })
 }

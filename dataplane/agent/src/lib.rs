@@ -2,8 +2,8 @@
 //!
 //! - [`config`] reads the daemon's one file and turns it into what the engine runs.
 //! - [`daemon`] keeps a node and its file in step: start, reload, ports that come and go.
-//! - `exports` opens the volumes that are served here; `listen` lets clients in, `nbd` and `nvme` talk to them up
-//!   to their volume, `tls` encrypts.
+//! - [`exports`] opens and closes the volumes that are served here; `listen` lets clients in, `nbd` and `nvme` talk to
+//!   them up to their volume, `tls` encrypts.
 //! - [`traces`] collects the I/Os that are followed, [`waterfall`] draws one.
 //! - `unix` makes the sockets that have a place in the file system.
 //! - [`server`] answers on a Unix socket and on loopback; [`client`] is its other end.
@@ -15,7 +15,7 @@
 pub mod client;
 pub mod config;
 pub mod daemon;
-mod exports;
+pub mod exports;
 mod listen;
 pub mod metrics;
 mod nbd;

@@ -108,7 +108,7 @@ async fn talk(
         }
         let taken = {
             let daemon = daemon.upgrade().ok_or(Refusal::Left)?;
-            handshake.process_bytes(received, daemon.offers())?
+            handshake.process_bytes(received, &daemon.table().offers)?
         };
         received.drain(..taken);
         let waits = taken == 0 && handshake.dispatch_bytes().is_empty();

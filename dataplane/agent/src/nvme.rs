@@ -8,17 +8,17 @@
 //! [`DISCOVERY_REGIONS`]; the lock of the discovery subsystem is held between two awaits only, on the one
 //! thread of the agent.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use engine::block::{Io, Lba, Op, VolumeId};
 use engine::frame::{IoBuffer, IoPool, IoSlab, IoSlabConfig, SlabError};
 use engine::session::Sink;
 use engine::session::nvme_tcp::{
-    Attach, Listed, Next, Queue, QueueError, Setup, SetupError, Slices, Subsystem, SubsystemLimits,
+    Attach, Next, Queue, QueueError, Setup, SetupError, Slices, Subsystem, SubsystemLimits,
 };
 use engine::wire::nvme::fabrics::DISCOVERY_NQN;
 use engine::{Arrival, Guest};
@@ -27,6 +27,7 @@ use tokio::net::TcpStream;
 use tracing::debug;
 
 use crate::daemon::Daemon;
+use crate::exports::Table;
 use crate::listen::{CHUNK_BYTES, Client, HANDSHAKE_TIME};
 
 /// Hosts that are attached to the discovery controller, at most.
@@ -38,14 +39,15 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// What NVMe hosts find here.
 pub(crate) struct Offers {
-    /// By NQN.
-    volumes: BTreeMap<String, VolumeId>,
+    table: Arc<ArcSwap<Table>>,
     discovery: Mutex<Discovery>,
     started: Instant,
 }
 
 struct Discovery {
     subsystem: Subsystem,
+    /// Of the table that it tells of.
+    generation: u64,
     pool: IoPool,
 }
 
@@ -80,8 +82,8 @@ impl Sink for Nowhere {
 }
 
 impl Offers {
-    /// Offers `volumes` with their subsystems' names, and who is told of them.
-    pub fn new(volumes: Vec<(VolumeId, Listed)>) -> Result<Offers, SlabError> {
+    /// Offers what `table` says at any time.
+    pub fn new(table: Arc<ArcSwap<Table>>) -> Result<Offers, SlabError> {
         let slab = IoSlab::new(IoSlabConfig { regions: DISCOVERY_REGIONS, hugepages: false })?;
         let pool = IoPool::new(&slab, DISCOVERY_REGIONS);
         let limits = SubsystemLimits {
@@ -89,13 +91,11 @@ impl Offers {
             queues_max: 1,
             ..SubsystemLimits::default()
         };
-        let listed = volumes.iter().map(|(_, listed)| listed.clone()).collect();
-        let discovery = Discovery { subsystem: Subsystem::discovery(listed, limits), pool };
-        Ok(Offers {
-            volumes: volumes.into_iter().map(|(volume, listed)| (listed.nqn, volume)).collect(),
-            discovery: Mutex::new(discovery),
-            started: Instant::now(),
-        })
+        let now = table.load();
+        let subsystem = Subsystem::discovery(now.listed(), limits);
+        let discovery = Discovery { subsystem, generation: now.generation, pool };
+        drop(now);
+        Ok(Offers { table, discovery: Mutex::new(discovery), started: Instant::now() })
     }
 
     fn discovery(&self) -> MutexGuard<'_, Discovery> {
@@ -154,7 +154,11 @@ impl Offers {
     /// Takes what was received; returns what is to be sent next, a piece of it.
     fn turn(&self, queue: &mut Queue, received: &mut Vec<u8>) -> Result<Vec<u8>, QueueError> {
         let now_ns = self.now_ns();
-        let Discovery { subsystem, pool } = &mut *self.discovery();
+        let Discovery { subsystem, generation, pool } = &mut *self.discovery();
+        let table = self.table.load();
+        if std::mem::replace(generation, table.generation) != table.generation {
+            subsystem.list(table.listed());
+        }
         subsystem.expire(now_ns);
         let taken = queue.process_bytes(received, pool, now_ns);
         received.drain(..taken);
@@ -183,7 +187,7 @@ pub(crate) async fn greet(client: Client, daemon: Weak<Daemon>, offers: Arc<Offe
     if attach.subsystem() == DISCOVERY_NQN {
         return offers.discover(socket, *attach, local, rest).await;
     }
-    let Some(&volume) = offers.volumes.get(attach.subsystem()) else {
+    let Some(volume) = offers.table.load().by_nqn(attach.subsystem()) else {
         setup.refuse(&attach);
         let sent = tokio::time::timeout(HANDSHAKE_TIME, send(&mut socket, &mut setup)).await;
         sent.map_err(|_elapsed| Refusal::Slow)??;

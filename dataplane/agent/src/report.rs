@@ -170,16 +170,17 @@ pub fn report(daemon: &Daemon, prefix: &str, limit: usize) -> Report {
 }
 
 fn exports(daemon: &Daemon, prefix: &str, limit: usize) -> Vec<Export> {
-    if daemon.offers().is_empty() {
+    let table = daemon.table();
+    if table.served.is_empty() {
         return Vec::new();
     }
     let figures: HashMap<u32, ServedFigures> =
         daemon.node().served().into_iter().map(|figures| (figures.volume, figures)).collect();
-    let chosen = daemon.offers().iter().filter(|offer| offer.name().starts_with(prefix)).take(limit);
+    let chosen = table.served.iter().filter(|one| one.wanted.name.starts_with(prefix)).take(limit);
     let collector = daemon.traces().collected();
-    let one = |offer: &engine::session::nbd::Export| {
-        let latency = traces::latency(&collector, offer.volume());
-        Some(Export { latency, ..export(offer.name().to_owned(), figures.get(&offer.volume().0)?) })
+    let one = |one: &std::sync::Arc<crate::exports::Served>| {
+        let latency = traces::latency(&collector, one.volume);
+        Some(Export { latency, ..export(one.wanted.name.clone(), figures.get(&one.volume.0)?) })
     };
     chosen.filter_map(one).collect()
 }

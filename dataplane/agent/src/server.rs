@@ -19,6 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
 
 use crate::daemon::{Daemon, StartError};
+use crate::exports::Applied;
 use crate::traces::{self, TraceQuery};
 use crate::unix::{self, Unlink};
 use crate::{listen, metrics, nbd, nvme, report, tls};
@@ -133,11 +134,7 @@ fn accept_nvme(daemon: &Arc<Daemon>, listeners: Vec<listen::Listener>) -> Result
     if listeners.is_empty() {
         return Ok(());
     }
-    let subsystems = daemon.subsystems().map(|(volume, listed)| (volume, listed.clone())).collect();
-    let offers = Arc::new(nvme::Offers::new(subsystems)?);
-    for (export, (_, listed)) in daemon.offers().iter().zip(daemon.subsystems()) {
-        info!(export = export.name(), nqn = listed.nqn, "NVMe hosts may attach");
-    }
+    let offers = Arc::new(nvme::Offers::new(daemon.shared_table())?);
     for listener in listeners {
         let (daemon, offers) = (Arc::downgrade(daemon), Arc::clone(&offers));
         let greet = move |client| nvme::greet(client, Weak::clone(&daemon), Arc::clone(&offers));
@@ -218,7 +215,7 @@ fn line(daemon: &Daemon, socket: &Path, metrics: Option<SocketAddr>, uris: &[Str
         workers.iter().map(|worker| worker.cpu.map_or("any".to_owned(), |cpu| cpu.to_string())).collect();
     let served = match uris {
         [] => String::new(),
-        some => format!("{} on {}; ", counted(daemon.offers().len(), "export"), some.join(" and ")),
+        some => format!("{} on {}; ", counted(daemon.table().served.len(), "export"), some.join(" and ")),
     };
     format!(
         "{} is running: {} on cpu {}, {}, {}, {}; {served}control {}, metrics {}",
@@ -312,18 +309,18 @@ async fn prometheus(State(daemon): State<Weak<Daemon>>) -> Response {
 
 async fn post_reload(State(daemon): State<Weak<Daemon>>) -> Response {
     match reload(daemon).await {
-        Ok(version) => format!("version {version} runs\n").into_response(),
+        Ok((version, applied)) => format!("version {version} runs{applied}\n").into_response(),
         Err(refused) => (StatusCode::UNPROCESSABLE_ENTITY, format!("{refused}\n")).into_response(),
     }
 }
 
-async fn reload(daemon: Weak<Daemon>) -> Result<u64, String> {
+async fn reload(daemon: Weak<Daemon>) -> Result<(u64, Applied), String> {
     let outcome = match with(daemon, Daemon::reload).await {
         Ok(outcome) => outcome.map_err(|refused| refused.to_string()),
         Err((_, gone)) => Err(gone),
     };
     if let Err(refused) = &outcome {
-        error!("the configuration was not reloaded, nothing has changed: {refused}");
+        error!("the configuration was not reloaded: {refused}");
     }
     outcome
 }

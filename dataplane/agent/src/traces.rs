@@ -251,12 +251,13 @@ pub struct UnknownExport(pub String);
 
 /// Answers a question.
 pub(crate) fn report(daemon: &Daemon, asked: &TraceQuery) -> Result<TraceReport, UnknownExport> {
+    let table = daemon.table();
     let names: HashMap<VolumeId, &str> =
-        daemon.offers().iter().map(|offer| (offer.volume(), offer.name())).collect();
-    let named = |name: &str| daemon.offers().iter().find(|offer| offer.name() == name);
+        table.served.iter().map(|one| (one.volume, one.wanted.name.as_str())).collect();
+    let named = |name: &str| table.served.iter().find(|one| one.wanted.name == name);
     let volume = match asked.volume.as_str() {
         "" => None,
-        name => Some(named(name).ok_or_else(|| UnknownExport(name.to_owned()))?.volume()),
+        name => Some(named(name).ok_or_else(|| UnknownExport(name.to_owned()))?.volume),
     };
     let TraceQuery { after, outliers, slowest, limit, .. } = *asked;
     let query = Query { volume, after, outliers, slowest, limit: limit.min(TRACES_MAX) };

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use agent::config::LowerError;
 use agent::daemon::{self, Daemon, ReloadError, StartError};
+use agent::exports::Applied;
 use agent::report::{self, Report};
 use agent::{config, metrics, table};
 
@@ -49,7 +50,7 @@ impl Gateway {
     }
 
     /// Reloads with `from` replaced by `to` in what it started with.
-    fn reload(&self, from: &str, to: &str) -> Result<u64, ReloadError> {
+    fn reload(&self, from: &str, to: &str) -> Result<(u64, Applied), ReloadError> {
         assert!(self.text.contains(from), "{from}");
         std::fs::write(&self.path, self.text.replace(from, to)).unwrap();
         self.daemon.reload()
@@ -152,7 +153,7 @@ fn traffic_flows_through_twenty_reloads() {
     let (from, to) = pair(&folder);
     let mut version = from.daemon.running().version;
     for mega in 1..=20_u64 {
-        let now = from.reload("rate = \"100MB/s\"", &format!("rate = \"{mega}MB/s\"")).unwrap();
+        let (now, _) = from.reload("rate = \"100MB/s\"", &format!("rate = \"{mega}MB/s\"")).unwrap();
         assert_eq!(now, version + 1);
         version = now;
         let report = from.report();
@@ -361,7 +362,7 @@ fn an_export_shows_in_the_report_the_table_and_the_metrics() {
     node.reload("bank = 100", "bank = 50").unwrap();
     node.until("the new bank", || node.report().exports[0].operations.burst_cap == Some(50));
     let refused = node.reload("size = \"1MiB\"", "size = \"2MiB\"").unwrap_err();
-    assert!(matches!(refused, ReloadError::Restart { .. }), "{refused}");
+    assert!(matches!(refused, ReloadError::Exports(_)), "{refused}");
     node.daemon.stop();
     // The file volume opens again, and one that was never made is told.
     let again = Gateway::start(&folder, "serve.toml", text.replace("create = true\nsize = \"1GiB\"", ""));

@@ -12,9 +12,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use block::VolumeId;
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use frame::{Backing, Consumer, Frame, IoSlab, Pool, Producer, Slab, ring};
 use overlay::{NeighbourLimits, Neighbours, Tables};
+use session::nvme_tcp::Access;
 use throttle::{Limits, PoolError, Shaper, ShaperConfig};
 use trace::Tracer;
 use tracing::{info, warn};
@@ -28,7 +29,7 @@ use crate::io::{Home, Io, Peer, PortSlot, Upstream};
 use crate::keeper::{self, Kept, PortFailed, PortState, PortStates};
 use crate::meeting::{Seat, meeting};
 use crate::plan::{Plan, PlanError, PortRole, RING_FRAMES};
-use crate::serve::{Arrival, ServedFigures, Server, Target, TargetError};
+use crate::serve::{Arrival, ChangeError, Leave, ServedFigures, Server, Target, TargetError};
 use crate::snapshot::{SharedPools, Snapshot, Throttle, Update};
 use crate::wait::{WaitPoint, Waker};
 use crate::worker::{Command, FIGURES_PER_TURN, Retired, VolumeFigures, Worker, WorkerDied};
@@ -39,7 +40,7 @@ pub const GROUPS_MAX: u32 = 4096;
 pub const PARKED_FRAMES_MAX: u32 = 1 << 20;
 /// Commands waiting for one worker, at most.
 const COMMANDS: usize = 64;
-/// How long a worker may take to make a volume ready.
+/// How long a worker may take to make a volume ready, or to change it.
 const SERVE_WAIT: Duration = Duration::from_secs(30);
 /// Attachments that are numbered apart on the way between two workers (capability F8), at most. There is a
 /// table for each pair of workers; what is beyond it shares one entry, which keeps a worker awake a little
@@ -335,6 +336,58 @@ impl Node {
     /// The records of the requests that the workers follow, to be collected; they are handed out once.
     pub fn take_traces(&self) -> Vec<trace::Reader> {
         std::mem::take(&mut *self.traces.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Makes a served volume larger. Returns when that is durable and NVMe hosts were told.
+    pub fn grow(&self, worker: usize, volume: VolumeId, blocks: u64) -> Result<(), ChangeError> {
+        self.change(worker, |reply| Command::Grow { volume, blocks, reply })
+    }
+
+    /// Says how NVMe hosts reach a served volume.
+    pub fn set_access(&self, worker: usize, volume: VolumeId, access: Access) -> Result<(), ChangeError> {
+        self.change(worker, |reply| Command::Access { volume, access, reply })
+    }
+
+    /// Lets served volumes go, all at the same time: worker, volume, and what becomes of it. Returns when all are
+    /// closed, or which are not, and why.
+    pub fn leave(&self, volumes: &[(usize, VolumeId, Leave)]) -> Result<(), (VolumeId, ChangeError)> {
+        let end = Instant::now() + SERVE_WAIT;
+        let asked = volumes.iter().map(|&(worker, volume, leave)| {
+            let (reply, answer) = bounded(1);
+            let sent = self.workers.get(worker).map(|one| one.send(Command::Leave { volume, leave, reply }));
+            (volume, answer, sent == Some(Ok(())))
+        });
+        // All are asked before the first answer is waited for.
+        let asked: Vec<_> = asked.collect();
+        let mut outcome = Ok(());
+        for (volume, answer, sent) in asked {
+            let left = end.saturating_duration_since(Instant::now());
+            match if sent { answer.recv_timeout(left) } else { Err(RecvTimeoutError::Disconnected) } {
+                // Dropped here, away from the worker: unmapping its memory takes a while.
+                Ok(Ok(_closed)) => {}
+                Ok(Err(why)) => outcome = outcome.and(Err((volume, why))),
+                Err(RecvTimeoutError::Timeout) => outcome = outcome.and(Err((volume, ChangeError::Slow))),
+                Err(RecvTimeoutError::Disconnected) => {
+                    outcome = outcome.and(Err((volume, ChangeError::WorkerGone)));
+                }
+            }
+        }
+        outcome
+    }
+
+    fn change<T>(
+        &self,
+        worker: usize,
+        command: impl FnOnce(Sender<Result<T, ChangeError>>) -> Command,
+    ) -> Result<T, ChangeError> {
+        let worker = self.workers.get(worker).ok_or(ChangeError::WorkerGone)?;
+        let (reply, answer) = bounded(1);
+        worker.send(command(reply)).map_err(|()| ChangeError::WorkerGone)?;
+        match answer.recv_timeout(SERVE_WAIT) {
+            Ok(outcome) => outcome,
+            Err(RecvTimeoutError::Timeout) => Err(ChangeError::Slow),
+            Err(RecvTimeoutError::Disconnected) => Err(ChangeError::WorkerGone),
+        }
     }
 
     /// Figures of the served volumes. Those of a worker that does not answer within a second are missing.

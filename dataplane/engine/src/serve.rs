@@ -23,6 +23,7 @@
 //! client holds of memory and of requests is bounded by its session; a turn receives from and answers a bounded
 //! number of connections, which take turns; nothing here waits.
 
+mod change;
 mod connection;
 mod follow;
 mod hands;
@@ -33,6 +34,7 @@ mod target;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use ::session::nvme_tcp::Access;
 use block::{Done, IO_BYTES_MAX, Io, Tag, TraceId, VolumeId};
 use frame::{IO_REGION_BYTES, IoBuffer, IoPool, IoShare, IoSlab, IoSlabConfig};
 use media::{FileConfig, FileMedia, Media};
@@ -45,6 +47,8 @@ use crate::node::GROUPS_MAX;
 use crate::snapshot::ChangedPools;
 use crate::wait::{WaitError, WaitPoint};
 
+pub(crate) use self::change::Reply;
+pub use self::change::{ChangeError, Leave};
 pub use self::session::Guest;
 use self::session::Session;
 pub use connection::Arrival;
@@ -158,6 +162,11 @@ pub(crate) struct Server {
     expire_ns: u64,
     /// When to ask again for room that a medium refused.
     retry_ns: Option<u64>,
+    /// Volumes that are being changed, and when to look at them.
+    changing: Vec<VolumeId>,
+    /// Volumes that another owner took over in this turn.
+    lost: Vec<VolumeId>,
+    change_ns: Option<u64>,
     /// Connections refused since that was last said.
     refused: u64,
 }
@@ -194,15 +203,22 @@ impl Server {
             turns_to_look: 0,
             expire_ns: now_ns,
             retry_ns: None,
+            changing: Vec::new(),
+            lost: Vec::new(),
+            change_ns: None,
             refused: 0,
         }
     }
 
-    /// Takes a volume to serve.
+    /// Takes a volume to serve, or the volume behind names that are served as a standby's.
     pub fn add(&mut self, target: Target, wait: &mut WaitPoint) -> Result<(), TargetError> {
         let volume = target.volume();
         if volume.0 >= SERVED_MAX {
             return Err(TargetError::Number(volume));
+        }
+        let standing = self.targets.get(volume.0 as usize).and_then(Option::as_ref);
+        if standing.is_some_and(|standing| !standing.is_away() || standing.is_leaving() || target.is_away()) {
+            return Err(TargetError::Taken(volume));
         }
         if let Some(directory) = target.directory() {
             if self.files.is_none() {
@@ -219,8 +235,12 @@ impl Server {
         if self.targets.len() <= volume.0 as usize {
             self.targets.resize_with(volume.0 as usize + 1, || None);
         }
-        self.targets[volume.0 as usize] = Some(Box::new(target));
+        match &mut self.targets[volume.0 as usize] {
+            Some(standing) => standing.arrive(target),
+            none => *none = Some(Box::new(target)),
+        }
         self.set_busy(volume);
+        self.wake(volume);
         Ok(())
     }
 
@@ -254,6 +274,9 @@ impl Server {
         let Some(target) = self.targets.get_mut(volume.0 as usize).and_then(Option::as_mut) else {
             return debug!(%volume, "a client came for a volume that is not here any more");
         };
+        if !target.admits(&guest) {
+            return debug!(%volume, "a client came for a volume that is being let go");
+        }
         if target.connections as usize >= left {
             target.refused += 1;
             self.refused += 1;
@@ -295,11 +318,18 @@ impl Server {
             files.poll(&mut self.finished);
         }
         moved += self.send(watch);
+        while let Some(volume) = self.lost.pop() {
+            // A host with a path to the new owner goes there; a volume without NVMe has nobody to tell.
+            let _ = self.set_access(volume, Access::Inaccessible);
+        }
         if now_ns >= self.expire_ns {
             self.expire(now_ns);
         }
         if self.retry_ns.is_some_and(|retry_ns| now_ns >= retry_ns) {
             self.retry(now_ns);
+        }
+        if self.change_ns.is_some_and(|change_ns| now_ns >= change_ns) {
+            self.change(now_ns);
         }
         Ok(moved)
     }
@@ -324,7 +354,12 @@ impl Server {
     /// When [`Server::turn`] has something to do that no descriptor announces.
     pub fn next_deadline_ns(&self) -> Option<u64> {
         let expire = (self.connections.len() > self.free.len()).then_some(self.expire_ns);
-        expire.into_iter().chain(self.shaper.next_deadline_ns()).chain(self.retry_ns).min()
+        expire
+            .into_iter()
+            .chain(self.shaper.next_deadline_ns())
+            .chain(self.retry_ns)
+            .chain(self.change_ns)
+            .min()
     }
 
     /// True while there is something to do at once.
@@ -406,6 +441,9 @@ impl Server {
             let volume = connection.volume();
             // INVARIANT: a volume stays as long as it has connections.
             let Some(target) = self.targets[volume.0 as usize].as_mut() else { continue };
+            if target.drains(&connection.session) {
+                continue;
+            }
             connection.account(&mut target.held_bytes);
             let may = share(self.held_back, target, connection);
             // What is held for payload that was asked for comes free only behind what comes first, which must not
@@ -491,6 +529,7 @@ impl Server {
             }
             if let Some(news) = target.news() {
                 warn!(volume = number, "{news}");
+                self.lost.extend(target.is_fenced().then_some(VolumeId(number)));
             }
             target.listed = target.wants_pump();
             if target.listed {
@@ -653,7 +692,7 @@ impl Server {
                 }
             }
         }
-        for target in self.targets.into_iter().flatten() {
+        for mut target in self.targets.into_iter().flatten() {
             let volume = target.volume();
             if !target.close(&mut self.pool) {
                 warn!(%volume, "a volume was left in the middle of something; it recovers when it is opened");

@@ -12,6 +12,7 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError, never};
 use frame::{BATCH, DropReason, Pool};
 use overlay::PortId;
 use port::Port;
+use session::nvme_tcp::Access;
 use throttle::Limits;
 use tracing::warn;
 
@@ -23,7 +24,7 @@ use crate::io::{Io, Upstream};
 use crate::keeper::PortFailed;
 use crate::meeting::Seat;
 use crate::plan::PortRole;
-use crate::serve::{Arrival, ServedFigures, Server, Target, TargetError};
+use crate::serve::{Arrival, Leave, Reply, ServedFigures, Server, Target, TargetError};
 use crate::snapshot::{Snapshot, Update};
 use crate::wait::{WaitEnd, WaitError, WaitPoint};
 
@@ -52,6 +53,12 @@ pub(crate) enum Command {
     Limit { volume: VolumeId, limits: Box<Limits> },
     /// Follow one in so many requests of a served volume.
     Sample { volume: VolumeId, one_in: u32 },
+    /// Make a served volume larger.
+    Grow { volume: VolumeId, blocks: u64, reply: Reply<()> },
+    /// Let a served volume go.
+    Leave { volume: VolumeId, leave: Leave, reply: Reply<Target> },
+    /// Say how NVMe hosts reach a served volume.
+    Access { volume: VolumeId, access: Access, reply: Reply<()> },
     /// Copy figures of the served volumes.
     Served { reply: Sender<Vec<ServedFigures>> },
     /// Close everything and end.
@@ -267,6 +274,21 @@ impl Worker {
             Command::Sample { volume, one_in } => {
                 if let Some(server) = &mut self.server {
                     server.set_sampling(volume, one_in);
+                }
+            }
+            Command::Grow { volume, blocks, reply } => {
+                if let Some(server) = &mut self.server {
+                    server.grow(now_ns, volume, blocks, reply);
+                }
+            }
+            Command::Leave { volume, leave, reply } => {
+                if let Some(server) = &mut self.server {
+                    server.leave(now_ns, volume, leave, reply);
+                }
+            }
+            Command::Access { volume, access, reply } => {
+                if let Some(server) = &mut self.server {
+                    let _ = reply.send(server.set_access(volume, access));
                 }
             }
             Command::Served { reply } => {

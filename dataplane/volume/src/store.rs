@@ -38,8 +38,18 @@ pub enum CreateError {
     Files(#[from] OpenError),
 }
 
-/// Makes a volume of `bytes` in a new directory at `path`.
+/// Makes a volume of `bytes` in a new directory at `path`, with a random identity.
 pub fn create(path: &Path, bytes: u64, size: BlockSize) -> Result<HostDirectory, CreateError> {
+    create_as(path, bytes, size, None)
+}
+
+/// The same, with an identity if one is given.
+pub fn create_as(
+    path: &Path,
+    bytes: u64,
+    size: BlockSize,
+    identity: Option<Identity>,
+) -> Result<HostDirectory, CreateError> {
     let shown = path.display().to_string();
     match fs::create_dir(path) {
         Ok(()) => {}
@@ -47,9 +57,15 @@ pub fn create(path: &Path, bytes: u64, size: BlockSize) -> Result<HostDirectory,
         Err(error) => return Err(io_error(shown)(error).into()),
     }
     let directory = HostDirectory::open(path).map_err(io_error(&shown))?;
-    let mut identity = [0; 16];
-    let random = fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut identity));
-    random.map_err(io_error("/dev/urandom"))?;
+    let identity = match identity {
+        Some(identity) => identity,
+        None => {
+            let mut identity = [0; 16];
+            let random = fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut identity));
+            random.map_err(io_error("/dev/urandom"))?;
+            identity
+        }
+    };
     create_in(&directory, identity, bytes, size)?;
     if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         fs::File::open(parent).and_then(|file| file.sync_all()).map_err(io_error(shown))?;

@@ -1,6 +1,7 @@
 //! What a host does with a disk, however it is attached.
 
 use tests::gateway::full;
+use tests::guest::Guest;
 
 use crate::place::Place;
 
@@ -57,12 +58,10 @@ pub fn used(place: &mut Place, device: &str, attach: &str, detach: &str) {
     guest.run("detach again", &format!("umount /mnt; {detach}"));
 }
 
-/// The daemon dies while fio verifies what it writes, comes back, and nobody in the guest hears of it. `again` is
-/// what the guest has to do then.
-pub fn outlives(place: &mut Place, device: &str, attach: &str, again: &str, detach: &str) {
-    let (rounds, tree) = if full() { (8, "modules programs libraries") } else { (1, "modules") };
-    let guest = &mut place.guest;
-    guest.run("attach", attach);
+/// Makes a file system, copies a tree, and begins to write and verify without end. Returns a script that waits until
+/// more was written.
+pub fn load(guest: &mut Guest, device: &str) -> String {
+    let tree = if full() { "modules programs libraries" } else { "modules" };
     guest.run(
         "make a file system",
         &format!("mkfs.ext4 -q {device}; mount -o errors=remount-ro {device} /mnt"),
@@ -79,8 +78,25 @@ pub fn outlives(place: &mut Place, device: &str, attach: &str, again: &str, deta
     // counts at its paths.
     let name = device.trim_start_matches("/dev/").trim_end_matches("n1");
     let writes = format!("cat /sys/block/{name}*/stat | awk '{{s += $5}} END {{print s}}'");
-    let more = format!("end=$(($({writes}) + 200)); while [ $({writes}) -lt $end ]; do usleep 10000; done");
-    for round in 1..=rounds {
+    format!("end=$(($({writes}) + 200)); while [ $({writes}) -lt $end ]; do usleep 10000; done")
+}
+
+/// Ends the load, which met no error, and finds everything as it was written.
+pub fn end_load(guest: &mut Guest, device: &str) {
+    guest.run("verify", "touch /run/stop; until [ -e /run/ended ]; do usleep 100000; done; cat /run/fio; exit $(cat /run/ended)");
+    guest.run("compare", SAME_SUMS);
+    guest.run("check", &format!("umount /mnt; e2fsck -fn {device}"));
+    let log = guest.log();
+    let bad = ["I/O error", "EXT4-fs error", "Buffer I/O", "EXT4-fs warning"];
+    assert!(!bad.iter().any(|words| log.contains(words)), "the guest's kernel met errors:\n{log}");
+}
+
+/// The daemon dies while fio verifies what it writes, comes back, and nobody in the guest hears of it. `again` is
+/// what the guest has to do then.
+pub fn outlives(place: &mut Place, device: &str, attach: &str, again: &str, detach: &str) {
+    place.guest.run("attach", attach);
+    let more = load(&mut place.guest, device);
+    for round in 1..=if full() { 8 } else { 1 } {
         println!("kill {round}");
         place.guest.run("writes go on", &more);
         place.kill();
@@ -89,11 +105,6 @@ pub fn outlives(place: &mut Place, device: &str, attach: &str, again: &str, deta
     }
     let guest = &mut place.guest;
     guest.run("writes go on", &more);
-    guest.run("verify", "touch /run/stop; until [ -e /run/ended ]; do usleep 100000; done; cat /run/fio; exit $(cat /run/ended)");
-    guest.run("compare", SAME_SUMS);
-    guest.run("check", &format!("umount /mnt; e2fsck -fn {device}"));
-    let log = guest.log();
-    let bad = ["I/O error", "EXT4-fs error", "Buffer I/O", "EXT4-fs warning"];
-    assert!(!bad.iter().any(|words| log.contains(words)), "the guest's kernel met errors:\n{log}");
+    end_load(guest, device);
     guest.run("detach", detach);
 }

@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use tests::gateway::full;
+use tests::gateway::{Gateway, full};
 use tests::guest::{HOST, Has, STEP_LIMIT};
 use tests::netns::isolated;
 use tests::traffic::{capture, dissect_loopback, end};
 
 use crate::disk;
-use crate::place::{Place, export};
+use crate::place::{Place, body, export};
 
 /// The port on which the daemon serves NVMe/TCP.
 const PORT: u16 = 4420;
@@ -55,19 +55,19 @@ fn has<'a>(programs: &'a [&'a str]) -> Has<'a> {
 }
 
 /// Who comes, and where to.
-fn parties() -> String {
-    format!("-t tcp -a {HOST} -s {PORT} -q {HOST_NQN} -I {HOST_ID}")
+fn parties(port: u16) -> String {
+    format!("-t tcp -a {HOST} -s {port} -q {HOST_NQN} -I {HOST_ID}")
 }
 
 /// What attaches a volume and waits for its disk. For ten minutes the kernel tries to reach a controller that is gone,
 /// which no restart takes.
 fn attach(volume: &str, digests: &str) -> String {
-    format!(
-        "nvme connect {} -n {} --nr-io-queues=2 --ctrl-loss-tmo=600 --reconnect-delay=1 {digests}
-         until [ -b {DEVICE} ]; do usleep 10000; done",
-        parties(),
-        nqn(volume)
-    )
+    format!("{} {digests}\nuntil [ -b {DEVICE} ]; do usleep 10000; done", connect(PORT, volume))
+}
+
+fn connect(port: u16, volume: &str) -> String {
+    let many = "--nr-io-queues=2 --ctrl-loss-tmo=600 --reconnect-delay=1";
+    format!("nvme connect {} -n {} {many}", parties(port), nqn(volume))
 }
 
 fn detach(volume: &str) -> String {
@@ -77,11 +77,11 @@ fn detach(volume: &str) -> String {
 /// Looks at what there is, and is shown what it may see.
 fn discovers(place: &mut Place) {
     let guest = &mut place.guest;
-    let found = guest.run("discover", &format!("nvme discover {}", parties()));
+    let found = guest.run("discover", &format!("nvme discover {}", parties(PORT)));
     for (volume, shown) in [("pages", true), ("sectors", true), ("closed", false)] {
         assert_eq!(found.contains(&nqn(volume)), shown, "{volume}: {found}");
     }
-    let refused = format!("nvme connect {} -n {}", parties(), nqn("closed"));
+    let refused = format!("nvme connect {} -n {}", parties(PORT), nqn("closed"));
     assert_ne!(guest.step("attach what is not ours", &refused, STEP_LIMIT).status, 0);
     guest.run("attach", &attach("pages", ""));
     for words in SHOWN {
@@ -134,5 +134,84 @@ fn a_linux_guest_survives_the_daemon_over_nvme_tcp() {
         disk::outlives(&mut place, DEVICE, &attach("pages", ""), again, &detach("pages"));
         place.guest.run("the kernel attached it again by itself", "dmesg | grep 'Successfully reconnected'");
         place.stop(&["pages"]);
+    });
+}
+
+/// Where the second daemon serves NVMe/TCP.
+const OTHER_PORT: u16 = 4421;
+/// Identity of the volume that two daemons share.
+const IDENTITY: &str = "6e766d6574637067856573740000000a";
+
+/// What a daemon at `port` has of the volume that two share.
+fn shared(folder: &Path, port: u16, size: &str, standby: bool) -> String {
+    let (volume, nqn) = (export("shared", folder, size, 4096), nqn("shared"));
+    let keys = format!("nqn = \"{nqn}\"\nidentity = \"{IDENTITY}\"\nstandby = {standby}\n");
+    format!("[nvme]\nlisten = [\"127.0.0.1:{port}\"]\ncontroller_first = {port}\n{volume}{keys}")
+}
+
+/// Waits until the guest's kernel has the path to a port in a state: `inaccessible`, `optimized`.
+fn path_is(port: u16, state: &str) -> String {
+    format!(
+        "until for ctrl in /sys/class/nvme/nvme*; do if grep -q trsvcid={port} $ctrl/address && grep -q live \
+         $ctrl/state; then cat $ctrl/nvme*c*n1/ana_state; fi; done | grep -qx {state}; do usleep 20000; done"
+    )
+}
+
+/// A volume grows and changes its node twice, once after its node died, under verified load: the kernel follows by its
+/// two paths, and no program hears of it.
+#[test]
+fn a_linux_guest_follows_a_volume_that_grows_and_changes_its_node() {
+    const TEST: &str = "nvme::a_linux_guest_follows_a_volume_that_grows_and_changes_its_node";
+    const NAME: &str = "guest-nvme-paths";
+    const OTHER: &str = "guest-nvme-other";
+    const LARGER: &str = "320MiB";
+    let programs = [&disk::PROGRAMS[..], &["nvme", "resize2fs"]].concat();
+    isolated(TEST, || {
+        let exports = |folder: &Path| shared(folder, PORT, disk::SIZE, false);
+        let Some(mut place) = Place::new(TEST, NAME, exports, &has(&programs)) else { return };
+        let folder = place.folder.clone();
+        let ours = |size: &str, standby| shared(&folder, PORT, size, standby);
+        let others = |size: &str, standby| body(&shared(&folder, OTHER_PORT, size, standby));
+        let other = Gateway::start(Some(&place.space), &folder, OTHER, &others(disk::SIZE, true));
+        let change_other = |size: &str, standby| {
+            other.rewrite(OTHER, &others(size, standby));
+            other.reload().expect("the other daemon takes it");
+        };
+        let guest = &mut place.guest;
+        guest.run("attach", &attach("shared", ""));
+        guest.run("attach the other path", &connect(OTHER_PORT, "shared"));
+        guest.run("the first path works", &path_is(PORT, "optimized"));
+        guest.run("the other one does not", &path_is(OTHER_PORT, "inaccessible"));
+        let more = disk::load(guest, DEVICE);
+        guest.run("writes go on", &more);
+
+        place.change(&ours(LARGER, false));
+        change_other(LARGER, true);
+        let larger =
+            format!("until [ $(blockdev --getsize64 {DEVICE}) = {} ]; do usleep 20000; done", 320 << 20);
+        let guest = &mut place.guest;
+        guest.run("it is larger", &larger);
+        guest.run("the file system grows", &format!("resize2fs {DEVICE}"));
+        guest.run("writes go on", &more);
+
+        place.kill();
+        change_other(LARGER, false);
+        let guest = &mut place.guest;
+        guest.run("the other path works", &path_is(OTHER_PORT, "optimized"));
+        guest.run("writes go on", &more);
+
+        place.configure(&ours(LARGER, true));
+        place.start();
+        place.guest.run("the first one is back and waits", &path_is(PORT, "inaccessible"));
+        change_other(LARGER, true);
+        place.change(&ours(LARGER, false));
+        let guest = &mut place.guest;
+        guest.run("the first path works again", &path_is(PORT, "optimized"));
+        guest.run("the other one waits", &path_is(OTHER_PORT, "inaccessible"));
+        guest.run("writes go on", &more);
+        disk::end_load(guest, DEVICE);
+        guest.run("detach", &detach("shared"));
+        other.stop();
+        place.stop(&["shared"]);
     });
 }

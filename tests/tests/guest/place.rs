@@ -40,7 +40,7 @@ impl Place {
         // A test that failed is no reason for the next one to fail.
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let (space, folder) = (Namespace::new(), folder(name));
-        let body = format!("[serve]\nmemory = \"64MiB\"\nhugepages = false\n{}", exports(&folder));
+        let body = body(&exports(&folder));
         let daemon = Gateway::start(Some(&space), &folder, name, &body);
         let guest = Guest::boot(&space, &kit, &folder, has);
         Some(Place { space, folder, guest, _turn: turn, body, name, daemon: Some(daemon) })
@@ -55,6 +55,19 @@ impl Place {
     /// Starts the daemon again.
     pub fn start(&mut self) {
         self.daemon = Some(Gateway::start(Some(&self.space), &self.folder, self.name, &self.body));
+    }
+
+    /// Has the daemon go over to other exports.
+    pub fn change(&mut self, exports: &str) {
+        self.configure(exports);
+        let daemon = self.daemon.as_ref().expect("it runs");
+        daemon.rewrite(self.name, &self.body);
+        daemon.reload().expect("the daemon takes them");
+    }
+
+    /// Has other exports at the next start.
+    pub fn configure(&mut self, exports: &str) {
+        self.body = body(exports);
     }
 
     /// Switches the guest off, ends the daemon, has every volume checked, and removes the folder.
@@ -72,6 +85,11 @@ impl Place {
         }
         std::fs::remove_dir_all(&self.folder).expect("the folder can be removed");
     }
+}
+
+/// A configuration with these exports, and with little memory.
+pub fn body(exports: &str) -> String {
+    format!("[serve]\nmemory = \"64MiB\"\nhugepages = false\n{exports}")
 }
 
 /// A thin volume in a directory, made at the first start.

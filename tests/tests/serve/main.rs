@@ -1,16 +1,20 @@
-//! Volumes served by the daemon that a user runs, to clients over NBD: programs that we did not write, a
-//! writer that survives kill -9, an owner that is replaced while it is stopped, limits as a client feels them, a bit that turned, and clients that mean no
-//! good.
+//! Volumes served by the daemon that a user runs, to clients over NBD and NVMe/TCP: programs that we did not write, a
+//! writer that survives kill -9, an owner that is replaced while it is stopped, volumes that come, grow and go, limits
+//! as a client feels them, a bit that turned, and clients that mean no good.
 //!
 //! No test here needs root. A program that is not installed is skipped aloud.
 
+mod change;
 mod client;
 mod clients;
 mod damage;
 mod fence;
 mod full;
+#[path = "../../../dataplane/session/tests/nvme_common/host.rs"]
+mod host;
 mod hostile;
 mod kill;
 mod limits;
+mod nvme;
 mod place;
 mod tls;

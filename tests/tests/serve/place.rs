@@ -13,10 +13,13 @@ use tests::netns::skip;
 pub struct Place {
     pub folder: PathBuf,
     name: &'static str,
+    /// Where NBD clients come in, and NVMe hosts.
     pub port: u16,
+    pub nvme: u16,
     memory: &'static str,
-    /// More of `[nbd]`.
+    /// More of `[nbd]`, and of `[nvme]`.
     nbd: String,
+    keys: String,
     exports: String,
     daemon: Option<Gateway>,
 }
@@ -29,20 +32,31 @@ impl Place {
 
     /// The same in a folder that is there already, with this for TLS.
     pub fn secured(folder: PathBuf, name: &'static str, tls: &str, exports: &[&str]) -> Place {
-        Place::with(folder, name, "64MiB", tls, exports)
+        Place::with(folder, name, "64MiB", [tls, ""], exports)
     }
 
     /// Starts a daemon with these exports and so much memory for payload.
     pub fn with_memory(name: &'static str, memory: &'static str, exports: &[&str]) -> Place {
-        Place::with(folder(name), name, memory, "", exports)
+        Place::with(folder(name), name, memory, ["", ""], exports)
     }
 
-    fn with(folder: PathBuf, name: &'static str, memory: &'static str, nbd: &str, exports: &[&str]) -> Place {
-        // Free now; the daemon says so if somebody else takes it in between.
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
-        let port = port.expect("loopback has a free port").port();
-        let nbd = nbd.to_owned();
-        let mut place = Place { folder, name, port, memory, nbd, exports: exports.concat(), daemon: None };
+    /// Starts a daemon with these exports and more keys of `[nvme]`.
+    pub fn with_nvme(name: &'static str, keys: &'static str, exports: &[&str]) -> Place {
+        Place::with(folder(name), name, "64MiB", ["", keys], exports)
+    }
+
+    fn with(
+        folder: PathBuf,
+        name: &'static str,
+        memory: &'static str,
+        [nbd, keys]: [&str; 2],
+        exports: &[&str],
+    ) -> Place {
+        // Free now; the daemon says so if somebody else takes one in between.
+        let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").expect("loopback has a free port"));
+        let [port, nvme] = listeners.map(|socket| socket.local_addr().expect("it is bound").port());
+        let (nbd, keys, exports) = (nbd.to_owned(), keys.to_owned(), exports.concat());
+        let mut place = Place { folder, name, port, nvme, memory, nbd, keys, exports, daemon: None };
         place.start();
         place
     }
@@ -56,10 +70,19 @@ impl Place {
         self.daemon = Some(daemon);
     }
 
+    /// Kills the daemon as nothing can be killed harder.
+    pub fn kill(&mut self) {
+        // It is killed when it is dropped.
+        self.daemon = None;
+    }
+
     fn body(&self) -> String {
         format!(
-            "[serve]\nmemory = \"{}\"\nhugepages = false\n[nbd]\nlisten = [\"127.0.0.1:{}\", \"{}\"]\n{}{}",
+            "[serve]\nmemory = \"{}\"\nhugepages = false\n[nvme]\nlisten = [\"127.0.0.1:{}\"]\n{}\n[nbd]\nlisten = \
+             [\"127.0.0.1:{}\", \"{}\"]\n{}{}",
             self.memory,
+            self.nvme,
+            self.keys,
             self.port,
             self.socket().display(),
             self.nbd,
@@ -86,11 +109,21 @@ impl Place {
         format!("nbd://127.0.0.1:{}/{export}", self.port)
     }
 
-    /// Has the daemon go over to other exports, or to other limits.
-    pub fn change(&mut self, exports: &[&str]) {
-        self.exports = exports.concat();
+    /// Has the daemon go over to other exports, or to other limits; returns what it says.
+    pub fn change(&mut self, exports: &[&str]) -> String {
+        self.try_change(exports).expect("the daemon takes them")
+    }
+
+    /// Asks the daemon to go over to other exports.
+    pub fn try_change(&mut self, exports: &[&str]) -> Result<String, String> {
+        self.configure(exports);
         self.daemon().rewrite(self.name, &self.body());
-        self.daemon().reload().expect("the daemon takes them");
+        self.daemon().reload().map_err(|refused| refused.to_string())
+    }
+
+    /// Has other exports at the next start.
+    pub fn configure(&mut self, exports: &[&str]) {
+        self.exports = exports.concat();
     }
 
     /// Has the daemon go over to other TLS.

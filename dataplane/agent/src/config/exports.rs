@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use engine::block::{BlockSize, VOLUME_BYTES_MAX, VolumeId};
+use engine::block::{BlockSize, VOLUME_BYTES_MAX};
 use engine::frame::IoSlabConfig;
-use engine::session::nvme_tcp::{Hosts, is_nqn};
+use engine::session::nvme_tcp::{CONTROLLER_LAST, Hosts, SubsystemLimits, is_nqn};
 use engine::throttle::Limits;
 use engine::volume::{self, format::LEAF_BYTES};
 use engine::{CONNECTIONS_MAX, SERVED_MAX, ServePlan};
@@ -31,47 +31,117 @@ pub(crate) enum Listen {
     Unix(PathBuf),
 }
 
-/// A volume to serve.
-#[derive(Clone, Debug)]
-pub(crate) struct Served {
-    pub volume: VolumeId,
+/// A volume that is to be served, whoever wants it: the configuration file or a control plane.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Wanted {
+    /// What NBD clients call it; no other one has it.
     pub name: String,
+    /// Text for people.
     pub description: String,
+    /// Worker that serves it.
     pub worker: usize,
+    /// Changes are refused.
     pub read_only: bool,
+    /// Where its bytes are.
     pub place: Place,
-    limits: Limits,
-    group: Option<String>,
+    /// What it may do, but for its group.
+    pub limits: Limits,
+    /// Group whose pool it shares.
+    pub group: Option<String>,
     /// NQN, if it is not to be made of the volume's identity.
     pub nqn: Option<String>,
+    /// NVMe hosts that may attach.
     pub hosts: Hosts,
     /// One in how many of its requests is followed.
     pub sample: u32,
 }
 
-/// Where its bytes are.
+/// Where the bytes of a volume are.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
+pub enum Place {
+    /// In memory, gone with the daemon.
     Memory {
+        /// Size of a block.
         size: BlockSize,
+        /// Size in blocks.
         blocks: u64,
     },
+    /// Nowhere.
     Null {
+        /// Size of a block.
         size: BlockSize,
+        /// Size in blocks.
         blocks: u64,
     },
-    /// `create`: how large to make it if it is not there; `leaves` of its map that may be kept in memory.
+    /// In files.
     Files {
+        /// Their directory.
         directory: PathBuf,
-        create: Option<(BlockSize, u64)>,
-        leaves: usize,
+        /// Make them, `bytes` long and with blocks of `block`, if the directory is not there.
+        create: bool,
+        /// How large it is to be at least; as it is, if nothing is said.
+        bytes: Option<u64>,
+        /// Size of a block, where it is made.
+        block: BlockSize,
+        /// Identity that it must have, and gets where it is made.
+        identity: Option<[u8; 16]>,
+    },
+    /// In files that another node serves (decision D13): NVMe hosts are told what is said here, and nothing is opened.
+    Standby {
+        /// Their directory, for when this node takes them over.
+        directory: PathBuf,
+        /// Size of a block.
+        size: BlockSize,
+        /// Size in blocks.
+        blocks: u64,
+        /// Identity.
+        identity: [u8; 16],
     },
 }
 
-impl Served {
+impl Place {
+    /// Size in bytes, where one is said.
+    pub fn bytes(&self) -> Option<u64> {
+        match self {
+            Place::Memory { size, blocks }
+            | Place::Null { size, blocks }
+            | Place::Standby { size, blocks, .. } => Some(blocks << size.shift()),
+            Place::Files { bytes, .. } => *bytes,
+        }
+    }
+}
+
+impl Wanted {
     /// What it may do, with the number of its group.
     pub fn limits(&self, names: &Names) -> Limits {
         Limits { group: self.group.as_ref().and_then(|name| names.groups.get(name)), ..self.limits }
+    }
+
+    /// Directory of its files.
+    pub fn directory(&self) -> Option<&Path> {
+        match &self.place {
+            Place::Files { directory, .. } | Place::Standby { directory, .. } => Some(directory),
+            Place::Memory { .. } | Place::Null { .. } => None,
+        }
+    }
+
+    /// Another node serves it.
+    pub fn is_standby(&self) -> bool {
+        matches!(self.place, Place::Standby { .. })
+    }
+
+    /// The other is the same volume under the same names, whatever its size and limits, and whichever node serves it.
+    pub fn is_like(&self, other: &Wanted) -> bool {
+        let same_place = match (&self.place, &other.place) {
+            (Place::Memory { size, .. }, Place::Memory { size: other, .. })
+            | (Place::Null { size, .. }, Place::Null { size: other, .. }) => size == other,
+            _ => self.directory().is_some() && self.directory() == other.directory(),
+        };
+        let names = |one: &Wanted| {
+            let Wanted { name, description, worker, read_only, nqn, hosts, .. } = one.clone();
+            (name, description, worker, read_only, nqn, hosts)
+        };
+        same_place && names(self) == names(other)
     }
 }
 
@@ -79,16 +149,10 @@ fn error(place: &str, what: impl Into<String>) -> LowerError {
     LowerError::Key { place: place.to_owned(), what: what.into() }
 }
 
-/// What the engine needs for serving, if anything is served.
+/// What the engine needs for serving, if anything is served or may be later.
 pub(crate) fn plan(file: &File) -> Result<Option<ServePlan>, LowerError> {
-    if file.export.is_empty() {
-        let listens = [("[nbd]", &file.nbd.listen), ("[nvme]", &file.nvme.listen)];
-        return match listens.iter().find(|(_, listen)| !listen.is_empty()) {
-            None => Ok(None),
-            Some((place, _)) => {
-                Err(error(place, "there is nothing to serve; add an [[export]] or remove listen"))
-            }
-        };
+    if file.export.is_empty() && file.nbd.listen.is_empty() && file.nvme.listen.is_empty() {
+        return Ok(None);
     }
     let bytes = file.serve.memory.0;
     let workers = file.worker.len().max(1) as u64;
@@ -148,45 +212,58 @@ fn address(
     Err(error(place, what))
 }
 
-/// The volumes to serve, numbered in the order of the file.
-pub(crate) fn served(file: &File) -> Result<Vec<Served>, LowerError> {
-    unique("export", file.export.iter().map(|export| &export.name))?;
-    unique("nqn", file.export.iter().filter_map(|export| export.nqn.as_ref()))?;
-    if file.export.len() > SERVED_MAX as usize {
+/// The volumes to serve, in the order of the file.
+pub(crate) fn wanted(file: &File) -> Result<Vec<Wanted>, LowerError> {
+    let workers = file.worker.len().max(1);
+    let wanted: Vec<_> =
+        file.export.iter().map(|export| one(file, export, workers)).collect::<Result<_, _>>()?;
+    check(&wanted)?;
+    Ok(wanted)
+}
+
+/// Whether a set of volumes can be served together.
+pub(crate) fn check(wanted: &[Wanted]) -> Result<(), LowerError> {
+    unique("export", wanted.iter().map(|one| &one.name))?;
+    unique("nqn", wanted.iter().filter_map(|one| one.nqn.as_ref()))?;
+    if wanted.len() > SERVED_MAX as usize {
         return Err(error("[[export]]", format!("at most {SERVED_MAX} volumes can be served")));
     }
     let mut directories = BTreeMap::new();
-    for export in &file.export {
-        let Some(directory) = export.directory.as_deref() else { continue };
+    for one in wanted {
+        let Some(directory) = one.directory() else { continue };
         // Parts that mean nothing ("//", "/./") are left out; links are found when the second owner fences the first.
         let directory: PathBuf = directory.components().collect();
-        if let Some(other) = directories.insert(directory, &export.name) {
+        if let Some(other) = directories.insert(directory, &one.name) {
             let what = format!("export \"{other}\" has the same directory; a volume has one owner");
-            return Err(error(&format!("export \"{}\"", export.name), what));
+            return Err(error(&format!("export \"{}\"", one.name), what));
         }
     }
-    let workers = file.worker.len().max(1);
-    let leaves = leaves(file);
-    (0..)
-        .zip(&file.export)
-        .map(|(number, export)| one(VolumeId(number), file, export, workers, leaves))
-        .collect()
+    Ok(())
 }
 
-/// Leaves of the map that each volume in files may keep: all together at most a quarter of the payload memory.
-fn leaves(file: &File) -> usize {
-    let volumes = file.export.iter().filter(|export| export.medium == Medium::File).count().max(1);
-    let share = file.serve.memory.0 / CACHE_PART / LEAF_BYTES as u64 / volumes as u64;
+/// How controllers of subsystems are numbered, and how many there are.
+pub(crate) fn controllers(file: &File) -> Result<SubsystemLimits, LowerError> {
+    let default = SubsystemLimits::default();
+    let first = file.nvme.controller_first.unwrap_or(default.controller_first);
+    let count = file.nvme.controllers.unwrap_or(default.controllers_max);
+    let last = u32::from(first) + u32::from(count);
+    if first == 0 || count == 0 || last > u32::from(CONTROLLER_LAST) + 1 {
+        let what = format!(
+            "controllers have numbers from controller_first on, {first} and {count} more; 1 to {CONTROLLER_LAST} are possible"
+        );
+        return Err(error("[nvme]", what));
+    }
+    Ok(SubsystemLimits { controller_first: first, controllers_max: count, ..default })
+}
+
+/// Leaves of its map that each of so many volumes in files may keep: all together at most a quarter of the payload
+/// memory.
+pub(crate) fn leaves(memory_bytes: u64, volumes: usize) -> usize {
+    let share = memory_bytes / CACHE_PART / LEAF_BYTES as u64 / volumes.max(1) as u64;
     volume::Config::default().leaf_cache_leaves.min(share as usize)
 }
 
-fn one(
-    volume: VolumeId,
-    file: &File,
-    export: &file::Export,
-    workers: usize,
-    leaves: usize,
-) -> Result<Served, LowerError> {
+fn one(file: &File, export: &file::Export, workers: usize) -> Result<Wanted, LowerError> {
     let place = format!("export \"{}\"", export.name);
     if export.worker >= workers {
         return Err(error(
@@ -202,24 +279,18 @@ fn one(
     let at = match export.medium {
         Medium::Memory => Place::Memory { size, blocks: blocks.ok_or_else(needed)? },
         Medium::Null => Place::Null { size, blocks: blocks.ok_or_else(needed)? },
-        Medium::File => {
-            let missing = || error(&place, "medium = \"file\" needs directory, an absolute path");
-            let directory = export.directory.as_deref().filter(|path| path.is_absolute());
-            let directory = directory.ok_or_else(missing)?.to_owned();
-            let create = if export.create { Some((size, blocks.ok_or_else(needed)?)) } else { None };
-            Place::Files { directory, create, leaves }
-        }
+        Medium::File => files(&place, export, size, blocks)?,
     };
-    if export.medium != Medium::File && (export.directory.is_some() || export.create) {
-        return Err(error(&place, "directory and create belong to medium = \"file\""));
+    let of_files = export.directory.is_some() || export.create || export.standby || export.identity.is_some();
+    if export.medium != Medium::File && of_files {
+        return Err(error(&place, "directory, create, identity and standby belong to medium = \"file\""));
     }
     let names = export.nqn.iter().chain(export.hosts.iter().flatten());
     if let Some(wrong) = names.into_iter().find(|name| !is_nqn(name)) {
         let what = format!("{wrong:?} is no NVMe qualified name, like nqn.2026-11.com.example:disk");
         return Err(error(&place, what));
     }
-    Ok(Served {
-        volume,
+    Ok(Wanted {
         name: export.name.clone(),
         description: export.description.clone(),
         worker: export.worker,
@@ -233,6 +304,40 @@ fn one(
     })
 }
 
+/// A volume in files, here or at another node.
+fn files(
+    place: &str,
+    export: &file::Export,
+    size: BlockSize,
+    blocks: Option<u64>,
+) -> Result<Place, LowerError> {
+    let missing = || error(place, "medium = \"file\" needs directory, an absolute path");
+    let directory = export.directory.as_deref().filter(|path| path.is_absolute());
+    let directory = directory.ok_or_else(missing)?.to_owned();
+    let identity = export.identity.as_deref().map(|text| identity(place, text)).transpose()?;
+    if export.create && blocks.is_none() {
+        return Err(error(place, "size is missing, for example size = \"10GiB\""));
+    }
+    if !export.standby {
+        let bytes = blocks.map(|blocks| blocks << size.shift());
+        return Ok(Place::Files { directory, create: export.create, bytes, block: size, identity });
+    }
+    let what = "a standby tells hosts what its configuration says: it needs size, and identity as \
+                `tidegate-dataplane volume list` shows it";
+    let (Some(blocks), Some(identity)) = (blocks, identity) else { return Err(error(place, what)) };
+    Ok(Place::Standby { directory, size, blocks, identity })
+}
+
+/// 32 hexadecimal digits; dashes between them, as in UUIDs, say nothing.
+fn identity(place: &str, text: &str) -> Result<[u8; 16], LowerError> {
+    let expected = "an identity: 32 hexadecimal digits, not all 0";
+    let wrong = || LowerError::Text { place: place.to_owned(), text: text.to_owned(), expected };
+    let digits: String = text.chars().filter(|digit| *digit != '-').collect();
+    let is_hex = digits.len() == 32 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+    let value = u128::from_str_radix(&digits, 16).ok().filter(|value| is_hex && *value != 0);
+    value.map(u128::to_be_bytes).ok_or_else(wrong)
+}
+
 fn blocks(place: &str, bytes: u64, size: BlockSize) -> Result<u64, LowerError> {
     if bytes == 0 || bytes > VOLUME_BYTES_MAX || !bytes.is_multiple_of(u64::from(size.bytes())) {
         return Err(error(place, "size is a whole number of blocks, up to 64TiB"));
@@ -240,16 +345,12 @@ fn blocks(place: &str, bytes: u64, size: BlockSize) -> Result<u64, LowerError> {
     Ok(bytes >> size.shift())
 }
 
-/// Whether two files export the same volumes at the same places, whatever their limits, samples and certificates.
+/// Whether two files have the same place for serving, whatever is served there and with which certificates.
 pub(crate) fn same(old: &File, new: &File) -> bool {
     let fixed = |file: &File| {
         let nbd = file::Nbd { tls: None, ..file.nbd.clone() };
-        let mut exports = file.export.clone();
-        for export in &mut exports {
-            (export.preset, export.bytes, export.operations) = (None, None, None);
-            (export.group, export.weight, export.sample) = (None, None, None);
-        }
-        format!("{:?} {nbd:?} {:?} {exports:?}", file.serve, file.nvme)
+        format!("{:?} {nbd:?} {:?}", file.serve, file.nvme)
     };
-    fixed(old) == fixed(new)
+    let any = |file: &File| plan(file).is_ok_and(|plan| plan.is_some());
+    fixed(old) == fixed(new) && (any(old) || !any(new))
 }

@@ -581,6 +581,10 @@ pub struct Nvme {
     /// Allow an address other than loopback: what is said there is neither encrypted nor authenticated.
     /// Default false.
     pub public: bool,
+    /// Number of the first controller of each subsystem. Default 1.
+    pub controller_first: Option<u16>,
+    /// Controllers of each subsystem, at most: hosts that are attached to it at once. Default 128.
+    pub controllers: Option<u16>,
 }
 
 /// `[[export]]`
@@ -594,7 +598,7 @@ pub struct Export {
     pub description: String,
     /// Where its bytes are.
     pub medium: Medium,
-    /// Size; for files only to create them.
+    /// Size; of files, what to make them if they are not there, or to grow them to. Default: as they are.
     pub size: Option<Bytes>,
     /// Size of a block, 512 or 4096; for files only to create them. Default 4096.
     pub block: Option<u32>,
@@ -603,6 +607,11 @@ pub struct Export {
     /// Make the volume if its directory is not there. Default false.
     #[serde(default)]
     pub create: bool,
+    /// Identity of a volume in files, 32 hexadecimal digits: what it gets when it is made, and must have.
+    pub identity: Option<String>,
+    /// Another node serves it: only its NVMe names are here, until this is false. Default false.
+    #[serde(default)]
+    pub standby: bool,
     /// Refuse changes. Default false.
     #[serde(default)]
     pub read_only: bool,

@@ -469,7 +469,8 @@ fn unserved(text: &str) -> String {
     let file = parse(text).expect("the text is TOML with known keys");
     let refused = exports::listen(&file).err().or_else(|| exports::listen_nvme(&file).err());
     refused
-        .or_else(|| exports::served(&file).err())
+        .or_else(|| exports::wanted(&file).err())
+        .or_else(|| exports::controllers(&file).err())
         .or_else(|| exports::plan(&file).err())
         .map_or_else(|| panic!("was taken: {text}"), |e| e.to_string())
 }
@@ -481,7 +482,6 @@ fn exports_that_cannot_be() {
     const NQN: &str = "nqn.2026-11.com.example:b";
     let with = |more: &str| format!("{DISK}{more}");
     for (text, expected) in [
-        ("[nbd]\nlisten = [\"127.0.0.1:1\"]".to_owned(), "there is nothing to serve"),
         (with("[nbd]\nlisten = [\"nbd\"]"), "an address with a port"),
         (with("[nbd]\nlisten = [\"0.0.0.0:10809\"]"), "set public = true"),
         (
@@ -490,7 +490,6 @@ fn exports_that_cannot_be() {
             ),
             "require it with tls = { .. }, or set public = true",
         ),
-        ("[nvme]\nlisten = [\"127.0.0.1:1\"]".to_owned(), "[nvme]: there is nothing to serve"),
         (with("[nvme]\nlisten = [\"/run/nvme.sock\"]"), "an address with a port, like 127.0.0.1:4420"),
         (with("[nvme]\nlisten = [\"0.0.0.0:4420\"]"), "NVMe without TLS is neither encrypted nor"),
         (with("nqn = \"disk\""), "is no NVMe qualified name, like nqn."),
@@ -506,6 +505,12 @@ fn exports_that_cannot_be() {
         (with("worker = 1"), "there is no worker 1"),
         (with("block = 1024"), "block is 512 or 4096"),
         (with("create = true"), "belong to medium = \"file\""),
+        (with("standby = true"), "belong to medium = \"file\""),
+        (format!("{FILES}standby = true\nsize = \"1GiB\""), "it needs size, and identity as"),
+        (format!("{FILES}identity = \"12\""), "is not an identity: 32 hexadecimal digits"),
+        (format!("{FILES}identity = \"{}\"", "0".repeat(32)), "not all 0"),
+        (with("[nvme]\ncontroller_first = 0"), "1 to 65519 are possible"),
+        (with("[nvme]\ncontroller_first = 65500\ncontrollers = 21"), "1 to 65519 are possible"),
         (with(DISK), "export \"disk\" appears twice"),
         (DISK.replace("1MiB", "1000"), "whole number of blocks"),
         (DISK.replace("size = \"1MiB\"\n", ""), "size is missing"),
@@ -523,16 +528,7 @@ fn exports_that_cannot_be() {
 
 #[test]
 fn volumes_share_what_they_keep_of_their_maps() {
-    let text = |volumes: usize| {
-        let one = |n| format!("[[export]]\nname = \"{n}\"\nmedium = \"file\"\ndirectory = \"/v/{n}\"\n");
-        (0..volumes).map(one).collect::<String>()
-    };
-    for (volumes, expected) in [(1, 512), (8, 512), (64, 64), (4096, 1)] {
-        let served = exports::served(&parse(&text(volumes)).unwrap()).unwrap();
-        let kept = |served: &exports::Served| match served.place {
-            exports::Place::Files { leaves, .. } => leaves,
-            _ => 0,
-        };
-        assert!(served.iter().all(|served| kept(served) == expected), "{volumes}");
+    for (volumes, expected) in [(0, 512), (1, 512), (8, 512), (64, 64), (4096, 1)] {
+        assert_eq!(exports::leaves(256 << 20, volumes), expected, "{volumes}");
     }
 }

@@ -10,8 +10,8 @@ use frame::{IoBuffer, IoPool};
 use session::nbd::{Transmission, TransmissionError, UnknownTag, Wait};
 use session::nvme_tcp::{Attach, Queue, QueueError, Slices, Subsystem};
 
-use super::Hands;
 use super::stream::Stalled;
+use super::{Hands, Leave};
 
 /// A client whose handshake is done.
 #[derive(Debug)]
@@ -72,6 +72,20 @@ impl Session {
             Session::Nbd(session) => session.attach().export.volume(),
             Session::Nvme(volume, _) => *volume,
         }
+    }
+
+    /// I/Os handed out and not answered.
+    pub fn outstanding(&self) -> u32 {
+        match self {
+            Session::Nbd(session) => session.outstanding(),
+            Session::Nvme(_, queue) => queue.outstanding(),
+        }
+    }
+
+    /// Its connection ends when the volume is let go so: an NVMe host stays attached to a standby, an NBD client
+    /// cannot.
+    pub fn ends_with(&self, leave: Leave) -> bool {
+        leave == Leave::Gone || matches!(self, Session::Nbd(_))
     }
 
     /// Payload memory held for the client.

@@ -4,14 +4,16 @@ use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 
 use arrayvec::ArrayVec;
-use block::{BlockSize, Done, Finished, Io, Mark, Op, Step, TraceId, VolumeId};
+use block::{BlockSize, Done, Finished, Io, Mark, Op, Status, Step, TraceId, VolumeId};
 use frame::{Backing, IoBuffer, IoPool, SlabError};
 use media::{FileError, FileMedia, Media, MemoryMedia};
-use session::nvme_tcp::Subsystem;
+use session::nvme_tcp::{Access, Subsystem};
 use trace::{DEPENDENCIES_MAX, Medium, Sampler};
 use volume::{FlatVolume, Health, Volume};
 
+use super::change::{Change, ChangeError, Leave, Stage};
 use super::follow::Follower;
+use super::session::{Guest, Session};
 use crate::wait::WaitError;
 
 /// Requests of a flat volume under way, at most.
@@ -29,6 +31,9 @@ pub enum TargetError {
     /// The worker cannot wait for its files.
     #[error(transparent)]
     Wait(#[from] WaitError),
+    /// It is served already.
+    #[error("volume number {0} is served already")]
+    Taken(VolumeId),
     /// Its number is too large.
     #[error("volume number {0} is too large to be served; at most {max} volumes are possible", max = super::SERVED_MAX)]
     Number(VolumeId),
@@ -75,6 +80,8 @@ pub struct Target {
     pub(super) held_bytes: usize,
     /// What NVMe hosts find: the volume under its names, and their controllers.
     pub(super) subsystem: Option<Box<Subsystem>>,
+    /// What is being changed.
+    pub(super) change: Option<Change>,
     /// What was said of it last.
     health: Health,
     /// Which of its requests are followed.
@@ -104,7 +111,14 @@ impl Unsynced {
 
 enum Body {
     Flat(Box<Flat>),
-    Thin { volume: Box<Volume>, directory: PathBuf },
+    Thin {
+        volume: Box<Volume>,
+        directory: PathBuf,
+    },
+    /// Another node has it: only its names are here.
+    Away {
+        size: BlockSize,
+    },
 }
 
 impl Target {
@@ -134,6 +148,11 @@ impl Target {
         Target::new(volume.id(), Body::Thin { volume: Box::new(volume), directory })
     }
 
+    /// The names of a volume that another node serves; [`crate::Node::serve`] brings the volume when this node is to.
+    pub fn standby(volume: VolumeId, size: BlockSize) -> Target {
+        Target::new(volume, Body::Away { size })
+    }
+
     fn new(volume: VolumeId, body: Body) -> Target {
         let counters = TargetCounters::default();
         let (queue, health) = (VecDeque::new(), Health::Sound);
@@ -148,6 +167,7 @@ impl Target {
             refused: 0,
             held_bytes: 0,
             subsystem: None,
+            change: None,
             health,
             sampler: Sampler::new(0, u64::from(volume.0) + 1),
             unsynced: Unsynced::default(),
@@ -170,6 +190,7 @@ impl Target {
         match &self.body {
             Body::Flat(flat) => flat.volume.block_size(),
             Body::Thin { volume, .. } => volume.block_size(),
+            Body::Away { size } => *size,
         }
     }
 
@@ -177,7 +198,7 @@ impl Target {
     pub(super) fn medium(&self) -> Medium {
         match &self.body {
             Body::Flat(flat) => flat.medium,
-            Body::Thin { .. } => Medium::File,
+            Body::Thin { .. } | Body::Away { .. } => Medium::File,
         }
     }
 
@@ -245,6 +266,7 @@ impl Target {
                     }
                 }
             }
+            Body::Away { .. } => {}
         }
     }
 
@@ -262,6 +284,7 @@ impl Target {
                 volume.complete(finished, pool, now_ns);
                 follower.book(volume.marks());
             }
+            Body::Away { .. } => finished.buffer.into_iter().for_each(|buffer| pool.free(buffer)),
         }
     }
 
@@ -270,6 +293,8 @@ impl Target {
         let done = match &mut self.body {
             Body::Flat(flat) => flat.volume.finished(),
             Body::Thin { volume, .. } => volume.finished(),
+            // Sessions hand nothing out for it; should one, its host tries another path.
+            Body::Away { .. } => self.queue.pop_front().map(|io| io.done(Status::Fenced)),
         }?;
         self.busy -= 1;
         self.counters.errors += u64::from(!done.status.is_ok());
@@ -328,18 +353,102 @@ impl Target {
     /// Nothing is under way.
     pub(super) fn is_idle(&self) -> bool {
         match &self.body {
+            // A checkpoint of one that failed or was taken over would not come to an end.
+            Body::Thin { volume, .. } if volume.health() != Health::Sound => {
+                volume.is_idle() && self.busy == 0
+            }
             Body::Thin { volume, .. } => volume.is_settled() && self.busy == 0,
             _ => self.busy == 0,
         }
     }
 
     /// Gives memory back. False when something was under way.
-    pub(super) fn close(self, pool: &mut IoPool) -> bool {
+    pub(super) fn close(&mut self, pool: &mut IoPool) -> bool {
         let idle = self.is_idle();
-        if let (Body::Thin { volume, .. }, true) = (self.body, idle) {
-            volume.close(pool);
+        if idle && matches!(self.body, Body::Thin { .. }) {
+            let size = self.block_size();
+            if let Body::Thin { volume, .. } = std::mem::replace(&mut self.body, Body::Away { size }) {
+                volume.close(pool);
+            }
         }
         idle
+    }
+
+    /// Requests are under way.
+    pub(super) fn is_busy(&self) -> bool {
+        self.busy > 0
+    }
+
+    /// Another owner has it now.
+    pub(super) fn is_fenced(&self) -> bool {
+        self.health == Health::Fenced
+    }
+
+    /// It is being let go.
+    pub(super) fn is_leaving(&self) -> bool {
+        matches!(self.change, Some(Change::Leave { .. }))
+    }
+
+    /// Nothing more is handed out for this session: its volume is being let go, and its connection with it.
+    pub(super) fn drains(&self, session: &Session) -> bool {
+        match self.change {
+            Some(Change::Leave { leave, stage: Stage::Drain { .. } | Stage::Rest, .. }) => {
+                session.ends_with(leave)
+            }
+            _ => false,
+        }
+    }
+
+    /// A client may come for it.
+    pub(super) fn admits(&self, guest: &Guest) -> bool {
+        match (&self.change, guest) {
+            (Some(Change::Leave { leave: Leave::Gone, .. }), _) => false,
+            (Some(Change::Leave { leave: Leave::Standby, .. }), Guest::Nbd(_)) => false,
+            (_, Guest::Nbd(_)) => !self.is_away(),
+            (_, Guest::Nvme { .. }) => true,
+        }
+    }
+
+    /// Begins to make it larger.
+    pub(super) fn grow(&mut self, blocks: u64) -> Result<(), ChangeError> {
+        match &mut self.body {
+            Body::Flat(_) => Err(ChangeError::Fixed),
+            Body::Thin { volume, .. } if volume.blocks() == blocks => Ok(()),
+            Body::Thin { volume, .. } => volume.grow_to(blocks).map_err(ChangeError::Grow),
+            Body::Away { .. } => Ok(()),
+        }
+    }
+
+    /// How large it has become; what is away is as large as it is said to be. `None` if it never will be.
+    pub(super) fn grown(&self) -> Option<u64> {
+        match &self.body {
+            Body::Thin { volume, .. } => (volume.health() == Health::Sound).then(|| volume.blocks()),
+            Body::Flat(flat) => Some(flat.volume.blocks()),
+            Body::Away { .. } => Some(u64::MAX),
+        }
+    }
+
+    /// Only its names are here.
+    pub(super) fn is_away(&self) -> bool {
+        matches!(self.body, Body::Away { .. })
+    }
+
+    /// Keeps only its names; what it was is returned.
+    pub(super) fn stand_by(&mut self) -> Target {
+        let size = self.block_size();
+        self.health = Health::Sound;
+        Target::new(self.volume, std::mem::replace(&mut self.body, Body::Away { size }))
+    }
+
+    /// The volume behind names that were here without it: it was opened and recovered, so hosts may come.
+    pub(super) fn arrive(&mut self, target: Target) {
+        self.body = target.body;
+        let Some(subsystem) = self.subsystem.as_deref_mut() else { return };
+        // INVARIANT: the namespace is there, since the names were not let go.
+        if let Body::Thin { volume, .. } = &self.body {
+            let _ = subsystem.resize(self.volume, volume.blocks());
+        }
+        let _ = subsystem.set_access(self.volume, Access::Optimized);
     }
 }
 
