@@ -76,6 +76,8 @@ impl Sink for Nowhere {
         false
     }
 
+    fn withdraw(&mut self, _: VolumeId) {}
+
     fn submit(&mut self, _: Io<IoBuffer>, _: u64) {
         debug_assert!(false, "the discovery controller has no I/O queues");
     }

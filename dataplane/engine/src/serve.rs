@@ -34,7 +34,7 @@ mod target;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use ::session::nvme_tcp::Access;
+use ::session::nvme_tcp::{Access, Subsystem};
 use block::{Done, IO_BYTES_MAX, Io, Tag, TraceId, VolumeId};
 use frame::{IO_REGION_BYTES, IoBuffer, IoPool, IoShare, IoSlab, IoSlabConfig};
 use media::{FileConfig, FileMedia, Media};
@@ -164,6 +164,8 @@ pub(crate) struct Server {
     retry_ns: Option<u64>,
     /// Volumes that are being changed, and when to look at them.
     changing: Vec<VolumeId>,
+    /// Volumes whose queues have something for each other.
+    called: Vec<VolumeId>,
     /// Volumes that another owner took over in this turn.
     lost: Vec<VolumeId>,
     change_ns: Option<u64>,
@@ -204,6 +206,7 @@ impl Server {
             expire_ns: now_ns,
             retry_ns: None,
             changing: Vec::new(),
+            called: Vec::new(),
             lost: Vec::new(),
             change_ns: None,
             refused: 0,
@@ -321,6 +324,9 @@ impl Server {
         while let Some(volume) = self.lost.pop() {
             // A host with a path to the new owner goes there; a volume without NVMe has nobody to tell.
             let _ = self.set_access(volume, Access::Inaccessible);
+        }
+        while let Some(volume) = self.called.pop() {
+            self.wake(volume);
         }
         if now_ns >= self.expire_ns {
             self.expire(now_ns);
@@ -481,6 +487,9 @@ impl Server {
             let subsystem = target.subsystem.as_deref_mut();
             let waits = connection.session.step(subsystem, &mut self.pool, &mut hands);
             connection.set_waits(waits, now_ns);
+            if target.subsystem.as_deref_mut().is_some_and(Subsystem::take_call) {
+                self.called.push(volume);
+            }
             connection.account(&mut target.held_bytes);
             moved += self.submitted.len();
             if !self.submitted.is_empty() {
@@ -578,6 +587,9 @@ impl Server {
                 if let Some(target) = self.targets[volume.0 as usize].as_mut() {
                     connection.account(&mut target.held_bytes);
                     connection.session.leave(target.subsystem.as_deref_mut());
+                    if target.subsystem.as_deref_mut().is_some_and(Subsystem::take_call) {
+                        self.called.push(volume);
+                    }
                     target.connections -= 1;
                 }
                 *slot = None;

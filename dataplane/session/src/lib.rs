@@ -52,6 +52,9 @@ pub trait Sink {
     /// questions about allocation go out at once.
     fn admit(&mut self, volume: VolumeId, op: Op, lba: Lba, bytes: u32) -> bool;
 
+    /// What was asked for last is not wanted any more: what waits for it need not.
+    fn withdraw(&mut self, volume: VolumeId);
+
     /// Takes the I/O, whose answer must come back through `complete`. `received_ns` is when its request had
     /// been read.
     fn submit(&mut self, io: Io<IoBuffer>, received_ns: u64);

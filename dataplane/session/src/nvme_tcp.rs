@@ -21,13 +21,15 @@
 //!
 //! Everything else is Invalid Command Opcode, or Invalid Field in Command, and not to be retried. Not there:
 //! metadata and protection, fused commands, reservations, Write Uncorrectable, Verify, Copy, namespace
-//! management, firmware, authentication. Abort takes back requests for events;
-//! of other commands it says that they were not aborted.
+//! management, firmware, authentication. Abort takes back requests for events, and I/O commands that wait: for
+//! credits, for memory, for their turn. Of what was handed out, or what the host was asked for the payload of, it says
+//! that it was not aborted.
 //!
 //! Longest transfer: 1 MiB (MDTS), so each command is one I/O; a discard is one for each of its ranges. The
 //! host sends up to 8 KiB of payload with the command; for more it is asked (R2T) when there are memory and
 //! credits for it, all at once. So what waits at the limits of a volume waits in the host's memory.
 
+mod abort;
 mod admin;
 mod connect;
 mod controller;

@@ -1,5 +1,7 @@
 //! Clients that mean no good, many at once, while another one works.
 
+mod hosts;
+
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;

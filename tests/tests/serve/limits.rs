@@ -7,6 +7,8 @@ use agent::report::Export;
 use wire::nbd::transmission::{Command, CommandFlags};
 
 use crate::client::Client;
+use crate::host::{self, Reply, Sgl, Sqe};
+use crate::nvme::Host;
 use crate::place::{Place, memory};
 
 /// Requests under way.
@@ -159,5 +161,41 @@ fn exports_of_a_group_share_its_pool() {
         });
         stop.store(true, Ordering::Relaxed);
     });
+    place.stop();
+}
+
+/// What waits at a limit is in its host's hands until it is begun.
+#[test]
+fn an_nvme_host_takes_back_what_waits_for_credits() {
+    const SLOW: &str = "nqn.2026-11.com.example:slow";
+    let export = memory("slow", "1MiB", &format!("nqn = \"{SLOW}\"\noperations = {{ rate = 1 }}"));
+    let place = Place::new("serve-abort", &[&export]);
+    let (mut admin, mut io) = Host::both(place.nvme, SLOW);
+    const READS: u16 = 8;
+    for id in 1..=READS {
+        io.send(host::read(id, 0, 1).dword(8, 4096), &[]);
+    }
+    // From behind, so that the last one is the next, whose place in the queue for credits goes with it.
+    let taken_back: Vec<u16> = (1..=READS)
+        .rev()
+        .filter(|id| {
+            admin.send(Sqe::new(0x08, 60, 0, Sgl::Host(0)).dword(10, 1 | u32::from(*id) << 16), &[]);
+            match admin.answer() {
+                Ok((Reply::Done { id: 60, status: 0, result, .. }, _)) => result == 0,
+                other => panic!("{other:?}"),
+            }
+        })
+        .collect();
+    // Credits for all of them would take seconds to come.
+    assert!(taken_back.len() >= 3, "{taken_back:?}");
+    for _ in 0..READS {
+        let (answer, data) = io.answer().expect("each is answered");
+        let Reply::Done { id, status, .. } = answer else { panic!("{answer:?}") };
+        let expected = if taken_back.contains(&id) { (0x007, 0) } else { (0, 4096) };
+        assert_eq!((status, data.len()), expected, "{id} of {taken_back:?}");
+    }
+    place.daemon().until("nothing waits", || place.daemon().stats().exports[0].waiting == 0);
+    assert_eq!(io.data(host::read(9, 0, 1).dword(8, 4096)), [0; 4096]);
+    drop((admin, io));
     place.stop();
 }

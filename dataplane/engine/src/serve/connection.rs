@@ -58,6 +58,12 @@ impl Credit {
         self.waiting = true;
     }
 
+    /// What was asked for is not wanted any more. True if its ticket is to be taken back.
+    pub fn withdraw(&mut self) -> bool {
+        self.granted = None;
+        std::mem::take(&mut self.waiting)
+    }
+
     /// The ticket was paid for.
     pub fn grant(&mut self, ask: Ask) {
         (self.granted, self.waiting) = (Some(ask), false);

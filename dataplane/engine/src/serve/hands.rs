@@ -97,6 +97,13 @@ impl Sink for Hands<'_> {
         }
     }
 
+    fn withdraw(&mut self, volume: VolumeId) {
+        if self.credit.withdraw() {
+            let connection = self.connection;
+            self.shaper.cancel(self.now_ns, volume.0, |ticket| ticket.connection == connection);
+        }
+    }
+
     fn submit(&mut self, mut io: Io<IoBuffer>, _received_ns: u64) {
         let trace = io.trace;
         if trace.0 != 0 {

@@ -13,6 +13,7 @@ use wire::nvme::data::{
 use wire::nvme::fabrics::Fabrics;
 use wire::nvme::{AdminOpcode, Command, Sgl, StatusCode};
 
+use super::abort::ABORTS_MAX;
 use super::controller::KEEP_ALIVE_STEPS;
 use super::features::{DISCOVERY_FEATURES, IO_FEATURES};
 use super::log::LogRequest;
@@ -22,8 +23,6 @@ use super::{CAPSULE_DATA_BYTES_MAX, ENTRIES_MAX, EVENT_REQUESTS_MAX, TRANSFER_PA
 /// FR, and the revision in the firmware slot.
 pub(super) const FIRMWARE: &str = env!("CARGO_PKG_VERSION");
 const MODEL: &str = "Tidegate volume";
-/// ACL: aborts are answered at once, so there is never a second one.
-const ABORTS_LESS_ONE: u8 = 3;
 /// ONCS: Compare (0), Dataset Management (2), Write Zeroes (3).
 const COMMANDS: u16 = 1 << 0 | 1 << 2 | 1 << 3;
 /// VWC: there is one (0), and Flush names one namespace, never all (2:1 = 10b).
@@ -214,7 +213,7 @@ impl Subsystem {
             version: VERSION,
             events: if is_discovery { Events::DISCOVERY } else { Events::NAMESPACES.with(Events::ANA) },
             kind: if is_discovery { ControllerKind::Discovery } else { ControllerKind::Io },
-            aborts_less_one: for_io(ABORTS_LESS_ONE.into()) as u8,
+            aborts_less_one: for_io(ABORTS_MAX as u32 - 1) as u8,
             event_requests_less_one: EVENT_REQUESTS_MAX as u8 - 1,
             log_attributes: if is_discovery { 0b100 } else { LOG_ATTRIBUTES },
             keep_alive_steps: KEEP_ALIVE_STEPS,
@@ -276,7 +275,7 @@ impl Subsystem {
         if known.contains(&number) { Ok(Feature(number)) } else { Err(StatusCode::INVALID_FIELD.into()) }
     }
 
-    /// Base clause 5.1: dword 0 bit 0 says that the command was not aborted.
+    /// Base clause 5.1: dword 0 bit 0 says that the command was not aborted. What an I/O queue has is taken back there.
     fn abort(&mut self, seat: Seat, command: &Command) -> Result<Reply, Refusal> {
         let dword10 = command.dwords_10_15[0];
         let (queue, other) = (dword10 as u16, (dword10 >> 16) as u16);
@@ -285,7 +284,12 @@ impl Subsystem {
         if queue > queues_max || !controller.has_queue(queue) {
             return Err(StatusCode::INVALID_FIELD.into());
         }
-        let aborted = queue == 0 && controller.abort(other);
+        if queue != 0 {
+            controller.aborts.ask(command.id, queue, other)?;
+            self.has_call = true;
+            return Ok(Reply::Held);
+        }
+        let aborted = controller.abort(other);
         Ok(if aborted { Reply::Aborted(other) } else { Reply::Done(1) })
     }
 }

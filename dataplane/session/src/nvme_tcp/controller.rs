@@ -9,6 +9,7 @@ use wire::nvme::StatusCode;
 use wire::nvme::data::{Events, Health, LIST_MAX, LogPage, NAMESPACE_ALL};
 use wire::nvme::fabrics::Property;
 
+use super::abort::Aborts;
 use super::features::Features;
 use super::setup::Attach;
 use super::{ENTRIES_MAX, EVENT_REQUESTS_MAX, VERSION};
@@ -49,6 +50,8 @@ pub(super) struct Controller {
     queues_max: u16,
     pub features: Features,
     pub usage: Usage,
+    /// Of commands of I/O queues.
+    pub aborts: Aborts,
     /// Identifiers of the commands that wait for an event.
     requests: ArrayVec<u16, EVENT_REQUESTS_MAX>,
     /// What the host is to be told.
@@ -103,6 +106,7 @@ impl Controller {
             queues_max,
             features: Features::new(queues_max),
             usage: Usage::default(),
+            aborts: Aborts::default(),
             requests: ArrayVec::new(),
             pending: Events::NONE,
             told: Events::NONE,
@@ -153,6 +157,7 @@ impl Controller {
 
     pub fn leave(&mut self, queue: u16) {
         self.queues &= !(1 << (queue & 127));
+        self.aborts.carry_out(queue, |_| false);
     }
 
     /// KATO, rounded up to what the timer counts in; 0 lets the host be silent for ever.
@@ -213,6 +218,7 @@ impl Controller {
         self.queues = 0;
         self.features = Features::new(self.queues_max);
         self.requests.clear();
+        self.aborts = Aborts::default();
         (self.pending, self.told) = (Events::NONE, Events::NONE);
         self.changed.clear();
     }
@@ -230,7 +236,7 @@ impl Controller {
     }
 
     pub fn holds(&self, command: u16) -> bool {
-        self.requests.contains(&command)
+        self.requests.contains(&command) || self.aborts.holds(command)
     }
 
     /// A namespace changed.

@@ -29,6 +29,7 @@ use wire::nvme::{Command, Completion, StatusCode};
 use wire::nvme_tcp::{Fatal, Transfer};
 
 use self::command::{Ask, Place, Plan, RANGE_BYTES};
+use super::abort::ABORTS_MAX;
 use super::admin::{Refusal, Reply};
 use super::controller::Usage;
 use super::link::Link;
@@ -158,7 +159,7 @@ impl Queue {
         let seat = subsystem.seat(&attach, now_ns);
         let has_flow_control = attach.has_flow_control();
         let entries = attach.connect.entries.min(super::ENTRIES_MAX) as u16;
-        let items = usize::from(entries) + EVENT_REQUESTS_MAX + 1;
+        let items = usize::from(entries) + EVENT_REQUESTS_MAX + ABORTS_MAX + 1;
         let mut queue = Queue {
             seat: seat.ok(),
             local,
@@ -272,7 +273,7 @@ impl Queue {
                 Handed::NoRoom => open[lane as usize] = false,
             }
         }
-        self.tell(subsystem);
+        self.tell(subsystem, pool, sink);
         wait
     }
 
@@ -474,6 +475,7 @@ impl Queue {
             return Handed::Out;
         };
         if let Err(refusal) = subsystem.reach(slot.command.namespace) {
+            sink.withdraw(slot.volume);
             self.pop(Lane::Pull);
             self.refuse(id, refusal, pool);
             return Handed::Out;
@@ -515,6 +517,7 @@ impl Queue {
         if let Err(refusal) = reached
             && slot.parts_out == 0
         {
+            sink.withdraw(slot.volume);
             self.pop(Lane::Push);
             self.refuse(id, refusal, pool);
             return Handed::Out;
@@ -606,18 +609,53 @@ impl Queue {
         Handed::Out
     }
 
-    /// Counts what was done for the controller, and answers its requests for events.
-    fn tell(&mut self, subsystem: &mut Subsystem) {
-        let Some(controller) = self.seat.and_then(|seat| subsystem.controller_mut(seat)) else { return };
+    /// Counts what was done for the controller, takes back what it is asked to, and answers its requests for events
+    /// and its Aborts.
+    fn tell(&mut self, subsystem: &mut Subsystem, pool: &mut IoPool, sink: &mut impl Sink) {
+        let Some(seat) = self.seat else { return };
+        let Some(controller) = subsystem.controller_mut(seat) else { return };
         controller.usage.add(std::mem::take(&mut self.usage));
-        if self.seat.is_none_or(|seat| seat.queue != 0) {
+        if seat.queue != 0 {
+            if controller.aborts.concern(seat.queue) {
+                controller.aborts.carry_out(seat.queue, |command| self.take_back(command, pool, sink));
+                subsystem.has_call = true;
+            }
             return;
+        }
+        while let Some((command, result)) = controller.aborts.answer() {
+            let queue_head = self.head.unwrap_or(0);
+            let completion = Completion { result, queue_head, command, ..Completion::default() };
+            self.output.push_completion(completion, None);
         }
         let queue_head = self.head.unwrap_or(0);
         while let Some((command, result)) = controller.news() {
             let completion = Completion { result, queue_head, command, ..Completion::default() };
             self.output.push_completion(completion, None);
         }
+    }
+
+    /// Takes a command back that waits, and answers it; false if it does not wait here.
+    fn take_back(&mut self, command: u16, pool: &mut IoPool, sink: &mut impl Sink) -> bool {
+        let Some((id, slot)) = self.slots.named(command) else { return false };
+        let volume = slot.volume;
+        if slot.parts_out > 0 || slot.receiving.is_some() {
+            return false;
+        }
+        let before = self.waiting();
+        self.fresh.retain(|&waiting| waiting != id);
+        self.lanes.iter_mut().for_each(|lane| lane.retain(|&(_, waiting)| waiting != id));
+        // Its payload may be coming in, or its answer be on its way.
+        if self.waiting() == before {
+            return false;
+        }
+        sink.withdraw(volume);
+        self.refuse(id, Refusal { status: StatusCode::ABORT_REQUESTED, do_not_retry: false }, pool);
+        true
+    }
+
+    /// Commands that wait.
+    fn waiting(&self) -> usize {
+        self.fresh.len() + self.lanes.iter().map(VecDeque::len).sum::<usize>()
     }
 
     /// Memory for the payload of one command.

@@ -122,6 +122,13 @@ impl Slots {
         self.identifiers.contains(&u32::from(identifier))
     }
 
+    /// The command under way with this identifier.
+    pub fn named(&mut self, identifier: u16) -> Option<(SlotId, &mut Slot)> {
+        let index = self.identifiers.iter().position(|&one| one == u32::from(identifier))?;
+        let slot = &mut self.slots[index];
+        Some((SlotId { index: index as u16, generation: slot.generation }, slot))
+    }
+
     /// A slot for `command`; `None` when there is none.
     pub fn take(&mut self, command: Command, now_ns: u64) -> Option<SlotId> {
         let index = self.free.pop()?;

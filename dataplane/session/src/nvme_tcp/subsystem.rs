@@ -190,6 +190,8 @@ pub struct Subsystem {
     pub(super) namespaces_max: u32,
     /// Changes of access states: the change count of their log.
     pub(super) access_changes: u64,
+    /// A queue has something for another one.
+    pub(super) has_call: bool,
     /// When the first host came.
     pub(super) started_ns: Option<u64>,
 }
@@ -249,6 +251,7 @@ impl Subsystem {
             controller_next: 0,
             namespaces_max,
             access_changes: 0,
+            has_call: false,
             started_ns: None,
         }
     }
@@ -320,6 +323,11 @@ impl Subsystem {
         }
     }
 
+    /// A queue has something for another one: all are to be driven. Says so once.
+    pub fn take_call(&mut self) -> bool {
+        std::mem::take(&mut self.has_call)
+    }
+
     /// Lets go of controllers whose hosts were silent for longer than they promised. Their queues find out
     /// when they are asked to expire.
     pub fn expire(&mut self, now_ns: u64) {
@@ -340,6 +348,7 @@ impl Subsystem {
             self.controllers.retain(|one| (one.id, one.generation) != (seat.controller, seat.generation));
         } else if let Some(controller) = self.controller_mut(seat) {
             controller.leave(seat.queue);
+            self.has_call = true;
         }
     }
 

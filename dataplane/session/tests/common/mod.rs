@@ -114,11 +114,13 @@ pub struct Recorder {
     pub ios: Vec<Io<IoBuffer>>,
     /// Every admission asked for: operation, block, bytes.
     pub asked: Vec<(Op, Lba, u32)>,
+    /// How often what was asked for was not wanted any more.
+    pub withdrawn: usize,
 }
 
 impl Default for Recorder {
     fn default() -> Self {
-        Recorder { credits: usize::MAX, ios: Vec::new(), asked: Vec::new() }
+        Recorder { credits: usize::MAX, ios: Vec::new(), asked: Vec::new(), withdrawn: 0 }
     }
 }
 
@@ -128,6 +130,10 @@ impl Sink for Recorder {
         let admitted = self.credits > 0;
         self.credits = self.credits.saturating_sub(1);
         admitted
+    }
+
+    fn withdraw(&mut self, _: VolumeId) {
+        self.withdrawn += 1;
     }
 
     fn submit(&mut self, io: Io<IoBuffer>, _received_ns: u64) {

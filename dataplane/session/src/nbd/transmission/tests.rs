@@ -15,6 +15,8 @@ impl Sink for Ios {
         true
     }
 
+    fn withdraw(&mut self, _: VolumeId) {}
+
     fn submit(&mut self, io: Io<IoBuffer>, _: u64) {
         self.0.push(io);
     }
