@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 
-use crate::slab::{STACK, Stack};
-use crate::{BATCH, Batch, CHUNK_BYTES, FRAME_BYTES_MAX, Frame, HEADROOM_BYTES, INDEX_MASK, Meta, Slab};
+use crate::slab::{Layout, STACK, Stack};
+use crate::{BATCH, Batch, CHUNK_BYTES, FRAME_BYTES_MAX, Frame, HEADROOM_BYTES, JUMBO_BYTES, Meta, Slab};
 
 /// A pool keeps at most this many handles; above it gives a stack back to the depot.
 const KEEP_MAX: usize = 8 * STACK;
@@ -28,6 +28,8 @@ const _: () = assert!(HEADROOM_BYTES + 3 * COLOUR_BYTES as usize + FRAME_BYTES_M
 #[derive(Debug)]
 pub struct Pool {
     slab: Arc<Slab>,
+    /// The slab's, beside us: every look at a frame begins with it.
+    layout: Layout,
     /// Above `keep + STACK` handles a stack goes to the depot.
     keep: usize,
     free: Vec<u32>,
@@ -40,6 +42,7 @@ impl Pool {
         let keep = (slab.frames() as usize / 8).min(KEEP_MAX);
         Pool {
             slab: Arc::clone(slab),
+            layout: slab.layout(),
             keep,
             free: Vec::with_capacity(keep + STACK + BATCH),
             free_jumbo: ArrayVec::new(),
@@ -59,9 +62,10 @@ impl Pool {
             self.refill(1);
         }
         let handle = self.free.pop()?;
+        let frame = Frame(handle);
         // SAFETY: the handle came from the free list.
-        unsafe { reset(self.slab.meta(handle & INDEX_MASK), small_data(handle), 0) };
-        Some(Frame(handle))
+        unsafe { reset(self.layout.meta(self.index(&frame)), small_data(handle), 0) };
+        Some(frame)
     }
 
     /// Appends up to `count` small frames of length 0 to `batch`, as many as there are and fit, and returns
@@ -81,13 +85,14 @@ impl Pool {
         }
         let keep = self.free.len().saturating_sub(want);
         let taken = &self.free[keep..];
-        let meta = self.slab.meta(0);
+        let (meta, first_handle) = (self.layout.meta(0), self.layout.first_handle);
         let len = len.min(FRAME_BYTES_MAX) as u32;
         let held = batch.len();
         let room = batch.as_mut_ptr().wrapping_add(held);
         for (at, &handle) in taken.iter().enumerate() {
+            let meta = meta.wrapping_add(handle.wrapping_sub(first_handle) as usize);
             // SAFETY: the handle came from the free list.
-            unsafe { reset(meta.wrapping_add((handle & INDEX_MASK) as usize), small_data(handle), len) };
+            unsafe { reset(meta, small_data(handle), len) };
             // SAFETY: `taken` is no longer than the remaining capacity of the batch.
             unsafe { room.wrapping_add(at).write(Frame(handle)) };
         }
@@ -101,9 +106,10 @@ impl Pool {
     /// A jumbo frame of length 0 with fresh metadata, or `None` when there is none left.
     pub fn alloc_jumbo(&mut self) -> Option<Frame> {
         let handle = self.free_jumbo.pop().or_else(|| self.slab.take_jumbo())?;
+        let frame = Frame(handle);
         // SAFETY: the handle came from a free list.
-        unsafe { reset(self.slab.meta(handle & INDEX_MASK), HEADROOM_BYTES as u16, 0) };
-        Some(Frame(handle))
+        unsafe { reset(self.layout.meta(self.index(&frame)), HEADROOM_BYTES as u16, 0) };
+        Some(frame)
     }
 
     /// Takes stacks from the depot until `want` frames are free or there are no more.
@@ -120,7 +126,6 @@ impl Pool {
     /// Gives a frame back.
     #[inline]
     pub fn free(&mut self, frame: Frame) {
-        self.check(&frame);
         let jumbo = self.is_jumbo(&frame);
         let handle = frame.into_raw();
         if jumbo {
@@ -136,7 +141,7 @@ impl Pool {
     /// Gives every frame of a batch back.
     #[inline]
     pub fn free_batch(&mut self, batch: &mut Batch) {
-        let (first, frames) = (self.slab.first_handle(), self.slab.frames());
+        let (first, frames) = (self.layout.first_handle, self.layout.frames);
         let farthest = batch.iter().map(|frame| frame.0.wrapping_sub(first)).max().unwrap_or(0);
         if farthest >= frames {
             return self.free_mixed(batch);
@@ -180,7 +185,7 @@ impl Pool {
     /// `raw` came from `into_raw` of a frame of this slab and was not adopted since.
     pub unsafe fn adopt(&self, raw: u32) -> Frame {
         let frame = Frame(raw);
-        self.check(&frame);
+        self.index(&frame);
         frame
     }
 
@@ -191,50 +196,60 @@ impl Pool {
     /// The frame of that chunk was given up with [`Frame::into_raw`] and not adopted since; the bytes
     /// `offset..offset + len` lie inside the chunk.
     pub unsafe fn adopt_at(&self, offset: usize, len: usize) -> Frame {
-        let index = (offset / CHUNK_BYTES) as u32;
+        let index = offset / CHUNK_BYTES;
         let within = offset % CHUNK_BYTES;
-        assert!(index < self.slab.frames() && within + len <= CHUNK_BYTES, "offset outside the slab");
+        assert!(!self.layout.is_jumbo(index) && within + len <= CHUNK_BYTES, "offset outside the slab");
         // SAFETY: the index is in range and, by the contract, nobody else holds the frame.
-        unsafe { reset(self.slab.meta(index), within as u16, len as u32) };
-        Frame(index | self.slab.first_handle())
+        unsafe { reset(self.layout.meta(index), within as u16, len as u32) };
+        Frame(index as u32 | self.layout.first_handle)
     }
 
     /// A frame from another slab is a bug that must not become a wild pointer.
     #[inline(always)]
-    fn check(&self, frame: &Frame) {
-        assert!(frame.0 & !INDEX_MASK == self.slab.first_handle(), "frame of another slab");
+    fn index(&self, frame: &Frame) -> usize {
+        // INVARIANT: frames are not carried from slab to slab.
+        self.layout.index(frame.0).expect("frame of another slab")
     }
 
     /// Where a frame's bytes lie in its chunk. Checked at each use, since a whole `Meta` can be swapped with
     /// that of a larger chunk in safe code.
     #[inline(always)]
-    fn window(&self, index: u32, meta: &Meta) -> (*mut u8, usize) {
+    fn window(&self, index: usize, meta: &Meta) -> (*mut u8, usize) {
         let (data, len) = (meta.data as usize, meta.len as usize);
-        assert!(data + len <= self.slab.chunk_bytes(index), "metadata of another chunk");
-        (self.slab.chunk(index).wrapping_add(data), len)
+        if self.layout.is_jumbo(index) {
+            return self.jumbo_window(index, data, len);
+        }
+        assert!(data + len <= CHUNK_BYTES, "metadata of another chunk");
+        (self.layout.chunk(index).wrapping_add(data), len)
+    }
+
+    /// [`Pool::window`] of a super-segment: out of line, to keep that of every frame short.
+    #[inline(never)]
+    fn jumbo_window(&self, index: usize, data: usize, len: usize) -> (*mut u8, usize) {
+        assert!(data + len <= JUMBO_BYTES, "metadata of another chunk");
+        (self.layout.chunk(index).wrapping_add(data), len)
     }
 
     /// The metadata of a frame.
     #[inline(always)]
     pub fn meta<'a>(&'a self, frame: &'a Frame) -> &'a Meta {
-        self.check(frame);
-        // SAFETY: the tag matches, so the index is in range; `&Frame` excludes a `&mut Meta`.
-        unsafe { &*self.slab.meta(frame.index()) }
+        let meta = self.layout.meta(self.index(frame));
+        // SAFETY: the index is in range; `&Frame` excludes a `&mut Meta`.
+        unsafe { &*meta }
     }
 
     /// The metadata of a frame, to change.
     #[inline(always)]
     pub fn meta_mut<'a>(&'a self, frame: &'a mut Frame) -> &'a mut Meta {
-        self.check(frame);
-        // SAFETY: the tag matches; `&mut Frame` is exclusive, and a frame exists once.
-        unsafe { &mut *self.slab.meta(frame.index()) }
+        let meta = self.layout.meta(self.index(frame));
+        // SAFETY: the index is in range; `&mut Frame` is exclusive, and a frame exists once.
+        unsafe { &mut *meta }
     }
 
     /// The bytes of a frame.
     #[inline(always)]
     pub fn bytes<'a>(&'a self, frame: &'a Frame) -> &'a [u8] {
-        let meta = self.meta(frame);
-        let (first, len) = self.window(frame.index(), meta);
+        let (first, len) = self.window(self.index(frame), self.meta(frame));
         // SAFETY: `window` checked that the range lies in the chunk, which is initialised (mapped zeroed);
         // `&Frame` excludes a `&mut [u8]`.
         unsafe { std::slice::from_raw_parts(first, len) }
@@ -249,20 +264,30 @@ impl Pool {
     /// Metadata and bytes of a frame, both to change.
     #[inline(always)]
     pub fn parts_mut<'a>(&'a self, frame: &'a mut Frame) -> (&'a mut Meta, &'a mut [u8]) {
-        let index = frame.index();
+        let index = self.index(frame);
         let meta = self.meta_mut(frame);
+        // SAFETY: index and metadata are those of `frame`, which is borrowed as long as the result.
+        let bytes = unsafe { self.bytes_of(index, meta) };
+        (meta, bytes)
+    }
+
+    /// The bytes of a frame.
+    ///
+    /// # Safety
+    /// `index` and `meta` belong to one frame, which the caller has borrowed exclusively for `'a`.
+    #[inline(always)]
+    unsafe fn bytes_of<'a>(&'a self, index: usize, meta: &Meta) -> &'a mut [u8] {
         let (first, len) = self.window(index, meta);
         // SAFETY: `window` checked that the range lies in the chunk; metadata lies apart from all chunks;
-        // `&mut Frame` is exclusive for both.
-        let bytes = unsafe { std::slice::from_raw_parts_mut(first, len) };
-        (meta, bytes)
+        // by the contract nobody else can reach either.
+        unsafe { std::slice::from_raw_parts_mut(first, len) }
     }
 
     /// Sets the length; bytes that come into view are whatever the chunk held. False, and no change, when
     /// the chunk is too small.
     #[inline(always)]
     pub fn set_len(&self, frame: &mut Frame, len: usize) -> bool {
-        let room = self.slab.chunk_bytes(frame.index());
+        let room = self.layout.chunk_bytes(self.index(frame));
         let meta = self.meta_mut(frame);
         if len > room.saturating_sub(meta.data as usize) {
             return false;
@@ -274,7 +299,7 @@ impl Pool {
     /// Bytes that fit behind the first one.
     #[inline(always)]
     pub fn capacity(&self, frame: &Frame) -> usize {
-        self.slab.chunk_bytes(frame.index()).saturating_sub(self.meta(frame).data as usize)
+        self.layout.chunk_bytes(self.index(frame)).saturating_sub(self.meta(frame).data as usize)
     }
 
     /// Bytes of all these frames together.
@@ -297,13 +322,16 @@ impl Pool {
         frame: &'a mut Frame,
         count: usize,
     ) -> Option<(&'a mut Meta, &'a mut [u8])> {
+        let index = self.index(frame);
         let meta = self.meta_mut(frame);
         if count > meta.data as usize {
             return None;
         }
         meta.data -= count as u16;
         meta.len += count as u32;
-        Some(self.parts_mut(frame))
+        // SAFETY: index and metadata are those of `frame`, which is borrowed as long as the result.
+        let bytes = unsafe { self.bytes_of(index, meta) };
+        Some((meta, bytes))
     }
 
     /// Removes `count` bytes from the front. False, and no change, when the frame is shorter (or would begin
@@ -345,7 +373,7 @@ impl Pool {
     /// True for a frame that lives in a jumbo chunk.
     #[inline(always)]
     pub fn is_jumbo(&self, frame: &Frame) -> bool {
-        self.slab.is_jumbo(frame.index())
+        self.layout.is_jumbo(self.index(frame))
     }
 }
 

@@ -76,13 +76,7 @@ pub enum SlabError {
 #[derive(Debug)]
 pub struct Slab {
     mapping: Mapping,
-    /// The metadata of chunk 0.
-    meta: NonNull<Meta>,
-    jumbo_base: usize,
-    frames: u32,
-    jumbo_frames: u32,
-    /// Handle of chunk 0: the tag alone.
-    first_handle: u32,
+    layout: Layout,
     /// Full stacks of free small chunks.
     depot: ArrayQueue<Stack>,
     /// Free small chunks that do not make a stack. Locked when a pool goes away or counts, and as the last
@@ -90,6 +84,64 @@ pub struct Slab {
     rest: Mutex<Stack>,
     /// Free jumbo chunks: a handful, each as long as twenty frames, so they are traded one by one.
     jumbo_depot: ArrayQueue<u32>,
+}
+
+/// Where chunks and metadata lie. Pools keep a copy, so that a look at a frame needs no look at the slab.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Layout {
+    chunks: NonNull<u8>,
+    /// The metadata of chunk 0.
+    meta: NonNull<Meta>,
+    /// Where the jumbo chunks begin, from `chunks`.
+    jumbo_base: usize,
+    /// Small chunks.
+    pub(crate) frames: u32,
+    /// Small and jumbo chunks.
+    total: u32,
+    /// Handle of chunk 0: the tag alone.
+    pub(crate) first_handle: u32,
+}
+
+// SAFETY: addresses and numbers; whoever follows them must own a frame of the slab.
+unsafe impl Send for Layout {}
+// SAFETY: as above.
+unsafe impl Sync for Layout {}
+
+impl Layout {
+    /// The index of the chunk that a handle names; `None` for that of another slab.
+    #[inline(always)]
+    pub(crate) fn index(&self, handle: u32) -> Option<usize> {
+        // One comparison for both parts: another tag is farther away than any index.
+        let index = handle.wrapping_sub(self.first_handle);
+        (index < self.total).then_some(index as usize)
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_jumbo(&self, index: usize) -> bool {
+        index >= self.frames as usize
+    }
+
+    #[inline(always)]
+    pub(crate) fn chunk_bytes(&self, index: usize) -> usize {
+        if self.is_jumbo(index) { JUMBO_BYTES } else { CHUNK_BYTES }
+    }
+
+    /// Start of a chunk: inside the mapping when `index` came from [`Layout::index`].
+    #[inline(always)]
+    pub(crate) fn chunk(&self, index: usize) -> *mut u8 {
+        let offset = if self.is_jumbo(index) {
+            self.jumbo_base + (index - self.frames as usize) * JUMBO_BYTES
+        } else {
+            index * CHUNK_BYTES
+        };
+        self.chunks.as_ptr().wrapping_add(offset)
+    }
+
+    /// A chunk's metadata: inside the mapping when `index` came from [`Layout::index`].
+    #[inline(always)]
+    pub(crate) fn meta(&self, index: usize) -> *mut Meta {
+        self.meta.as_ptr().wrapping_add(index)
+    }
 }
 
 // SAFETY: the memory is reached only through frames, and a frame exists at most once.
@@ -111,20 +163,24 @@ impl Slab {
         let mapping = Mapping::new(bytes, hugepages).map_err(|source| SlabError::Map { bytes, source })?;
         // SAFETY: the metadata lies inside the mapping, behind the chunks.
         let meta = unsafe { mapping.base.add(meta_base) }.cast();
-        let slab = Slab {
-            mapping,
+        let layout = Layout {
+            chunks: mapping.base,
             meta,
             jumbo_base,
             frames,
-            jumbo_frames,
+            total: total as u32,
             first_handle: u32::from(take_tag().ok_or(SlabError::Tags)?) << TAG_SHIFT,
+        };
+        let slab = Slab {
+            mapping,
+            layout,
             depot: ArrayQueue::new(frames as usize / STACK + 1),
             rest: Mutex::new(Stack::new()),
             jumbo_depot: ArrayQueue::new(jumbo_frames.max(1) as usize),
         };
-        slab.give((0..frames).map(|index| index | slab.first_handle()));
-        for index in frames..frames + jumbo_frames {
-            slab.give_jumbo(index | slab.first_handle());
+        slab.give((0..frames).map(|index| index | layout.first_handle));
+        for index in frames..layout.total {
+            slab.give_jumbo(index | layout.first_handle);
         }
         Ok(Arc::new(slab))
     }
@@ -136,50 +192,22 @@ impl Slab {
 
     /// Small chunks in the slab.
     pub fn frames(&self) -> u32 {
-        self.frames
+        self.layout.frames
     }
 
     /// Jumbo chunks in the slab.
     pub fn jumbo_frames(&self) -> u32 {
-        self.jumbo_frames
+        self.layout.total - self.layout.frames
     }
 
     /// The small chunks as one region, to register with a kernel (AF_XDP): address and length in bytes.
     pub fn chunk_region(&self) -> (*mut u8, usize) {
-        (self.mapping.base.as_ptr(), self.jumbo_base)
+        (self.mapping.base.as_ptr(), self.layout.jumbo_base)
     }
 
-    /// Handle of chunk 0.
-    #[inline(always)]
-    pub(crate) fn first_handle(&self) -> u32 {
-        self.first_handle
-    }
-
-    #[inline(always)]
-    pub(crate) fn is_jumbo(&self, index: u32) -> bool {
-        index >= self.frames
-    }
-
-    #[inline(always)]
-    pub(crate) fn chunk_bytes(&self, index: u32) -> usize {
-        if self.is_jumbo(index) { JUMBO_BYTES } else { CHUNK_BYTES }
-    }
-
-    /// Start of a chunk: inside the mapping when `index` is below `frames + jumbo_frames`.
-    #[inline(always)]
-    pub(crate) fn chunk(&self, index: u32) -> *mut u8 {
-        let offset = if self.is_jumbo(index) {
-            self.jumbo_base + (index - self.frames) as usize * JUMBO_BYTES
-        } else {
-            index as usize * CHUNK_BYTES
-        };
-        self.mapping.base.as_ptr().wrapping_add(offset)
-    }
-
-    /// A chunk's metadata: inside the mapping when `index` is below `frames + jumbo_frames`.
-    #[inline(always)]
-    pub(crate) fn meta(&self, index: u32) -> *mut Meta {
-        self.meta.as_ptr().wrapping_add(index as usize)
+    /// Where everything lies.
+    pub(crate) fn layout(&self) -> Layout {
+        self.layout
     }
 
     /// Takes back free small chunks, however many: those of a new slab or of a pool that goes away.
@@ -231,8 +259,8 @@ impl Drop for Slab {
     fn drop(&mut self) {
         let home = self.free_count() + self.jumbo_depot.len();
         // A frame that is still out there keeps the tag, so that it can never reach another slab.
-        if home == self.frames as usize + self.jumbo_frames as usize {
-            free_tag((self.first_handle >> TAG_SHIFT) as u8);
+        if home == self.layout.total as usize {
+            free_tag((self.layout.first_handle >> TAG_SHIFT) as u8);
         }
     }
 }
