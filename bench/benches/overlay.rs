@@ -167,14 +167,13 @@ impl Lab {
                 let mut frame = self.pool.alloc().expect("a frame");
                 self.pool.fill(&mut frame, &self.template);
                 self.pool.bytes_mut(&mut frame)[30..34].copy_from_slice(&dst.octets());
-                self.pool.meta_mut(&mut frame).ingress_port = TENANT.0;
                 frame
             })
             .collect()
     }
 
     fn classify(&mut self, batch: &mut [Frame]) {
-        process_tenant(&self.client, &self.pool, batch, &mut self.outcomes);
+        process_tenant(&self.client, &self.pool, TENANT, batch, &mut self.outcomes);
         assert_eq!(self.outcomes.verdicts[0], Verdict::Forward);
     }
 
@@ -195,10 +194,7 @@ impl Lab {
     }
 
     fn decapsulate(&mut self, batch: &mut [Frame]) {
-        for frame in batch.iter_mut() {
-            self.pool.meta_mut(frame).ingress_port = UNDERLAY.0;
-        }
-        process_underlay(&self.server, &self.pool, batch, &mut self.outcomes);
+        process_underlay(&self.server, &self.pool, UNDERLAY, batch, &mut self.outcomes);
         assert_eq!(self.outcomes.verdicts[0], Verdict::Deliver);
     }
 }

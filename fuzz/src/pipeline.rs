@@ -65,7 +65,6 @@ impl Gateway {
             (meta.csum_start, meta.csum_offset) = (u16::from(gso >> 3) * 2, 16);
         }
         let tenant = way & 1 == 0;
-        meta.ingress_port = if tenant { TENANT.0 } else { UNDERLAY.0 };
         Some((tenant, frame))
     }
 
@@ -73,9 +72,9 @@ impl Gateway {
         let mut outcomes = Outcomes::default();
         let mut batch = [frame];
         if tenant {
-            process_tenant(&self.tables, &self.pool, &mut batch, &mut outcomes);
+            process_tenant(&self.tables, &self.pool, TENANT, &mut batch, &mut outcomes);
         } else {
-            process_underlay(&self.tables, &self.pool, &mut batch, &mut outcomes);
+            process_underlay(&self.tables, &self.pool, UNDERLAY, &mut batch, &mut outcomes);
         }
         let [frame] = batch;
         let mut sent = 0;

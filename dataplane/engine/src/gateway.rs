@@ -118,18 +118,15 @@ impl Gateway {
             return 0;
         }
         let port = &io.ports[slot];
-        let (id, role) = (port.id.0, port.role);
-        for frame in &mut batch {
-            pool.meta_mut(frame).ingress_port = id;
-        }
+        let (id, role) = (port.id, port.role);
         match role {
             PortRole::Tenant => {
-                overlay::process_tenant(tables, pool, &mut batch, &mut self.outcomes);
+                overlay::process_tenant(tables, pool, id, &mut batch, &mut self.outcomes);
                 io.counters.stage(CLASSIFY, received, true);
                 self.judge(pool, io, tables, batch, role);
             }
             PortRole::Underlay => {
-                overlay::process_underlay(tables, pool, &mut batch, &mut self.outcomes);
+                overlay::process_underlay(tables, pool, id, &mut batch, &mut self.outcomes);
                 io.counters.stage(DECAPSULATE, received, true);
                 self.judge(pool, io, tables, batch, role);
             }

@@ -49,11 +49,13 @@ pub(crate) struct Source {
     pub(crate) mac: Mac,
     pub(crate) v6: bool,
     lane: u8,
-    /// Whether the address is where it belongs; `None` when no endpoint lists it.
-    listed: Option<bool>,
+    /// The first frame of the run, which ends where the next one begins.
+    first: u8,
 }
 
 impl Source {
+    const NOBODY: Source = Source { ip: 0, mac: Mac::ZERO, v6: false, lane: 0, first: 0 };
+
     /// The source is the one of the frame before, by the same way.
     #[inline(always)]
     fn is(&self, lane: u8, parsed: &Parsed) -> bool {
@@ -84,6 +86,8 @@ const PORTS: u8 = 2;
 const FRAGMENT: u8 = 4;
 const ICMP6: u8 = 8;
 const MULTICAST: u8 = 16;
+/// Packets about which not the route alone decides.
+const SPECIAL: u8 = FRAGMENT | ICMP6 | MULTICAST;
 
 #[inline(always)]
 fn fact(holds: bool, bit: u8) -> u8 {
@@ -105,7 +109,7 @@ const _: () = assert!(BATCH == u32::BITS as usize);
 
 impl Pending {
     pub(crate) const EMPTY: Pending = Pending {
-        sources: [Source { ip: 0, mac: Mac::ZERO, v6: false, lane: 0, listed: None }; BATCH],
+        sources: [Source::NOBODY; BATCH],
         sources_len: 0,
         flows: [Flow {
             packet: Key { hi: 0, lo: 0, tag: 0 },
@@ -140,7 +144,7 @@ impl Pending {
                 tables.prefetch_endpoint(view, v6, parsed.src);
             }
             self.sources[self.sources_len % BATCH] =
-                Source { ip: parsed.src, mac: parsed.src_mac, v6, lane, listed: None };
+                Source { ip: parsed.src, mac: parsed.src_mac, v6, lane, first: index as u8 };
             self.sources_len += 1;
         }
         let packet = key::packet_key(view.id, parsed.dst, parsed.proto, parsed.src_port, parsed.dst_port);
@@ -149,13 +153,12 @@ impl Pending {
             hash = tables.routes.hash(&first.key(&packet));
             tables.routes.prefetch(hash);
         }
-        let ports = !parsed.fragment && matches!(parsed.proto, protocol::TCP | protocol::UDP);
         self.flows[index % BATCH] = Flow {
             packet,
             hash,
             dst_mac: parsed.dst_mac,
             facts: fact(v6, V6)
-                | fact(ports, PORTS)
+                | fact(parsed.has_ports, PORTS)
                 | fact(parsed.fragment, FRAGMENT)
                 | fact(v6 && parsed.proto == protocol::ICMPV6, ICMP6)
                 | fact(parsed.dst_mac.is_multicast(), MULTICAST),
@@ -213,63 +216,107 @@ pub(crate) fn decide<L: Lane>(
 ) {
     let Outcomes { verdicts, rules, pending: Pending { sources, sources_len, flows, waiting }, .. } =
         outcomes;
-    for source in &mut sources[..(*sources_len).min(BATCH)] {
+    let sources = &sources[..(*sources_len).min(BATCH)];
+    let mut left = 0;
+    for (at, source) in sources.iter().enumerate() {
         let Some(lane) = lanes.get(usize::from(source.lane)) else { continue };
-        let endpoint = tables.endpoint(lane.view(), source.v6, source.ip);
-        source.listed = endpoint.map(|endpoint| lane.lists(endpoint, source.mac));
+        let until = sources.get(at + 1).map_or(batch.len(), |next| usize::from(next.first));
+        let listed = tables.endpoint(lane.view(), source.v6, source.ip).map(|at| lane.lists(at, source.mac));
+        for index in usize::from(source.first)..until {
+            let Some(frame) = batch.get_mut(index).filter(|_| *waiting & 1 << index != 0) else { continue };
+            let flow = &mut flows[index % BATCH];
+            let mut verdict = None;
+            if listed != Some(true) || flow.facts & SPECIAL != 0 {
+                verdict = judge_uncommon(tables, pool, frame, lane, source, flow, listed);
+            }
+            if verdict.is_none() {
+                let rule = &mut rules[index % BATCH];
+                verdict = follow(tables, pool, frame, lane, source, flow, 0, rule);
+            }
+            match verdict {
+                Some(verdict) => verdicts[index % BATCH] = verdict,
+                None => left |= 1 << index,
+            }
+        }
     }
-    let mut left = std::mem::take(waiting);
-    let mut round = 0;
+    *waiting = 0;
+    if left != 0 {
+        decide_later(tables, pool, lanes, batch, outcomes, left);
+    }
+}
+
+/// The rounds behind the first, for the frames of `left`.
+#[inline(never)]
+fn decide_later<L: Lane>(
+    tables: &Tables,
+    pool: &Pool,
+    lanes: &[L],
+    batch: &mut [Frame],
+    outcomes: &mut Outcomes,
+    mut left: u32,
+) {
+    let Outcomes { verdicts, rules, pending: Pending { sources, flows, .. }, .. } = outcomes;
+    let mut round = 1;
     while left != 0 {
         let mut rest = left;
         while rest != 0 {
             let index = rest.trailing_zeros() as usize;
             rest &= rest - 1;
-            left &= !(1 << index);
             let flow = &mut flows[index % BATCH];
             let source = &sources[usize::from(flow.source) % BATCH];
-            let (Some(lane), Some(frame)) = (lanes.get(usize::from(source.lane)), batch.get_mut(index))
-            else {
-                continue;
+            let verdict = match (lanes.get(usize::from(source.lane)), batch.get_mut(index)) {
+                (Some(lane), Some(frame)) => {
+                    follow(tables, pool, frame, lane, source, flow, round, &mut rules[index % BATCH])
+                }
+                _ => Some(Verdict::Drop(L::NO_ROUTE)),
             };
-            let verdict = match judge_source(tables, pool, frame, lane, source, flow, round) {
-                Some(verdict) => verdict,
-                None => match flow.probe(tables, lane.view(), round) {
-                    Probe::Found(route) => {
-                        rules[index % BATCH] = route.rule;
-                        lane.follow(tables, pool, frame, source, flow, route)
-                    }
-                    Probe::Next => {
-                        left |= 1 << index;
-                        continue;
-                    }
-                    Probe::Nobody => Verdict::Drop(L::NO_ROUTE),
-                },
-            };
-            verdicts[index % BATCH] = verdict;
+            if let Some(verdict) = verdict {
+                verdicts[index % BATCH] = verdict;
+                left &= !(1 << index);
+            }
         }
         round += 1;
     }
 }
 
-/// What is decided without a route: whose source is not honest, and what is no ordinary packet.
+/// Looks for the route in tuple number `round` and does what it says; `None` when it is not there.
 #[inline(always)]
-fn judge_source<L: Lane>(
+#[allow(clippy::too_many_arguments)]
+fn follow<L: Lane>(
+    tables: &Tables,
+    pool: &Pool,
+    frame: &mut Frame,
+    lane: &L,
+    source: &Source,
+    flow: &mut Flow,
+    round: usize,
+    rule: &mut u32,
+) -> Option<Verdict> {
+    match flow.probe(tables, lane.view(), round) {
+        Probe::Found(route) => {
+            *rule = route.rule;
+            Some(lane.follow(tables, pool, frame, source, flow, route))
+        }
+        Probe::Next => None,
+        Probe::Nobody => Some(Verdict::Drop(L::NO_ROUTE)),
+    }
+}
+
+/// What is decided without a route: whose source is not honest, and what is no ordinary packet.
+#[inline(never)]
+fn judge_uncommon<L: Lane>(
     tables: &Tables,
     pool: &Pool,
     frame: &mut Frame,
     lane: &L,
     source: &Source,
     flow: &Flow,
-    round: usize,
+    listed: Option<bool>,
 ) -> Option<Verdict> {
-    if round > 0 {
-        return None;
-    }
-    if source.listed != Some(true) && (source.listed.is_some() || !lane.admits(tables, source, flow)) {
+    if listed != Some(true) && (listed.is_some() || !lane.admits(tables, source, flow)) {
         return Some(SPOOFED);
     }
-    if flow.facts & (FRAGMENT | ICMP6 | MULTICAST) != 0 {
+    if flow.facts & SPECIAL != 0 {
         return lane.process_special(tables, pool, frame, source, flow);
     }
     None

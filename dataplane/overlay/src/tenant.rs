@@ -21,32 +21,47 @@ use crate::classify::{
     reason, strip_vlan,
 };
 use crate::tables::{Endpoint, Place, Route, RouteKind, Tables, TenantView};
-use crate::{Outcomes, Verdict};
+use crate::{Outcomes, PortId, Verdict};
 
-/// Judges up to 32 frames that came in by tenants' ports (`Meta::ingress_port`); fills `outcomes` for the
-/// first `batch.len()` entries.
+/// Judges up to 32 frames that came in by one port of tenants; fills `outcomes` for the first `batch.len()`
+/// entries.
 #[inline(never)]
-pub fn process_tenant(tables: &Tables, pool: &Pool, batch: &mut [Frame], outcomes: &mut Outcomes) {
+pub fn process_tenant(
+    tables: &Tables,
+    pool: &Pool,
+    port: PortId,
+    batch: &mut [Frame],
+    outcomes: &mut Outcomes,
+) {
     begin(outcomes);
-    let mut pass = Pass { tables, pool, lanes: ArrayVec::new(), pending: &mut outcomes.pending };
+    let mut lanes = Lanes::new();
+    lanes.extend(find_lane(tables, port, None));
+    let untagged = lanes.first().copied();
+    let mut pass = Pass { tables, pool, port, lanes: &mut lanes, pending: &mut outcomes.pending };
     for (index, frame) in batch.iter_mut().enumerate().take(BATCH) {
         // The commonest shape has code of its own, so that it never meets the others in memory.
         let (meta, bytes) = pool.parts_mut(frame);
-        let verdict = match wire::parse_plain(bytes) {
-            Some(parsed) => pass.admit(meta, &parsed, index),
-            None => pass.admit_any(frame, index),
+        meta.ingress_port = port.0;
+        let verdict = match (&untagged, wire::parse_plain(bytes)) {
+            (Some(lane), Some(parsed)) => {
+                pass.admit(meta, &parsed, lane, 0, index);
+                None
+            }
+            _ => pass.admit_any(frame, index),
         };
         if let Some(verdict) = verdict {
             outcomes.verdicts[index] = verdict;
         }
     }
-    let lanes = pass.lanes;
     decide(tables, pool, &lanes, batch, outcomes);
 }
 
-/// An attachment and its tenant, looked up once for a run of frames that came in there.
+/// One without a tag, and one for each VLAN that came.
+type Lanes<'a> = ArrayVec<Lane<'a>, { BATCH + 1 }>;
+
+/// An attachment and its tenant, looked up once for the frames of a batch that came in there.
+#[derive(Clone, Copy)]
 struct Lane<'a> {
-    port: u16,
     vlan: Option<VlanId>,
     attachment: u32,
     view: TenantView<'a>,
@@ -123,45 +138,36 @@ impl crate::classify::Lane for Lane<'_> {
 struct Pass<'a, 'p> {
     tables: &'a Tables,
     pool: &'a Pool,
-    lanes: ArrayVec<Lane<'a>, BATCH>,
+    port: PortId,
+    lanes: &'p mut Lanes<'a>,
     pending: &'p mut Pending,
 }
 
-impl Pass<'_, '_> {
-    /// A plain packet goes on to the second pass; `None` then, else the verdict.
+impl<'a> Pass<'a, '_> {
+    /// A plain packet goes on to the second pass.
     #[inline(always)]
-    fn admit(&mut self, meta: &mut Meta, parsed: &Parsed, index: usize) -> Option<Verdict> {
-        let port = meta.ingress_port;
-        if self.lanes.last().is_none_or(|lane| (lane.port, lane.vlan) != (port, parsed.vlan)) {
-            let Some(lane) = find_lane(self.tables, port, parsed.vlan) else {
-                return Some(Verdict::Drop(DropReason::UnknownAttachment));
-            };
-            self.lanes.push(lane);
-        }
-        let at = self.lanes.len() - 1;
-        let lane = &self.lanes[at];
+    fn admit(&mut self, meta: &mut Meta, parsed: &Parsed, lane: &Lane<'a>, at: usize, index: usize) {
         describe(meta, parsed);
         meta.attachment = lane.attachment;
         self.pending.push(self.tables, &lane.view, at, parsed, index);
-        None
     }
 
-    /// A frame of any other shape.
+    /// A frame of any other shape: the verdict, or `None` if it goes on to the second pass.
     #[inline(never)]
     fn admit_any(&mut self, frame: &mut Frame, index: usize) -> Option<Verdict> {
         let mut parsed = match wire::parse(self.pool.bytes(frame)) {
             Ok(parsed) => parsed,
             Err(error) => return Some(Verdict::Drop(reason(error))),
         };
-        let port = self.pool.meta(frame).ingress_port;
-        let Some(lane) = find_lane(self.tables, port, parsed.vlan) else {
+        let Some((at, lane)) = self.lane(parsed.vlan) else {
             return Some(Verdict::Drop(DropReason::UnknownAttachment));
         };
         if parsed.tags != 0 && (parsed.tags > 1 || !strip_vlan(self.pool, frame, &mut parsed)) {
             return Some(Verdict::Drop(DropReason::UnsupportedType));
         }
         if parsed.ip != IpKind::None {
-            return self.admit(self.pool.meta_mut(frame), &parsed, index);
+            self.admit(self.pool.meta_mut(frame), &parsed, &lane, at, index);
+            return None;
         }
         let meta = self.pool.meta_mut(frame);
         describe(meta, &parsed);
@@ -174,12 +180,24 @@ impl Pass<'_, '_> {
             _ => Verdict::Drop(DropReason::UnsupportedType),
         })
     }
+
+    fn lane(&mut self, vlan: Option<VlanId>) -> Option<(usize, Lane<'a>)> {
+        let known = self.lanes.iter().rposition(|lane| lane.vlan == vlan);
+        let at = match known {
+            Some(at) => at,
+            None => {
+                self.lanes.push(find_lane(self.tables, self.port, vlan)?);
+                self.lanes.len() - 1
+            }
+        };
+        Some((at, self.lanes[at]))
+    }
 }
 
 #[inline(never)]
-fn find_lane(tables: &Tables, port: u16, vlan: Option<VlanId>) -> Option<Lane<'_>> {
-    let (attachment, info) = tables.attached(port, vlan)?;
-    Some(Lane { port, vlan, attachment, view: tables.view(info.tenant) })
+fn find_lane(tables: &Tables, port: PortId, vlan: Option<VlanId>) -> Option<Lane<'_>> {
+    let (attachment, info) = tables.attached(port.0, vlan)?;
+    Some(Lane { vlan, attachment, view: tables.view(info.tenant) })
 }
 
 /// Does what the route says.

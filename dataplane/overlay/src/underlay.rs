@@ -25,19 +25,31 @@ use crate::classify::{
 use crate::ecn;
 use crate::tables::key::{Kind, peer_key};
 use crate::tables::{Endpoint, Key, Local, Peer, Place, Route, RouteKind, Tables, TenantView};
-use crate::{Outcomes, Verdict};
+use crate::{Outcomes, PortId, Verdict};
 
-/// Judges up to 32 frames that came in by underlay ports (`Meta::ingress_port`); fills `outcomes` for the
-/// first `batch.len()` entries. Frames judged [`Verdict::Deliver`] or [`Verdict::Trap`] have lost their
-/// outer headers.
+/// Judges up to 32 frames that came in by one port of the underlay; fills `outcomes` for the first
+/// `batch.len()` entries. Frames judged [`Verdict::Deliver`] or [`Verdict::Trap`] have lost their outer
+/// headers.
 #[inline(never)]
-pub fn process_underlay(tables: &Tables, pool: &Pool, batch: &mut [Frame], outcomes: &mut Outcomes) {
+pub fn process_underlay(
+    tables: &Tables,
+    pool: &Pool,
+    port: PortId,
+    batch: &mut [Frame],
+    outcomes: &mut Outcomes,
+) {
     begin(outcomes);
-    let mut pass = Pass { tables, pool, lanes: ArrayVec::new(), pending: &mut outcomes.pending };
+    let Some(local) = tables.local(port.0) else {
+        let unknown = Verdict::Drop(DropReason::UnknownAttachment);
+        return outcomes.verdicts.iter_mut().take(batch.len()).for_each(|verdict| *verdict = unknown);
+    };
+    let mut lanes = Lanes::new();
+    let mut pass = Pass { tables, pool, local, lanes: &mut lanes, pending: &mut outcomes.pending };
     for (index, frame) in batch.iter_mut().enumerate().take(BATCH) {
         let option = &mut outcomes.options[index];
         // The commonest shape has code of its own, so that it never meets the others in memory.
         let (meta, bytes) = pool.parts_mut(frame);
+        meta.ingress_port = port.0;
         let result = match wire::parse_plain(bytes) {
             Some(outer) => match pass.arrive(meta, bytes, &outer, index, option) {
                 Ok(Arrived::Plain(span)) => strip(pool, frame, span),
@@ -50,7 +62,6 @@ pub fn process_underlay(tables: &Tables, pool: &Pool, batch: &mut [Frame], outco
             outcomes.verdicts[index] = verdict;
         }
     }
-    let lanes = pass.lanes;
     decide(tables, pool, &lanes, batch, outcomes);
 }
 
@@ -124,11 +135,14 @@ impl crate::classify::Lane for Lane<'_> {
     }
 }
 
+type Lanes<'a> = ArrayVec<Lane<'a>, BATCH>;
+
 /// The first pass.
 struct Pass<'a, 'p> {
     tables: &'a Tables,
     pool: &'a Pool,
-    lanes: ArrayVec<Lane<'a>, BATCH>,
+    local: &'a Local,
+    lanes: &'p mut Lanes<'a>,
     pending: &'p mut Pending,
 }
 
@@ -159,9 +173,7 @@ impl Pass<'_, '_> {
         index: usize,
         option: &mut Tidegate,
     ) -> Result<Arrived, Verdict> {
-        let Some(local) = self.tables.local(meta.ingress_port) else {
-            return refuse(DropReason::UnknownAttachment);
-        };
+        let local = self.local;
         let outer = if local.datagram {
             Outer::from_socket(self.tables, meta, bytes.len())?
         } else {
@@ -188,8 +200,7 @@ impl Pass<'_, '_> {
     fn arrive_any(&mut self, frame: &mut Frame, index: usize, option: &mut Tidegate) -> Result<(), Verdict> {
         let (meta, bytes) = self.pool.parts_mut(frame);
         // A datagram starts with the tunnel header, which is no frame.
-        let socket = self.tables.local(meta.ingress_port).is_some_and(|local| local.datagram);
-        let parsed = if socket { Ok(Parsed::default()) } else { wire::parse(bytes) };
+        let parsed = if self.local.datagram { Ok(Parsed::default()) } else { wire::parse(bytes) };
         let parsed = parsed.map_err(|error| Verdict::Drop(reason(error)))?;
         if parsed.tags != 0 {
             return refuse(DropReason::UnsupportedType);

@@ -72,6 +72,8 @@ pub struct Parsed {
     pub ttl: u8,
     /// Part of a packet, the first part included.
     pub fragment: bool,
+    /// TCP or UDP with its header: the ports are the packet's.
+    pub has_ports: bool,
 }
 
 impl Parsed {
@@ -142,8 +144,8 @@ const TCP_HEADER_BYTES: usize = 20;
 /// IPv4 at `l3` without options, not a fragment, TCP or UDP, nothing wrong; else `None`.
 #[inline(always)]
 fn plain_ipv4(frame: &[u8], l3: usize) -> Option<Parsed> {
-    let head: &[u8; ipv4::HEADER_BYTES] = frame.get(l3..)?.first_chunk()?;
-    let (link, vlan) = plain_ethernet(frame, l3, EtherType::IPV4)?;
+    let (link, vlan, head) =
+        plain_ethernet::<{ ipv4::HEADER_BYTES + udp::HEADER_BYTES }>(frame, l3, EtherType::IPV4)?;
     let whole = be16(head, 6) & (ipv4::MORE_FRAGMENTS | ipv4::OFFSET_MASK) == 0;
     if head[0] != 0x45 || !whole {
         return None;
@@ -173,14 +175,15 @@ fn plain_ipv4(frame: &[u8], l3: usize) -> Option<Parsed> {
         ecn: head[1] & 3,
         ttl: head[8],
         fragment: false,
+        has_ports: true,
     })
 }
 
 /// IPv6 at `l3` without extension headers, TCP or UDP, nothing wrong; else `None`.
 #[inline(always)]
 fn plain_ipv6(frame: &[u8], l3: usize) -> Option<Parsed> {
-    let head: &[u8; ipv6::HEADER_BYTES] = frame.get(l3..)?.first_chunk()?;
-    let (link, vlan) = plain_ethernet(frame, l3, EtherType::IPV6)?;
+    let (link, vlan, head) =
+        plain_ethernet::<{ ipv6::HEADER_BYTES + udp::HEADER_BYTES }>(frame, l3, EtherType::IPV6)?;
     if head[0] >> 4 != 6 {
         return None;
     }
@@ -209,19 +212,22 @@ fn plain_ipv6(frame: &[u8], l3: usize) -> Option<Parsed> {
         ecn: ipv6::traffic_class(head) & 3,
         ttl: head[7],
         fragment: false,
+        has_ports: true,
     })
 }
 
-/// The Ethernet header and VLAN of a frame that carries `ethertype` at `l3`: [`UNTAGGED`] or [`TAGGED`].
+/// The Ethernet header and VLAN of a frame that carries `ethertype` at `l3`, [`UNTAGGED`] or [`TAGGED`], and
+/// the `N` bytes there, which hold all that is read at fixed places: one check of the length for all of it.
 #[inline(always)]
-fn plain_ethernet(
+fn plain_ethernet<const N: usize>(
     frame: &[u8],
     l3: usize,
     ethertype: EtherType,
-) -> Option<(&[u8; ethernet::HEADER_BYTES], Option<VlanId>)> {
-    let head: &[u8; ethernet::HEADER_BYTES] = frame.first_chunk()?;
+) -> Option<(&[u8; ethernet::HEADER_BYTES], Option<VlanId>, &[u8; N])> {
+    let head: &[u8; N] = frame.get(l3..)?.first_chunk()?;
+    let link: &[u8; ethernet::HEADER_BYTES] = frame.first_chunk()?;
     let mut vlan = None;
-    let mut found = be16(head, 12);
+    let mut found = be16(link, 12);
     if l3 == TAGGED {
         let tag: &[u8; ethernet::TAG_BYTES] = frame.get(UNTAGGED..)?.first_chunk()?;
         vlan = VlanId::new(be16(tag, 0) & 0x0fff);
@@ -230,7 +236,7 @@ fn plain_ethernet(
         }
         found = be16(tag, 2);
     }
-    (found == ethertype.0).then_some((head, vlan))
+    (found == ethertype.0).then_some((link, vlan, head))
 }
 
 /// Start of the data, and both ports as they stand, of TCP or UDP between `l4` and `l3_end`.
@@ -333,6 +339,7 @@ impl Parsed {
             _ => 0,
         };
         self.payload = self.l4 + header_bytes as u16;
+        self.has_ports = header_bytes > 0;
         Ok(())
     }
 }

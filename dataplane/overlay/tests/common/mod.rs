@@ -166,12 +166,14 @@ impl Node {
     }
 
     pub fn judge_tenant(&mut self, frame: &mut Frame) -> Verdict {
-        process_tenant(&self.tables, &self.pool, std::slice::from_mut(frame), &mut self.outcomes);
+        let port = PortId(self.pool.meta(frame).ingress_port);
+        process_tenant(&self.tables, &self.pool, port, std::slice::from_mut(frame), &mut self.outcomes);
         self.outcomes.verdicts[0]
     }
 
     pub fn judge_underlay(&mut self, frame: &mut Frame) -> Verdict {
-        process_underlay(&self.tables, &self.pool, std::slice::from_mut(frame), &mut self.outcomes);
+        let port = PortId(self.pool.meta(frame).ingress_port);
+        process_underlay(&self.tables, &self.pool, port, std::slice::from_mut(frame), &mut self.outcomes);
         self.outcomes.verdicts[0]
     }
 
