@@ -46,23 +46,45 @@ pub(crate) fn describe(meta: &mut Meta, parsed: &Parsed) {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Source {
     pub(crate) ip: u128,
-    pub(crate) mac: Mac,
-    pub(crate) v6: bool,
-    lane: u8,
+    /// MAC address, lane and family in one word: what is compared is this and the address.
+    link: u64,
     /// The first frame of the run, which ends where the next one begins.
     first: u8,
 }
 
 impl Source {
-    const NOBODY: Source = Source { ip: 0, mac: Mac::ZERO, v6: false, lane: 0, first: 0 };
+    const NOBODY: Source = Source { ip: 0, link: 0, first: 0 };
+    const LANE_SHIFT: u32 = 48;
+    const V6: u64 = 1 << 63;
 
-    /// The source is the one of the frame before, by the same way.
     #[inline(always)]
-    fn is(&self, lane: u8, parsed: &Parsed) -> bool {
-        self.ip == parsed.src
-            && self.mac == parsed.src_mac
-            && self.lane == lane
-            && self.v6 == (parsed.ip == IpKind::V6)
+    fn new(parsed: &Parsed, lane: usize, index: usize) -> Source {
+        let [a, b, c, d, e, f] = parsed.src_mac.0;
+        let mac = u64::from_le_bytes([a, b, c, d, e, f, 0, 0]);
+        let v6 = if parsed.ip == IpKind::V6 { Source::V6 } else { 0 };
+        Source { ip: parsed.src, link: mac | (lane as u64) << Source::LANE_SHIFT | v6, first: index as u8 }
+    }
+
+    /// The same sender, by the same way.
+    #[inline(always)]
+    fn is(&self, other: &Source) -> bool {
+        self.ip == other.ip && self.link == other.link
+    }
+
+    #[inline(always)]
+    pub(crate) fn mac(&self) -> Mac {
+        let [a, b, c, d, e, f, ..] = self.link.to_le_bytes();
+        Mac([a, b, c, d, e, f])
+    }
+
+    #[inline(always)]
+    pub(crate) fn v6(&self) -> bool {
+        self.link & Source::V6 != 0
+    }
+
+    #[inline(always)]
+    fn lane(&self) -> usize {
+        usize::from((self.link >> Source::LANE_SHIFT) as u8)
     }
 }
 
@@ -73,7 +95,6 @@ pub(crate) struct Flow {
     packet: Key,
     /// Where the next route probe begins.
     hash: u32,
-    pub(crate) dst_mac: Mac,
     facts: u8,
     /// Position in [`Pending::sources`].
     source: u8,
@@ -86,8 +107,10 @@ const PORTS: u8 = 2;
 const FRAGMENT: u8 = 4;
 const ICMP6: u8 = 8;
 const MULTICAST: u8 = 16;
-/// Packets about which not the route alone decides.
-const SPECIAL: u8 = FRAGMENT | ICMP6 | MULTICAST;
+/// The first pass has judged it.
+const DONE: u8 = 32;
+/// About these not the route alone decides.
+const SPECIAL: u8 = FRAGMENT | ICMP6 | MULTICAST | DONE;
 
 #[inline(always)]
 fn fact(holds: bool, bit: u8) -> u8 {
@@ -101,8 +124,6 @@ pub(crate) struct Pending {
     sources: [Source; BATCH],
     sources_len: usize,
     flows: [Flow; BATCH],
-    /// Bit n: frame n goes on to the second pass.
-    waiting: u32,
 }
 
 const _: () = assert!(BATCH == u32::BITS as usize);
@@ -111,20 +132,19 @@ impl Pending {
     pub(crate) const EMPTY: Pending = Pending {
         sources: [Source::NOBODY; BATCH],
         sources_len: 0,
-        flows: [Flow {
-            packet: Key { hi: 0, lo: 0, tag: 0 },
-            hash: 0,
-            dst_mac: Mac::ZERO,
-            facts: 0,
-            source: 0,
-        }; BATCH],
-        waiting: 0,
+        flows: [Flow { packet: Key { hi: 0, lo: 0, tag: 0 }, hash: 0, facts: DONE, source: 0 }; BATCH],
     };
 
     /// Nothing waits.
     #[inline(always)]
     pub(crate) fn begin(&mut self) {
-        (self.sources_len, self.waiting) = (0, 0);
+        self.sources_len = 0;
+    }
+
+    /// The first pass has judged a frame.
+    #[inline(always)]
+    pub(crate) fn skip(&mut self, index: usize) {
+        self.flows[index % BATCH].facts = DONE;
     }
 
     /// Gathers the keys of an IP packet and asks for the cache lines that its lookups will touch.
@@ -138,13 +158,12 @@ impl Pending {
         index: usize,
     ) {
         let v6 = parsed.ip == IpKind::V6;
-        let lane = lane as u8;
-        if self.sources_len == 0 || !self.sources[(self.sources_len - 1) % BATCH].is(lane, parsed) {
+        let source = Source::new(parsed, lane, index);
+        if self.sources_len == 0 || !self.sources[(self.sources_len - 1) % BATCH].is(&source) {
             if tables.endpoints.is_large() {
                 tables.prefetch_endpoint(view, v6, parsed.src);
             }
-            self.sources[self.sources_len % BATCH] =
-                Source { ip: parsed.src, mac: parsed.src_mac, v6, lane, first: index as u8 };
+            self.sources[self.sources_len % BATCH] = source;
             self.sources_len += 1;
         }
         let packet = key::packet_key(view.id, parsed.dst, parsed.proto, parsed.src_port, parsed.dst_port);
@@ -156,7 +175,6 @@ impl Pending {
         self.flows[index % BATCH] = Flow {
             packet,
             hash,
-            dst_mac: parsed.dst_mac,
             facts: fact(v6, V6)
                 | fact(parsed.has_ports, PORTS)
                 | fact(parsed.fragment, FRAGMENT)
@@ -164,7 +182,6 @@ impl Pending {
                 | fact(parsed.dst_mac.is_multicast(), MULTICAST),
             source: self.sources_len as u8 - 1,
         };
-        self.waiting |= 1 << (index % BATCH);
     }
 }
 
@@ -214,34 +231,105 @@ pub(crate) fn decide<L: Lane>(
     batch: &mut [Frame],
     outcomes: &mut Outcomes,
 ) {
-    let Outcomes { verdicts, rules, pending: Pending { sources, sources_len, flows, waiting }, .. } =
-        outcomes;
+    let Outcomes { verdicts, rules, pending: Pending { sources, sources_len, flows }, .. } = outcomes;
     let sources = &sources[..(*sources_len).min(BATCH)];
+    let len = batch.len().min(BATCH);
     let mut left = 0;
     for (at, source) in sources.iter().enumerate() {
-        let Some(lane) = lanes.get(usize::from(source.lane)) else { continue };
-        let until = sources.get(at + 1).map_or(batch.len(), |next| usize::from(next.first));
-        let listed = tables.endpoint(lane.view(), source.v6, source.ip).map(|at| lane.lists(at, source.mac));
-        for index in usize::from(source.first)..until {
-            let Some(frame) = batch.get_mut(index).filter(|_| *waiting & 1 << index != 0) else { continue };
-            let flow = &mut flows[index % BATCH];
-            let mut verdict = None;
-            if listed != Some(true) || flow.facts & SPECIAL != 0 {
-                verdict = judge_uncommon(tables, pool, frame, lane, source, flow, listed);
-            }
-            if verdict.is_none() {
-                let rule = &mut rules[index % BATCH];
-                verdict = follow(tables, pool, frame, lane, source, flow, 0, rule);
-            }
-            match verdict {
-                Some(verdict) => verdicts[index % BATCH] = verdict,
-                None => left |= 1 << index,
-            }
-        }
+        let run = usize::from(source.first)..sources.get(at + 1).map_or(len, |next| next.first.into());
+        let (Some(lane), Some(frames)) = (lanes.get(source.lane()), batch.get_mut(run.clone())) else {
+            continue;
+        };
+        let (flows, verdicts) = (&mut flows[run.clone()], &mut verdicts[run.clone()]);
+        let first = run.start;
+        let run = Run { tables, pool, lane, source, listed: listed(tables, lane, source) };
+        left |= run.decide(frames, flows, verdicts, &mut rules[first..]) << first;
     }
-    *waiting = 0;
     if left != 0 {
         decide_later(tables, pool, lanes, batch, outcomes, left);
+    }
+}
+
+/// Whether the source's address is where it belongs; `None` when no endpoint lists it.
+#[inline(always)]
+fn listed<L: Lane>(tables: &Tables, lane: &L, source: &Source) -> Option<bool> {
+    let endpoint = tables.endpoint(lane.view(), source.v6(), source.ip)?;
+    Some(lane.lists(endpoint, source.mac()))
+}
+
+/// Frames in a row from one sender, in the second pass.
+struct Run<'a, L> {
+    tables: &'a Tables,
+    pool: &'a Pool,
+    lane: &'a L,
+    source: &'a Source,
+    listed: Option<bool>,
+}
+
+impl<L: Lane> Run<'_, L> {
+    /// The first round. Bit n of the result: the n-th frame's route is not in the first tuple.
+    #[inline(never)]
+    fn decide(
+        &self,
+        frames: &mut [Frame],
+        flows: &mut [Flow],
+        verdicts: &mut [Verdict],
+        rules: &mut [u32],
+    ) -> u32 {
+        let mut left = 0;
+        let each = frames.iter_mut().zip(flows).zip(verdicts).zip(rules);
+        for (at, (((frame, flow), verdict), rule)) in each.enumerate() {
+            if self.listed != Some(true) || flow.facts & SPECIAL != 0 {
+                match self.judge(frame, flow, *verdict) {
+                    Some(special) => {
+                        *verdict = special;
+                        continue;
+                    }
+                    None => {}
+                }
+            }
+            match self.follow(frame, flow, 0, rule) {
+                Some(found) => *verdict = found,
+                None => left |= 1 << at,
+            }
+        }
+        left
+    }
+
+    /// What is decided without a route: what the first pass has said, whose source is not honest, and what is
+    /// no ordinary packet.
+    #[inline(never)]
+    fn judge(&self, frame: &mut Frame, flow: &Flow, before: Verdict) -> Option<Verdict> {
+        if flow.facts & DONE != 0 {
+            return Some(before);
+        }
+        let honest = self.listed.unwrap_or_else(|| self.lane.admits(self.tables, self.source, flow));
+        if !honest {
+            return Some(SPOOFED);
+        }
+        if flow.facts & SPECIAL != 0 {
+            return self.lane.process_special(self.tables, self.pool, frame, self.source, flow);
+        }
+        None
+    }
+
+    /// Looks for the route in tuple number `round` and does what it says; `None` when it is not there.
+    #[inline(always)]
+    fn follow(&self, frame: &mut Frame, flow: &mut Flow, round: usize, rule: &mut u32) -> Option<Verdict> {
+        let (tables, pool) = (self.tables, self.pool);
+        let tuples = self.lane.view().routes(self.source.v6());
+        let route = match tuples.get(round) {
+            Some(tuple) => match flow.find(tables, tuple, flow.hash) {
+                Some(route) => route,
+                None => return flow.prepare(tables, tuples.get(round + 1)),
+            },
+            None => match flow.mac_route(tables, self.lane.view(), dst_mac(pool, frame)) {
+                Some(route) => route,
+                None => return Some(Verdict::Drop(L::NO_ROUTE)),
+            },
+        };
+        *rule = route.rule;
+        Some(self.lane.follow(tables, pool, frame, self.source, flow, route))
     }
 }
 
@@ -264,10 +352,12 @@ fn decide_later<L: Lane>(
             rest &= rest - 1;
             let flow = &mut flows[index % BATCH];
             let source = &sources[usize::from(flow.source) % BATCH];
-            let verdict = match (lanes.get(usize::from(source.lane)), batch.get_mut(index)) {
+            let verdict = match (lanes.get(source.lane()), batch.get_mut(index)) {
                 (Some(lane), Some(frame)) => {
-                    follow(tables, pool, frame, lane, source, flow, round, &mut rules[index % BATCH])
+                    let run = Run { tables, pool, lane, source, listed: Some(true) };
+                    run.follow(frame, flow, round, &mut rules[index % BATCH])
                 }
+                // INVARIANT: every frame that is left is in the batch, and its lane is known.
                 _ => Some(Verdict::Drop(L::NO_ROUTE)),
             };
             if let Some(verdict) = verdict {
@@ -277,57 +367,6 @@ fn decide_later<L: Lane>(
         }
         round += 1;
     }
-}
-
-/// Looks for the route in tuple number `round` and does what it says; `None` when it is not there.
-#[inline(always)]
-#[allow(clippy::too_many_arguments)]
-fn follow<L: Lane>(
-    tables: &Tables,
-    pool: &Pool,
-    frame: &mut Frame,
-    lane: &L,
-    source: &Source,
-    flow: &mut Flow,
-    round: usize,
-    rule: &mut u32,
-) -> Option<Verdict> {
-    match flow.probe(tables, lane.view(), round) {
-        Probe::Found(route) => {
-            *rule = route.rule;
-            Some(lane.follow(tables, pool, frame, source, flow, route))
-        }
-        Probe::Next => None,
-        Probe::Nobody => Some(Verdict::Drop(L::NO_ROUTE)),
-    }
-}
-
-/// What is decided without a route: whose source is not honest, and what is no ordinary packet.
-#[inline(never)]
-fn judge_uncommon<L: Lane>(
-    tables: &Tables,
-    pool: &Pool,
-    frame: &mut Frame,
-    lane: &L,
-    source: &Source,
-    flow: &Flow,
-    listed: Option<bool>,
-) -> Option<Verdict> {
-    if listed != Some(true) && (listed.is_some() || !lane.admits(tables, source, flow)) {
-        return Some(SPOOFED);
-    }
-    if flow.facts & SPECIAL != 0 {
-        return lane.process_special(tables, pool, frame, source, flow);
-    }
-    None
-}
-
-/// What a round found.
-enum Probe<'a> {
-    Found(&'a Route),
-    /// Nothing in this tuple; the next one's line is asked for.
-    Next,
-    Nobody,
 }
 
 impl Flow {
@@ -371,25 +410,14 @@ impl Flow {
         (self.packet.tag >> 16) as u16
     }
 
-    /// Looks in the tuple number `round` of the tenant, most specific first; behind the last one, for the MAC
-    /// address.
-    #[inline(always)]
-    fn probe<'a>(&mut self, tables: &'a Tables, view: &TenantView<'_>, round: usize) -> Probe<'a> {
-        let tuples = view.routes(self.v6());
-        let Some(tuple) = tuples.get(round) else { return self.find_mac(tables, view) };
-        match self.find(tables, tuple, self.hash) {
-            Some(route) => Probe::Found(route),
-            None => self.prepare(tables, tuples.get(round + 1)),
-        }
-    }
-
+    /// Nothing was found; the next tuple's line is asked for.
     #[inline(never)]
-    fn prepare<'a>(&mut self, tables: &'a Tables, next: Option<&Tuple>) -> Probe<'a> {
+    fn prepare(&mut self, tables: &Tables, next: Option<&Tuple>) -> Option<Verdict> {
         if let Some(tuple) = next {
             self.hash = tables.routes.hash(&tuple.key(&self.packet));
             tables.routes.prefetch(self.hash);
         }
-        Probe::Next
+        None
     }
 
     #[inline(always)]
@@ -400,14 +428,9 @@ impl Flow {
         tables.routes.find_at(&tuple.key(&self.packet), hash)
     }
 
-    #[cold]
     #[inline(never)]
-    fn find_mac<'a>(&self, tables: &'a Tables, view: &TenantView<'_>) -> Probe<'a> {
-        self.mac_route(tables, view).map_or(Probe::Nobody, Probe::Found)
-    }
-
-    fn mac_route<'a>(&self, tables: &'a Tables, view: &TenantView<'_>) -> Option<&'a Route> {
-        let route = tables.mac_route(view.id, self.dst_mac)?;
+    fn mac_route<'a>(&self, tables: &'a Tables, view: &TenantView<'_>, dst_mac: Mac) -> Option<&'a Route> {
+        let route = tables.mac_route(view.id, dst_mac)?;
         if route.link_only && !is_link_local(self.v6(), self.dst()) { None } else { Some(route) }
     }
 
@@ -423,18 +446,18 @@ impl Flow {
         // The transport stays; address and ports change places.
         let ports = u64::from(from) << 16 | u64::from(to);
         let packet = Key::new(source.ip, self.packet.tag & !0xffff_ffff | ports);
-        let reverse = Flow { packet, dst_mac: source.mac, ..*self };
+        let reverse = Flow { packet, ..*self };
         let found = view.routes(self.v6()).iter().find_map(|tuple| {
             let hash = tables.routes.hash(&tuple.key(&reverse.packet));
             reverse.find(tables, tuple, hash)
         });
-        let route = found.or_else(|| reverse.mac_route(tables, view))?;
+        let route = found.or_else(|| reverse.mac_route(tables, view, source.mac()))?;
         (route.kind == RouteKind::Forward).then_some(route.next_hop)
     }
 
     /// The volume that pays where the route names none: that of the server at either end. Only ends where
     /// the tenant has servers are looked at.
-    #[inline(always)]
+    #[inline(never)]
     pub(crate) fn volume(&self, tables: &Tables, view: &TenantView<'_>, source: &Source, side: Side) -> u32 {
         let info = view.info;
         if !(info.volumes_local || info.volumes_remote) || !self.has_ports() {
@@ -474,6 +497,12 @@ pub(crate) fn forward(tables: &Tables, meta: &mut Meta, route: &Route) -> Verdic
     meta.flags.set(Flags::EGRESS);
     tables.prefetch_hop(route.next_hop);
     Verdict::Forward
+}
+
+/// Whom an Ethernet frame is addressed to.
+#[inline(always)]
+pub(crate) fn dst_mac(pool: &Pool, frame: &Frame) -> Mac {
+    pool.bytes(frame).first_chunk().map_or(Mac::ZERO, |mac| Mac(*mac))
 }
 
 /// Hands a frame to an attachment: pushes its VLAN tag. The destination's MAC address must fit.

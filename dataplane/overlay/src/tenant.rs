@@ -17,7 +17,7 @@ use wire::icmp6::Neighbour;
 use wire::{EtherType, IpKind, Mac, Parsed, VlanId, arp, ipv6};
 
 use crate::classify::{
-    Flow, Pending, Side, Source, begin, decide, deliver, describe, forward, is_link_local, link_local_of,
+    Flow, Pending, Side, Source, begin, decide, deliver, describe, dst_mac, forward, is_link_local, link_local_of,
     reason, strip_vlan,
 };
 use crate::tables::{Endpoint, Place, Route, RouteKind, Tables, TenantView};
@@ -38,7 +38,8 @@ pub fn process_tenant(
     lanes.extend(find_lane(tables, port, None));
     let untagged = lanes.first().copied();
     let mut pass = Pass { tables, pool, port, lanes: &mut lanes, pending: &mut outcomes.pending };
-    for (index, frame) in batch.iter_mut().enumerate().take(BATCH) {
+    let len = batch.len().min(BATCH);
+    for (index, frame) in batch[..len].iter_mut().enumerate() {
         // The commonest shape has code of its own, so that it never meets the others in memory.
         let (meta, bytes) = pool.parts_mut(frame);
         meta.ingress_port = port.0;
@@ -50,6 +51,7 @@ pub fn process_tenant(
             _ => pass.admit_any(frame, index),
         };
         if let Some(verdict) = verdict {
+            pass.pending.skip(index);
             outcomes.verdicts[index] = verdict;
         }
     }
@@ -85,9 +87,9 @@ impl crate::classify::Lane for Lane<'_> {
     /// unspecified one of IPv6 hosts that do not have an address yet (for multicast only).
     #[cold]
     fn admits(&self, tables: &Tables, source: &Source, flow: &Flow) -> bool {
-        let link_local = is_link_local(source.v6, source.ip) && source.ip == link_local_of(source.mac);
-        let unspecified = source.v6 && source.ip == 0 && flow.dst_mac.is_multicast();
-        (link_local || unspecified) && owns_mac(tables, self, source.mac)
+        let link_local = is_link_local(source.v6(), source.ip) && source.ip == link_local_of(source.mac());
+        let unspecified = source.v6() && source.ip == 0 && flow.is_multicast();
+        (link_local || unspecified) && owns_mac(tables, self, source.mac())
     }
 
     #[cold]
@@ -129,7 +131,7 @@ impl crate::classify::Lane for Lane<'_> {
         meta.volume = volume;
         match route.kind {
             RouteKind::Forward => forward(tables, meta, route),
-            _ => follow(tables, pool, frame, self.attachment, route, flow.dst_mac),
+            _ => follow(tables, pool, frame, self.attachment, route, dst_mac(pool, frame)),
         }
     }
 }
@@ -248,13 +250,13 @@ fn process_icmp6(
     let ip = ipv6::View::parse(bytes.get(usize::from(meta.l3)..).unwrap_or(&[])).map_err(reason)?;
     let own = |target: std::net::Ipv6Addr, mac: Option<Mac>| {
         let known = tables.endpoint(&lane.view, true, target.to_bits());
-        let owner = known.is_some_and(|endpoint| owns(endpoint, lane.attachment, source.mac))
-            || target.to_bits() == link_local_of(source.mac);
-        owner && mac.is_none_or(|mac| mac == source.mac)
+        let owner = known.is_some_and(|endpoint| owns(endpoint, lane.attachment, source.mac()))
+            || target.to_bits() == link_local_of(source.mac());
+        owner && mac.is_none_or(|mac| mac == source.mac())
     };
     match Neighbour::parse(&ip) {
         Ok(Neighbour::Solicitation { source_mac, .. }) => {
-            let honest = source_mac.is_none_or(|mac| mac == source.mac);
+            let honest = source_mac.is_none_or(|mac| mac == source.mac());
             if honest { Ok(Some(Verdict::Local)) } else { Err(DropReason::Spoofed) }
         }
         Ok(Neighbour::Advertisement { target, target_mac, .. }) => {

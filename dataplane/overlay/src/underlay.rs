@@ -19,7 +19,7 @@ use wire::icmp6::Neighbour;
 use wire::{EtherType, IpKind, Mac, Parsed, arp, ethernet, ipv4, ipv6, protocol, udp, vxlan};
 
 use crate::classify::{
-    Flow, Pending, Side, Source, begin, decide, deliver, describe, is_link_local, link_local_of, reason,
+    Flow, Pending, Side, Source, begin, decide, deliver, describe, dst_mac, is_link_local, link_local_of, reason,
     shift_checksum,
 };
 use crate::ecn;
@@ -45,7 +45,8 @@ pub fn process_underlay(
     };
     let mut lanes = Lanes::new();
     let mut pass = Pass { tables, pool, local, lanes: &mut lanes, pending: &mut outcomes.pending };
-    for (index, frame) in batch.iter_mut().enumerate().take(BATCH) {
+    let len = batch.len().min(BATCH);
+    for (index, frame) in batch[..len].iter_mut().enumerate() {
         let option = &mut outcomes.options[index];
         // The commonest shape has code of its own, so that it never meets the others in memory.
         let (meta, bytes) = pool.parts_mut(frame);
@@ -59,6 +60,7 @@ pub fn process_underlay(
             None => pass.arrive_any(frame, index, option),
         };
         if let Err(verdict) = result {
+            pass.pending.skip(index);
             outcomes.verdicts[index] = verdict;
         }
     }
@@ -95,14 +97,14 @@ impl crate::classify::Lane for Lane<'_> {
     /// to which a rule would send the answer by the same next hop.
     #[cold]
     fn admits(&self, tables: &Tables, source: &Source, flow: &Flow) -> bool {
-        let station = || tables.mac_place(self.view.id, source.mac) == Some(Place::Remote(self.next_hop));
-        if is_link_local(source.v6, source.ip) {
-            return source.ip == link_local_of(source.mac) && station();
+        let station = || tables.mac_place(self.view.id, source.mac()) == Some(Place::Remote(self.next_hop));
+        if is_link_local(source.v6(), source.ip) {
+            return source.ip == link_local_of(source.mac()) && station();
         }
-        if source.v6 && source.ip == 0 {
-            return flow.dst_mac.is_multicast() && station();
+        if source.v6() && source.ip == 0 {
+            return flow.is_multicast() && station();
         }
-        source.mac.is_unicast() && flow.reverse_next_hop(tables, &self.view, source) == Some(self.next_hop)
+        source.mac().is_unicast() && flow.reverse_next_hop(tables, &self.view, source) == Some(self.next_hop)
     }
 
     #[cold]
@@ -131,7 +133,7 @@ impl crate::classify::Lane for Lane<'_> {
         route: &Route,
     ) -> Verdict {
         pool.meta_mut(frame).volume = flow.volume(tables, &self.view, source, Side::Ingress);
-        arrive_at(pool, frame, route, flow.dst_mac)
+        arrive_at(pool, frame, route, dst_mac(pool, frame))
     }
 }
 

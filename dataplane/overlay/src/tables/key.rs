@@ -140,8 +140,8 @@ pub(crate) fn packet_key(
 ) -> Key {
     let tag = u64::from(proto == protocol::UDP) << UDP_SHIFT
         | u64::from(tenant) << TENANT_SHIFT
-        | u64::from(source_port) << 16
-        | u64::from(destination_port);
+        // Together as they stand in the packet, and as the parser had them.
+        | u64::from(u32::from(source_port) << 16 | u32::from(destination_port));
     Key::new(address, tag)
 }
 
