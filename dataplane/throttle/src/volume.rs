@@ -3,11 +3,15 @@
 //! The first line carries what every request needs, the other two one dimension each; a dimension without
 //! limits is never touched, so an unlimited volume costs one line. Which buckets exist is a bit set.
 //!
-//! Invariants: a bucket that does not exist has level and rate 0; a level never exceeds its cap;
-//! [`Volume::pay`] is called only with [`Charge`]s that [`Volume::ask`] returned for the same balances.
+//! A bucket is kept as what it lacks to be full: it fills by a subtraction that stops at zero and pays by an
+//! addition, and neither needs its cap. Most requests meet buckets that are more than half full, for which 64
+//! bits and a shift decide ([`Volume::take`]); all others are decided by exact comparison. Both ways leave the
+//! same balances.
+//!
+//! Invariants: a bucket that does not exist lacks nothing and has rate 0; [`Volume::pay`] is called only with [`Charge`]s that [`Volume::ask`] returned for the same balances.
 
 use crate::api::Balance;
-use crate::bucket::{NANO, PEAK_CAP_NS, WORK_CAP_NS, filled, ns_until, units};
+use crate::bucket::{NANO, PEAK_CAP_NS, WORK_CAP_NS, ns_until, units};
 use crate::limits::{DIMS, DimLimits, Limits};
 
 /// Bits of [`Volume::flags`]; the first three are shifted by 4 times the dimension.
@@ -38,13 +42,13 @@ pub(crate) struct Volume {
     dims: [Buckets; DIMS],
 }
 
-/// The line of one dimension.
+/// The line of one dimension: what its buckets lack, in nano-tokens, and what they earn.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C, align(64))]
 pub(crate) struct Buckets {
-    burst: i128,
-    work: i128,
-    peak: i128,
+    burst: u128,
+    work: u128,
+    peak: u128,
     burst_rate: u64,
     work_rate: u64,
 }
@@ -100,6 +104,24 @@ impl Volume {
         self.flags >> (DIM_SHIFT * d as u32) & bucket != 0
     }
 
+    /// What burst holds.
+    #[inline(always)]
+    fn burst(&self, d: usize) -> i128 {
+        self.burst_cap(d) - self.dims[d].burst as i128
+    }
+
+    /// What work holds; negative is debt.
+    #[inline(always)]
+    fn work(&self, d: usize) -> i128 {
+        self.work_cap(d) - self.dims[d].work as i128
+    }
+
+    /// What peak holds; negative is debt.
+    #[inline(always)]
+    fn peak(&self, d: usize) -> i128 {
+        self.peak_cap(d) - self.dims[d].peak as i128
+    }
+
     #[inline(always)]
     fn burst_cap(&self, d: usize) -> i128 {
         i128::from(self.burst_cap[d]) * NANO
@@ -124,22 +146,13 @@ impl Volume {
         let dt = now_ns - self.last_ns;
         self.last_ns = now_ns;
         for d in 0..DIMS {
-            // Each bucket by itself: most volumes have one or two, and the products are wide.
-            if self.has(d, BURST) {
-                let cap = self.burst_cap(d);
-                let b = &mut self.dims[d];
-                b.burst = filled(b.burst, dt, b.burst_rate, cap);
+            if !self.has(d, ANY) {
+                continue;
             }
-            if self.has(d, WORK) {
-                let cap = self.work_cap(d);
-                let b = &mut self.dims[d];
-                b.work = filled(b.work, dt, b.work_rate, cap);
-            }
-            if self.has(d, PEAK) {
-                let cap = self.peak_cap(d);
-                let b = &mut self.dims[d];
-                b.peak = filled(b.peak, dt, self.peak_rate[d], cap);
-            }
+            let b = &mut self.dims[d];
+            b.burst = b.burst.saturating_sub(earned(dt, b.burst_rate));
+            b.work = b.work.saturating_sub(earned(dt, b.work_rate));
+            b.peak = b.peak.saturating_sub(earned(dt, self.peak_rate[d]));
         }
     }
 
@@ -150,15 +163,14 @@ impl Volume {
         if n == 0 || !self.has(d, ANY) {
             return Charge::Free;
         }
-        let b = &self.dims[d];
-        if self.has(d, PEAK) && b.peak <= 0 {
+        if self.has(d, PEAK) && self.peak(d) <= 0 {
             return Charge::Wait;
         }
-        if self.has(d, BURST) && (b.burst >= n || self.bank_is_all(d) && b.burst == self.burst_cap(d)) {
+        if self.has(d, BURST) && (self.burst(d) >= n || self.bank_is_all(d) && self.dims[d].burst == 0) {
             return Charge::Burst;
         }
         match self.has(d, WORK) {
-            true if b.work >= work_floor => Charge::Work,
+            true if self.work(d) >= work_floor => Charge::Work,
             false if !self.has(d, BURST) => Charge::Free,
             _ => Charge::Wait,
         }
@@ -185,11 +197,11 @@ impl Volume {
         let paced = self.has(d, PEAK);
         let b = &mut self.dims[d];
         if paced {
-            b.peak -= n;
+            b.peak += n as u128;
         }
         match charge {
-            Charge::Burst => b.burst -= n,
-            Charge::Work => b.work -= work_n,
+            Charge::Burst => b.burst += n as u128,
+            Charge::Work => b.work += work_n as u128,
             Charge::Free | Charge::Wait => {}
         }
     }
@@ -199,15 +211,79 @@ impl Volume {
     #[inline(always)]
     pub(crate) fn take(&mut self, now_ns: u64, units: [u32; DIMS]) -> bool {
         if self.is_limited() {
-            self.refill(now_ns);
-            let nanos = |d: usize| i128::from(u64::from(units[d]) * NANO as u64);
-            let (bytes, packets) = (self.ask(0, nanos(0), 1), self.ask(1, nanos(1), 1));
-            if bytes == Charge::Wait || packets == Charge::Wait {
-                return false;
-            }
-            self.pay(0, bytes, nanos(0), nanos(0));
-            self.pay(1, packets, nanos(1), nanos(1));
+            let dt = now_ns.saturating_sub(self.last_ns);
+            let (Some(bytes), Some(packets)) = (self.ample(0, dt, units[0]), self.ample(1, dt, units[1])) else {
+                return self.take_exactly(now_ns, units);
+            };
+            self.last_ns += dt;
+            self.lack(0, bytes);
+            self.lack(1, packets);
         }
+        self.count(&units);
+        true
+    }
+
+    /// What burst, work and peak of dimension `d` lack when `dt` ns have passed and then a request is paid
+    /// for. `None` unless those that pay are more than about half full and 64 bits hold all numbers.
+    #[inline(always)]
+    fn ample(&self, d: usize, dt: u64, units: u32) -> Option<[u64; 3]> {
+        // A cap is 10^9 ns of work's rate, 10^9 nano-tokens for each unit of a bank, and 10^7 ns of peak's
+        // rate. What is below 2^29, or 2^23, times that number is below the cap.
+        const HALF_SHIFT: u32 = 29;
+        const HALF_PEAK_SHIFT: u32 = 23;
+        let n = u64::from(units) * NANO as u64;
+        let b = &self.dims[d];
+        let (mut burst, mut work, mut peak) = (0, 0, 0);
+        if self.has(d, BURST) {
+            burst = refilled(b.burst, dt, b.burst_rate)?.checked_add(n)?;
+            if burst >> HALF_SHIFT >= self.burst_cap[d] {
+                return None;
+            }
+        }
+        if self.has(d, WORK) {
+            work = refilled(b.work, dt, b.work_rate)?;
+            if !self.has(d, BURST) {
+                if work >> HALF_SHIFT >= b.work_rate {
+                    return None;
+                }
+                work = work.checked_add(n)?;
+            }
+        }
+        if self.has(d, PEAK) {
+            peak = refilled(b.peak, dt, self.peak_rate[d])?;
+            if peak >> HALF_PEAK_SHIFT >= self.peak_rate[d] {
+                return None;
+            }
+            peak = peak.checked_add(n)?;
+        }
+        Some([burst, work, peak])
+    }
+
+    /// Notes what [`Volume::ample`] has found, for the buckets that there are.
+    #[inline(always)]
+    fn lack(&mut self, d: usize, [burst, work, peak]: [u64; 3]) {
+        if self.has(d, BURST) {
+            self.dims[d].burst = burst.into();
+        }
+        if self.has(d, WORK) {
+            self.dims[d].work = work.into();
+        }
+        if self.has(d, PEAK) {
+            self.dims[d].peak = peak.into();
+        }
+    }
+
+    /// [`Volume::take`] by comparison with what the buckets hold exactly.
+    #[inline(never)]
+    fn take_exactly(&mut self, now_ns: u64, units: [u32; DIMS]) -> bool {
+        self.refill(now_ns);
+        let nanos = |d: usize| i128::from(u64::from(units[d]) * NANO as u64);
+        let (bytes, packets) = (self.ask(0, nanos(0), 1), self.ask(1, nanos(1), 1));
+        if bytes == Charge::Wait || packets == Charge::Wait {
+            return false;
+        }
+        self.pay(0, bytes, nanos(0), nanos(0));
+        self.pay(1, packets, nanos(1), nanos(1));
         self.count(&units);
         true
     }
@@ -218,15 +294,15 @@ impl Volume {
         if n == 0 || !self.has(d, ANY) {
             return 0;
         }
-        let peak = if self.has(d, PEAK) { ns_until(b.peak, 1, self.peak_rate[d]) } else { 0 };
+        let peak = if self.has(d, PEAK) { ns_until(self.peak(d), 1, self.peak_rate[d]) } else { 0 };
         let burst = self.has(d, BURST).then(|| {
             let cap = self.burst_cap(d);
             match n > cap && !self.bank_is_all(d) {
                 true => u64::MAX,
-                false => ns_until(b.burst, n.min(cap), b.burst_rate),
+                false => ns_until(self.burst(d), n.min(cap), b.burst_rate),
             }
         });
-        let work = self.has(d, WORK).then(|| ns_until(b.work, work_floor, b.work_rate));
+        let work = self.has(d, WORK).then(|| ns_until(self.work(d), work_floor, b.work_rate));
         let pays = burst.into_iter().chain(work).min().unwrap_or(0);
         peak.max(pays)
     }
@@ -260,12 +336,12 @@ impl Volume {
                 return 0;
             }
             flags |= bucket << (DIM_SHIFT * d as u32);
-            if before.has(d, bucket) { level.min(cap) } else { cap }
+            let level = if before.has(d, bucket) { level.min(cap) } else { cap };
+            (cap - level) as u128
         };
-        let old = &before.dims[d];
-        let burst = keep(BURST, limits.burst.is_some(), old.burst, self.burst_cap(d));
-        let work = keep(WORK, limits.work.is_some(), old.work, self.work_cap(d));
-        let peak = keep(PEAK, limits.peak_rate.is_some(), old.peak, self.peak_cap(d));
+        let burst = keep(BURST, limits.burst.is_some(), before.burst(d), self.burst_cap(d));
+        let work = keep(WORK, limits.work.is_some(), before.work(d), self.work_cap(d));
+        let peak = keep(PEAK, limits.peak_rate.is_some(), before.peak(d), self.peak_cap(d));
         self.dims[d] = Buckets { burst, work, peak, ..self.dims[d] };
         self.flags |= flags;
     }
@@ -276,12 +352,12 @@ impl Volume {
         let has = |bucket| self.has(d, bucket);
         let peak = has(PEAK).then_some(self.peak_rate[d]);
         let base = has(WORK).then_some(b.work_rate).or(has(BURST).then_some(b.burst_rate));
-        let bursting = has(BURST) && b.burst >= NANO;
+        let bursting = has(BURST) && self.burst(d) >= NANO;
         let permitted_rate =
             if bursting || base.is_none() { peak } else { base.into_iter().chain(peak).min() };
         Balance {
-            burst_units: has(BURST).then(|| (units(b.burst), self.burst_cap[d])),
-            work_units: has(WORK).then(|| units(b.work)),
+            burst_units: has(BURST).then(|| (units(self.burst(d)), self.burst_cap[d])),
+            work_units: has(WORK).then(|| units(self.work(d))),
             permitted_rate,
         }
     }
@@ -289,7 +365,7 @@ impl Volume {
     /// All balances of dimension `d`, for the model to compare.
     #[cfg(test)]
     pub(crate) fn levels(&self, d: usize) -> [i128; 3] {
-        [self.dims[d].burst, self.dims[d].work, self.dims[d].peak]
+        [self.burst(d), self.work(d), self.peak(d)]
     }
 
     /// The line of dimension `d`, to be prefetched.
@@ -299,6 +375,19 @@ impl Volume {
 }
 
 const _: () = assert!(size_of::<Volume>() == 192);
+
+#[inline(always)]
+fn earned(dt: u64, rate: u64) -> u128 {
+    u128::from(dt) * u128::from(rate)
+}
+
+/// What a bucket lacks after `dt` ns, if 64 bits hold what it lacked.
+#[inline(always)]
+fn refilled(lacking: u128, dt: u64, rate: u64) -> Option<u64> {
+    let lacking = u64::try_from(lacking).ok()?;
+    let earned = u64::try_from(earned(dt, rate)).unwrap_or(u64::MAX);
+    Some(lacking.saturating_sub(earned))
+}
 
 #[cfg(test)]
 mod tests {
