@@ -13,7 +13,7 @@ use frame::{BATCH, Batch, DropReason, Flags, Frame, GsoKind, Meta, Pool, prefetc
 use overlay::coalesce::Coalescer;
 use overlay::responder::{self, Answer};
 use overlay::too_big::TooBig;
-use overlay::{Emitted, Encapsulated, Neighbours, Outcomes, PortId, Processed, Tables, Tunnel, Verdict};
+use overlay::{Emitted, Encapsulated, Neighbours, Outcomes, PortId, Processed, Tables, Tunnel, Verdict, Way};
 use throttle::{Admission, Cost, Lane, Shaper};
 
 use crate::io::{Home, Io};
@@ -123,19 +123,19 @@ impl Gateway {
             PortRole::Tenant => {
                 overlay::process_tenant(tables, pool, id, &mut batch, &mut self.outcomes);
                 io.counters.stage(CLASSIFY, received, true);
-                self.judge(pool, io, tables, batch, role);
+                self.judge(pool, io, tables, &mut batch, role);
             }
             PortRole::Underlay => {
                 overlay::process_underlay(tables, pool, id, &mut batch, &mut self.outcomes);
                 io.counters.stage(DECAPSULATE, received, true);
-                self.judge(pool, io, tables, batch, role);
+                self.judge(pool, io, tables, &mut batch, role);
             }
             PortRole::Trap => {
                 for frame in batch {
                     io.discard(pool, frame, DropReason::UnsupportedType);
                 }
             }
-            PortRole::MacSwap => swap_macs(pool, io, slot, batch),
+            PortRole::MacSwap => swap_macs(pool, io, slot, &mut batch),
         }
         received
     }
@@ -161,33 +161,51 @@ impl Gateway {
 
     /// Acts on the verdicts of a batch.
     #[inline]
-    fn judge(&mut self, pool: &mut Pool, io: &mut Io, tables: &Tables, mut batch: Batch, role: PortRole) {
+    fn judge(&mut self, pool: &mut Pool, io: &mut Io, tables: &Tables, batch: &mut Batch, role: PortRole) {
         if self.owners.len() > 1 {
-            self.announce(pool, io, &mut batch);
+            self.announce(pool, io, batch);
         }
         if self.rules.len() > CACHED_MAX || self.volumes_limited > CACHED_MAX {
-            self.prefetch(pool, &batch);
+            self.prefetch(pool, batch);
         }
         let (mut paid, mut metered) = (Batch::new(), 0);
-        for (at, frame) in batch.into_iter().enumerate() {
-            if let Some(count) = self.rules.get_mut(self.outcomes.rules[at] as usize) {
+        for (at, frame) in batch.drain(..).enumerate() {
+            if let Some(count) = self.rules.get_mut(self.outcomes.rules[at % BATCH] as usize) {
                 count.frames += 1;
                 count.bytes += pool.meta(&frame).len() as u64;
             }
-            match self.outcomes.verdicts[at] {
-                Verdict::Forward | Verdict::Deliver => {
-                    if let Some(frame) = self.admit(pool, io, frame, &mut metered) {
-                        paid.push(frame);
-                    }
+            let verdict = self.outcomes.verdicts[at % BATCH];
+            if matches!(verdict, Verdict::Forward | Verdict::Deliver) {
+                if let Some(frame) = self.admit(pool, io, frame, &mut metered) {
+                    paid.push(frame);
                 }
-                Verdict::Drop(reason) => io.discard(pool, frame, reason),
-                Verdict::Trap => io.trap(pool, frame),
-                Verdict::Local if role == PortRole::Underlay => self.neighbour(pool, io, tables, frame),
-                Verdict::Local => answer_tenant(pool, io, tables, frame),
+            } else {
+                self.judge_uncommon(pool, io, tables, frame, verdict, role);
             }
         }
         io.counters.stage(ADMIT, metered, true);
         self.finish(pool, io, tables, &mut paid);
+    }
+
+    /// What neither leaves nor pays.
+    #[inline(never)]
+    fn judge_uncommon(
+        &mut self,
+        pool: &mut Pool,
+        io: &mut Io,
+        tables: &Tables,
+        frame: Frame,
+        verdict: Verdict,
+        role: PortRole,
+    ) {
+        match verdict {
+            Verdict::Drop(reason) => io.discard(pool, frame, reason),
+            Verdict::Trap => io.trap(pool, frame),
+            Verdict::Local if role == PortRole::Underlay => self.neighbour(pool, io, tables, frame),
+            Verdict::Local => answer_tenant(pool, io, tables, frame),
+            // INVARIANT: these two were asked to pay.
+            Verdict::Forward | Verdict::Deliver => io.discard(pool, frame, DropReason::PortDown),
+        }
     }
 
     /// Numbers the frames that other workers will meter.
@@ -251,34 +269,88 @@ impl Gateway {
         None
     }
 
-    /// Sends what has paid: into the tunnel, or to the tenant. Leaves the batch empty.
+    /// Sends what has paid: into the tunnel, or to the tenant. Leaves the batch empty. Ordinary frames to one
+    /// place are sent together; what needs more than headers goes by itself, behind those before it.
     #[inline(never)]
     fn finish(&mut self, pool: &mut Pool, io: &mut Io, tables: &Tables, paid: &mut Batch) {
+        let mut out = Outbox { slot: 0, frames: Batch::new() };
+        let mut way = None;
+        let mut door = None;
         let (mut wrapped, mut delivered) = (0, 0);
         for mut frame in paid.drain(..) {
             let meta = pool.meta(&frame);
+            let (next_hop, port) = (meta.next_hop, meta.egress_port);
             let egress = meta.flags.has(Flags::EGRESS);
-            match io.home(PortId(meta.egress_port)) {
-                Home::Here(slot) if egress => {
-                    wrapped += 1;
-                    self.encapsulate(pool, io, tables, slot, frame);
+            let mut slot = None;
+            if egress {
+                if way.as_ref().is_none_or(|&(of, _)| of != next_hop) {
+                    way = Some((next_hop, self.way(io, tables, next_hop)));
                 }
-                Home::Here(slot) => {
-                    delivered += 1;
-                    self.deliver(pool, io, slot, frame);
+                if let Some((_, Some((way, to)))) = &way
+                    && way.wrap(&mut self.neighbours, pool, &mut frame, 0)
+                {
+                    slot = Some(*to);
                 }
-                Home::There(worker) => {
-                    pool.meta_mut(&mut frame).flags.set(Flags::ADMITTED);
-                    io.hand(pool, worker, frame);
+            } else if meta.gso == GsoKind::None {
+                if door.is_none_or(|(of, _)| of != port) {
+                    door = Some((port, io.door(PortId(port))));
                 }
-                Home::Nowhere => io.discard(pool, frame, DropReason::PortDown),
+                slot = door.and_then(|(_, slot)| slot);
             }
+            let here = match slot {
+                Some(slot) => {
+                    out.push(pool, io, slot, frame);
+                    true
+                }
+                None => {
+                    out.flush(pool, io);
+                    self.finish_any(pool, io, tables, frame)
+                }
+            };
+            wrapped += usize::from(here && egress);
+            delivered += usize::from(here && !egress);
         }
+        out.flush(pool, io);
         io.counters.stage(ENCAPSULATE, wrapped, true);
         io.counters.stage(DELIVER, delivered, true);
     }
 
-    #[inline(always)]
+    /// A next hop with the place of its port, if that is polled here.
+    #[inline(never)]
+    fn way<'a>(&mut self, io: &Io, tables: &'a Tables, next_hop: u16) -> Option<(Way<'a>, usize)> {
+        let way = Way::find(tables, &mut self.neighbours, next_hop, self.now_ns)?;
+        match io.home(way.port()) {
+            Home::Here(slot) => Some((way, slot)),
+            Home::There(_) | Home::Nowhere => None,
+        }
+    }
+
+    /// Sends one frame that has paid, whatever it is. False if another worker must, or nobody can.
+    #[inline(never)]
+    fn finish_any(&mut self, pool: &mut Pool, io: &mut Io, tables: &Tables, mut frame: Frame) -> bool {
+        let meta = pool.meta(&frame);
+        let egress = meta.flags.has(Flags::EGRESS);
+        match io.home(PortId(meta.egress_port)) {
+            Home::Here(slot) if egress => {
+                self.encapsulate(pool, io, tables, slot, frame);
+                true
+            }
+            Home::Here(slot) => {
+                self.deliver(pool, io, slot, frame);
+                true
+            }
+            Home::There(worker) => {
+                pool.meta_mut(&mut frame).flags.set(Flags::ADMITTED);
+                io.hand(pool, worker, frame);
+                false
+            }
+            Home::Nowhere => {
+                io.discard(pool, frame, DropReason::PortDown);
+                false
+            }
+        }
+    }
+
     fn encapsulate(&mut self, pool: &mut Pool, io: &mut Io, tables: &Tables, slot: usize, frame: Frame) {
         let tunnel = Tunnel { trace: 0, now_ns: self.now_ns };
         // A next hop keeps its port as long as it keeps its number, so `slot` is where its frames leave.
@@ -292,7 +364,6 @@ impl Gateway {
 
     /// Sends a frame to a tenant's port of this worker: merged with its neighbours where the port takes
     /// super-segments, cut where it does not.
-    #[inline(always)]
     fn deliver(&mut self, pool: &mut Pool, io: &mut Io, slot: usize, frame: Frame) {
         let takes_super = io.ports[slot].tx_gso();
         let is_super = pool.meta(&frame).gso != GsoKind::None;
@@ -395,6 +466,31 @@ impl Gateway {
     }
 }
 
+/// Frames in a row that leave by one port.
+struct Outbox {
+    slot: usize,
+    frames: Batch,
+}
+
+impl Outbox {
+    /// Adds a frame; there are never more than came in one batch.
+    #[inline(always)]
+    fn push(&mut self, pool: &mut Pool, io: &mut Io, slot: usize, frame: Frame) {
+        if self.slot != slot {
+            self.flush(pool, io);
+            self.slot = slot;
+        }
+        self.frames.push(frame);
+    }
+
+    #[inline(always)]
+    fn flush(&mut self, pool: &mut Pool, io: &mut Io) {
+        if !self.frames.is_empty() {
+            io.send_batch(pool, self.slot, &mut self.frames);
+        }
+    }
+}
+
 /// When frames are released, of which so many are parked and the first is due at `due_ns`.
 #[inline]
 fn release_ns(due_ns: u64, parked: u32, backlog_from_ns: u64) -> u64 {
@@ -458,8 +554,8 @@ fn packets(meta: &Meta) -> u32 {
 
 /// Sends each frame back where it came from, as testpmd's macswap does.
 #[inline]
-fn swap_macs(pool: &mut Pool, io: &mut Io, slot: usize, mut batch: Batch) {
-    for frame in &mut batch {
+fn swap_macs(pool: &mut Pool, io: &mut Io, slot: usize, batch: &mut Batch) {
+    for frame in &mut *batch {
         if let Some((macs, _)) = pool.bytes_mut(frame).split_first_chunk_mut::<12>() {
             let [a, b, c, d, e, f, rest @ ..] = *macs;
             macs[..6].copy_from_slice(&rest);

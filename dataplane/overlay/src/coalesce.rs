@@ -95,7 +95,7 @@ impl Coalescer {
 
     /// Hands on whatever is open, oldest first. Call at the end of every turn.
     pub fn flush(&mut self, pool: &mut Pool, out: &mut impl FnMut(&mut Pool, Frame)) {
-        for open in std::mem::take(&mut self.open) {
+        for open in self.open.drain(..) {
             let frame = open.finish(pool);
             out(pool, frame);
         }

@@ -14,7 +14,7 @@ use crate::segment;
 use crate::tables::next_hop::{GENEVE_BYTES, OUTER_V4_BYTES, OUTER_V6_BYTES, Outer, VXLAN_BYTES};
 use crate::tables::{NextHop, Tables};
 use crate::too_big::TooBig;
-use crate::{Neighbours, ecn};
+use crate::{Neighbours, PortId, ecn};
 
 /// What a frame carries through the tunnel beside itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,6 +53,56 @@ pub struct Segmented {
     pub unresolved: u32,
     /// Pieces dropped: no room for the outer headers ([`DropReason::NoFrame`]).
     pub no_frame: u32,
+}
+
+/// A next hop whose neighbour is known, looked up once for a run of frames that go there.
+#[derive(Clone, Copy, Debug)]
+pub struct Way<'a> {
+    hop: &'a NextHop,
+    mac: Mac,
+}
+
+impl<'a> Way<'a> {
+    /// `None` where [`encapsulate`] must decide: the next hop is gone, or its neighbour is not known.
+    pub fn find(
+        tables: &'a Tables,
+        neighbours: &mut Neighbours,
+        next_hop: u16,
+        now_ns: u64,
+    ) -> Option<Way<'a>> {
+        let hop = tables.hop(next_hop)?;
+        let mac = resolve(hop, neighbours, next_hop, now_ns)?;
+        Some(Way { hop, mac })
+    }
+
+    /// Where frames leave that go this way.
+    pub fn port(&self) -> PortId {
+        PortId(self.hop.port)
+    }
+
+    /// Puts the outer headers on an ordinary frame that fits. False, and no change, for any other:
+    /// [`encapsulate`] knows what to do with it.
+    #[inline(always)]
+    pub fn wrap(&self, neighbours: &mut Neighbours, pool: &Pool, frame: &mut Frame, trace: u64) -> bool {
+        let meta = pool.meta(frame);
+        let ordinary = meta.gso == GsoKind::None
+            && !meta.flags.has(Flags::CSUM_PARTIAL)
+            && meta.len() <= usize::from(self.hop.inner_bytes_max);
+        if !ordinary {
+            return false;
+        }
+        let ident = if self.hop.df { 0 } else { neighbours.ident() };
+        wrap(&Patch { hop: self.hop, mac: self.mac, trace, ident }, pool, frame)
+    }
+}
+
+/// The MAC address that frames to a next hop get; zero where a socket writes the headers.
+#[inline(always)]
+fn resolve(hop: &NextHop, neighbours: &mut Neighbours, next_hop: u16, now_ns: u64) -> Option<Mac> {
+    match hop.outer {
+        Outer::Datagram => Some(Mac::ZERO),
+        _ => neighbours.resolve(next_hop, now_ns),
+    }
 }
 
 /// Encapsulates one frame whose verdict was [`crate::Verdict::Forward`] and hands what leaves to `out`, with
@@ -162,7 +212,6 @@ enum Dispatched {
 }
 
 /// Puts the headers on one frame and sends it, or lets it wait for its neighbour.
-#[inline(always)]
 fn dispatch(
     hop: &NextHop,
     neighbours: &mut Neighbours,
@@ -172,10 +221,7 @@ fn dispatch(
     out: &mut impl FnMut(&mut Pool, Frame),
 ) -> Dispatched {
     let next_hop = pool.meta(&frame).next_hop;
-    let resolved = match hop.outer {
-        Outer::Datagram => Some(Mac::ZERO),
-        _ => neighbours.resolve(next_hop, tunnel.now_ns),
-    };
+    let resolved = resolve(hop, neighbours, next_hop, tunnel.now_ns);
     let ident = if hop.df { 0 } else { neighbours.ident() };
     let patch = Patch { hop, mac: resolved.unwrap_or(Mac::ZERO), trace: tunnel.trace, ident };
     if !wrap(&patch, pool, &mut frame) {

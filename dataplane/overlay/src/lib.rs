@@ -7,7 +7,7 @@
 //! - [`process_tenant`] takes a batch from tenants' ports: parse, attachment, anti-spoof, rule lookup. It
 //!   leaves a [`Verdict`] per frame and the particulars in the frame's `Meta`.
 //! - [`encapsulate`] takes one frame that is to be forwarded, cuts it if it is a super-segment, and puts
-//!   the outer headers on from the next hop's template.
+//!   the outer headers on from the next hop's template; [`Way`] does that for ordinary frames in a row.
 //! - [`process_underlay`] takes a batch from the underlay: outer headers, network identifier, peer, ECN,
 //!   strip, inner lookup.
 //! - [`Neighbours`] resolves next hops on an Ethernet underlay; [`responder`] answers tenants' ARP and
@@ -37,7 +37,7 @@ pub use config::{
     PortId, Prefix, Remote, Rule, Source, Tenant, TenantId, Transport, Underlay, UnderlayKind, VXLAN_PORT,
     Volume, VolumeId, Vtep,
 };
-pub use encap::{Encapsulated, Segmented, Tunnel, encapsulate};
+pub use encap::{Encapsulated, Segmented, Tunnel, Way, encapsulate};
 pub use neighbours::{Emitted, NeighbourLimits, Neighbours, Processed};
 pub use tables::{
     ATTACHMENTS_MAX, ENDPOINTS_MAX, MASK_TUPLES_MAX, NEXT_HOPS_MAX, RULES_MAX, TENANTS_MAX, TableError,
