@@ -84,17 +84,24 @@ enum Look {
 impl<T> Shaper<T> {
     /// Asks for one request. `now_ns` is the turn's clock; should it run backwards, nothing is refilled. A
     /// volume outside the shaper is refused.
-    #[inline(always)]
+    #[inline]
     pub fn admit(&mut self, now_ns: u64, volume: u32, lane: Lane, cost: Cost, item: T) -> Admission<T> {
-        self.tick(now_ns);
-        let Some(v) = self.volumes.get_mut(volume as usize) else {
-            return self.admit_first(now_ns, volume, lane, cost, item);
-        };
-        // The commonest case has code of its own, where the caller can see it.
-        if v.is_plain() && !self.node_is_limited && v.take(self.now_ns, [cost.bytes, cost.packets]) {
+        if self.take(now_ns, volume, [cost.bytes, cost.packets]) {
             return Admission::Pass(item);
         }
+        if volume as usize >= self.volumes.len() {
+            return self.admit_first(now_ns, volume, lane, cost, item);
+        }
         self.admit_any(volume, lane, cost, item)
+    }
+
+    /// The commonest case of [`Shaper::admit`] alone, for the caller's own code: true if the volume, which has
+    /// plenty, has paid for bytes and packets at the full price. False says nothing: ask [`Shaper::admit`].
+    #[inline(always)]
+    pub fn take(&mut self, now_ns: u64, volume: u32, units: [u32; DIMS]) -> bool {
+        self.tick(now_ns);
+        let Some(v) = self.volumes.get_mut(volume as usize) else { return false };
+        v.is_plain() && !self.node_is_limited && v.take(self.now_ns, units)
     }
 
     #[inline(never)]
@@ -178,7 +185,9 @@ impl<T> Shaper<T> {
     /// Moves the clock, never backwards. The last nanosecond is kept so that every deadline is after now.
     #[inline(always)]
     pub(crate) fn tick(&mut self, now_ns: u64) {
-        self.now_ns = self.now_ns.max(now_ns.min(u64::MAX - 1));
+        if now_ns > self.now_ns {
+            self.now_ns = now_ns.min(u64::MAX - 1);
+        }
     }
 
     /// Whether, and how, a request may pay now.

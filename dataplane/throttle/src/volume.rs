@@ -4,9 +4,9 @@
 //! limits is never touched, so an unlimited volume costs one line. Which buckets exist is a bit set.
 //!
 //! A bucket is kept as what it lacks to be full: it fills by a subtraction that stops at zero and pays by an
-//! addition, and neither needs its cap. Most requests meet buckets that are more than half full, for which 64
-//! bits and a shift decide ([`Volume::take`]); all others are decided by exact comparison. Both ways leave the
-//! same balances.
+//! addition, and neither needs its cap. Most requests meet buckets that are more than half full, for which a
+//! shift decides ([`Volume::take`]); all others are decided by exact comparison. Both ways leave the same
+//! balances.
 //!
 //! Invariants: a bucket that does not exist lacks nothing and has rate 0; [`Volume::pay`] is called only with [`Charge`]s that [`Volume::ask`] returned for the same balances.
 
@@ -146,14 +146,18 @@ impl Volume {
         let dt = now_ns - self.last_ns;
         self.last_ns = now_ns;
         for d in 0..DIMS {
-            if !self.has(d, ANY) {
-                continue;
+            if self.has(d, ANY) {
+                self.earn(d, dt);
             }
-            let b = &mut self.dims[d];
-            b.burst = b.burst.saturating_sub(earned(dt, b.burst_rate));
-            b.work = b.work.saturating_sub(earned(dt, b.work_rate));
-            b.peak = b.peak.saturating_sub(earned(dt, self.peak_rate[d]));
         }
+    }
+
+    #[inline(always)]
+    fn earn(&mut self, d: usize, dt: u64) {
+        let b = &mut self.dims[d];
+        b.burst = b.burst.saturating_sub(earned(dt, b.burst_rate));
+        b.work = b.work.saturating_sub(earned(dt, b.work_rate));
+        b.peak = b.peak.saturating_sub(earned(dt, self.peak_rate[d]));
     }
 
     /// How a request of `n` nano-tokens would be paid in dimension `d`. `work_floor` is what work must hold:
@@ -197,95 +201,80 @@ impl Volume {
         let paced = self.has(d, PEAK);
         let b = &mut self.dims[d];
         if paced {
-            b.peak += n as u128;
+            b.peak = b.peak.wrapping_add_signed(n);
         }
         match charge {
-            Charge::Burst => b.burst += n as u128,
-            Charge::Work => b.work += work_n as u128,
+            Charge::Burst => b.burst = b.burst.wrapping_add_signed(n),
+            Charge::Work => b.work = b.work.wrapping_add_signed(work_n),
             Charge::Free | Charge::Wait => {}
         }
     }
 
-    /// All of admission for a volume that has neither pools nor a tariff and nothing parked: true if the
-    /// request may pass, and then it is paid for.
+    /// Admission in the commonest case: true if buckets that are more than about half full have paid for the
+    /// request. False says nothing, and only time has passed. For a volume that [`Volume::is_plain`].
     #[inline(always)]
     pub(crate) fn take(&mut self, now_ns: u64, units: [u32; DIMS]) -> bool {
         if self.is_limited() {
             let dt = now_ns.saturating_sub(self.last_ns);
-            let (Some(bytes), Some(packets)) = (self.ample(0, dt, units[0]), self.ample(1, dt, units[1])) else {
-                return self.take_exactly(now_ns, units);
-            };
             self.last_ns += dt;
-            self.lack(0, bytes);
-            self.lack(1, packets);
+            let paid = [self.take_one(0, dt, units[0]), self.take_one(1, dt, units[1])];
+            if paid != [true; DIMS] {
+                self.give_back(paid, units);
+                return false;
+            }
         }
         self.count(&units);
         true
     }
 
-    /// What burst, work and peak of dimension `d` lack when `dt` ns have passed and then a request is paid
-    /// for. `None` unless those that pay are more than about half full and 64 bits hold all numbers.
+    /// Lets dimension `d` earn for `dt` ns and then, if it holds plenty, pay. False if it has not paid.
     #[inline(always)]
-    fn ample(&self, d: usize, dt: u64, units: u32) -> Option<[u64; 3]> {
-        // A cap is 10^9 ns of work's rate, 10^9 nano-tokens for each unit of a bank, and 10^7 ns of peak's
-        // rate. What is below 2^29, or 2^23, times that number is below the cap.
-        const HALF_SHIFT: u32 = 29;
-        const HALF_PEAK_SHIFT: u32 = 23;
-        let n = u64::from(units) * NANO as u64;
-        let b = &self.dims[d];
-        let (mut burst, mut work, mut peak) = (0, 0, 0);
-        if self.has(d, BURST) {
-            burst = refilled(b.burst, dt, b.burst_rate)?.checked_add(n)?;
-            if burst >> HALF_SHIFT >= self.burst_cap[d] {
-                return None;
+    fn take_one(&mut self, d: usize, dt: u64, units: u32) -> bool {
+        match self.flags >> (DIM_SHIFT * d as u32) & ANY {
+            0 => true,
+            WORK => {
+                let b = &mut self.dims[d];
+                b.work = b.work.saturating_sub(earned(dt, b.work_rate));
+                let plenty = is_below(b.work, HALF_SHIFT, b.work_rate);
+                b.work += if plenty { nanos(units) } else { 0 };
+                plenty
             }
-        }
-        if self.has(d, WORK) {
-            work = refilled(b.work, dt, b.work_rate)?;
-            if !self.has(d, BURST) {
-                if work >> HALF_SHIFT >= b.work_rate {
-                    return None;
-                }
-                work = work.checked_add(n)?;
-            }
-        }
-        if self.has(d, PEAK) {
-            peak = refilled(b.peak, dt, self.peak_rate[d])?;
-            if peak >> HALF_PEAK_SHIFT >= self.peak_rate[d] {
-                return None;
-            }
-            peak = peak.checked_add(n)?;
-        }
-        Some([burst, work, peak])
-    }
-
-    /// Notes what [`Volume::ample`] has found, for the buckets that there are.
-    #[inline(always)]
-    fn lack(&mut self, d: usize, [burst, work, peak]: [u64; 3]) {
-        if self.has(d, BURST) {
-            self.dims[d].burst = burst.into();
-        }
-        if self.has(d, WORK) {
-            self.dims[d].work = work.into();
-        }
-        if self.has(d, PEAK) {
-            self.dims[d].peak = peak.into();
+            _ => self.take_any(d, dt, units),
         }
     }
 
-    /// [`Volume::take`] by comparison with what the buckets hold exactly.
+    /// [`Volume::take_one`] with more than one kind of bucket, or a bank.
     #[inline(never)]
-    fn take_exactly(&mut self, now_ns: u64, units: [u32; DIMS]) -> bool {
-        self.refill(now_ns);
-        let nanos = |d: usize| i128::from(u64::from(units[d]) * NANO as u64);
-        let (bytes, packets) = (self.ask(0, nanos(0), 1), self.ask(1, nanos(1), 1));
-        if bytes == Charge::Wait || packets == Charge::Wait {
-            return false;
+    fn take_any(&mut self, d: usize, dt: u64, units: u32) -> bool {
+        self.earn(d, dt);
+        let (n, b) = (nanos(units), &self.dims[d]);
+        let plenty = match self.has(d, BURST) {
+            true => is_below(b.burst + n, HALF_SHIFT, self.burst_cap[d]),
+            false => !self.has(d, WORK) || is_below(b.work, HALF_SHIFT, b.work_rate),
+        };
+        let pays = plenty && (!self.has(d, PEAK) || is_below(b.peak, HALF_PEAK_SHIFT, self.peak_rate[d]));
+        if pays {
+            self.pay(d, self.payer(d), n as i128, n as i128);
         }
-        self.pay(0, bytes, nanos(0), nanos(0));
-        self.pay(1, packets, nanos(1), nanos(1));
-        self.count(&units);
-        true
+        pays
+    }
+
+    /// Undoes the payments of a request that may not pass like this.
+    #[cold]
+    fn give_back(&mut self, paid: [bool; DIMS], units: [u32; DIMS]) {
+        for d in (0..DIMS).filter(|&d| paid[d]) {
+            let n = nanos(units[d]) as i128;
+            self.pay(d, self.payer(d), -n, -n);
+        }
+    }
+
+    /// How dimension `d` pays when it holds plenty.
+    fn payer(&self, d: usize) -> Charge {
+        match (self.has(d, BURST), self.has(d, WORK)) {
+            (true, _) => Charge::Burst,
+            (false, true) => Charge::Work,
+            (false, false) => Charge::Free,
+        }
     }
 
     /// Nanoseconds from the last refill until dimension `d` could pay `n`, if nothing else is paid.
@@ -381,12 +370,21 @@ fn earned(dt: u64, rate: u64) -> u128 {
     u128::from(dt) * u128::from(rate)
 }
 
-/// What a bucket lacks after `dt` ns, if 64 bits hold what it lacked.
+/// What so many units cost at the full price.
 #[inline(always)]
-fn refilled(lacking: u128, dt: u64, rate: u64) -> Option<u64> {
-    let lacking = u64::try_from(lacking).ok()?;
-    let earned = u64::try_from(earned(dt, rate)).unwrap_or(u64::MAX);
-    Some(lacking.saturating_sub(earned))
+fn nanos(units: u32) -> u128 {
+    u128::from(u64::from(units) * NANO as u64)
+}
+
+/// A cap is 10^9 ns of work's rate or 10^9 nano-tokens for each unit of a bank, and 10^7 ns of peak's rate. A
+/// bucket that lacks less than 2^29, or 2^23, times that number is about half full or fuller.
+const HALF_SHIFT: u32 = 29;
+const HALF_PEAK_SHIFT: u32 = 23;
+
+/// Less than `limit << shift`.
+#[inline(always)]
+fn is_below(lacking: u128, shift: u32, limit: u64) -> bool {
+    lacking >> shift < u128::from(limit)
 }
 
 #[cfg(test)]
