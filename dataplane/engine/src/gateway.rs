@@ -168,19 +168,25 @@ impl Gateway {
         if self.rules.len() > CACHED_MAX || self.volumes_limited > CACHED_MAX {
             self.prefetch(pool, batch);
         }
+        let alone = self.owners == [self.worker];
         let (mut paid, mut metered) = (Batch::new(), 0);
         for (at, frame) in batch.drain(..).enumerate() {
+            let meta = pool.meta(&frame);
             if let Some(count) = self.rules.get_mut(self.outcomes.rules[at % BATCH] as usize) {
                 count.frames += 1;
-                count.bytes += pool.meta(&frame).len() as u64;
+                count.bytes += meta.len() as u64;
             }
             let verdict = self.outcomes.verdicts[at % BATCH];
-            if matches!(verdict, Verdict::Forward | Verdict::Deliver) {
-                if let Some(frame) = self.admit(pool, io, frame, &mut metered) {
-                    paid.push(frame);
-                }
-            } else {
+            if verdict != Verdict::Forward && verdict != Verdict::Deliver {
                 self.judge_uncommon(pool, io, tables, frame, verdict, role);
+                continue;
+            }
+            // Most frames are paid for at once, which has code of its own here.
+            if alone && self.shaper.take(self.now_ns, meta.volume, [meta.cost_bytes, packets(meta)]) {
+                metered += 1;
+                paid.push(frame);
+            } else if let Some(frame) = self.admit(pool, io, frame, &mut metered) {
+                paid.push(frame);
             }
         }
         io.counters.stage(ADMIT, metered, true);
@@ -249,7 +255,7 @@ impl Gateway {
 
     /// Lets a frame's volume pay, here or at the worker that owns it. Returns the frame if it may go on now;
     /// adds to `metered` if it was asked to pay here.
-    #[inline(always)]
+    #[inline(never)]
     fn admit(&mut self, pool: &mut Pool, io: &mut Io, frame: Frame, metered: &mut usize) -> Option<Frame> {
         let meta = pool.meta(&frame);
         let volume = meta.volume;
@@ -270,53 +276,37 @@ impl Gateway {
     }
 
     /// Sends what has paid: into the tunnel, or to the tenant. Leaves the batch empty. Ordinary frames to one
-    /// place are sent together; what needs more than headers goes by itself, behind those before it.
+    /// place go together; whatever needs more than headers goes by itself.
     #[inline(never)]
     fn finish(&mut self, pool: &mut Pool, io: &mut Io, tables: &Tables, paid: &mut Batch) {
-        let mut out = Outbox { slot: 0, frames: Batch::new() };
-        let mut way = None;
-        let mut door = None;
         let (mut wrapped, mut delivered) = (0, 0);
-        for mut frame in paid.drain(..) {
-            let meta = pool.meta(&frame);
-            let (next_hop, port) = (meta.next_hop, meta.egress_port);
-            let egress = meta.flags.has(Flags::EGRESS);
-            let mut slot = None;
-            if egress {
-                if way.as_ref().is_none_or(|&(of, _)| of != next_hop) {
-                    way = Some((next_hop, self.way(io, tables, next_hop)));
+        while let Some(first) = paid.first() {
+            let meta = pool.meta(first);
+            let (egress, next_hop, port) = (meta.flags.has(Flags::EGRESS), meta.next_hop, meta.egress_port);
+            let (mut count, slot) = if egress {
+                match self.way(io, tables, next_hop) {
+                    Some((way, slot)) => (way.wrap(&mut self.neighbours, pool, paid), slot),
+                    None => (0, 0),
                 }
-                if let Some((_, Some((way, to)))) = &way
-                    && way.wrap(&mut self.neighbours, pool, &mut frame, 0)
-                {
-                    slot = Some(*to);
-                }
-            } else if meta.gso == GsoKind::None {
-                if door.is_none_or(|(of, _)| of != port) {
-                    door = Some((port, io.door(PortId(port))));
-                }
-                slot = door.and_then(|(_, slot)| slot);
-            }
-            let here = match slot {
-                Some(slot) => {
-                    out.push(pool, io, slot, frame);
-                    true
-                }
-                None => {
-                    out.flush(pool, io);
-                    self.finish_any(pool, io, tables, frame)
+            } else {
+                match io.door(PortId(port)) {
+                    Some(slot) => (ordinary(pool, paid, port), slot),
+                    None => (0, 0),
                 }
             };
-            wrapped += usize::from(here && egress);
-            delivered += usize::from(here && !egress);
+            if count > 0 {
+                io.send_first(pool, slot, paid, count);
+            } else if let Some(frame) = paid.pop_at(0) {
+                count = usize::from(self.finish_any(pool, io, tables, frame));
+            }
+            *if egress { &mut wrapped } else { &mut delivered } += count;
         }
-        out.flush(pool, io);
         io.counters.stage(ENCAPSULATE, wrapped, true);
         io.counters.stage(DELIVER, delivered, true);
     }
 
     /// A next hop with the place of its port, if that is polled here.
-    #[inline(never)]
+    #[inline(always)]
     fn way<'a>(&mut self, io: &Io, tables: &'a Tables, next_hop: u16) -> Option<(Way<'a>, usize)> {
         let way = Way::find(tables, &mut self.neighbours, next_hop, self.now_ns)?;
         match io.home(way.port()) {
@@ -466,29 +456,14 @@ impl Gateway {
     }
 }
 
-/// Frames in a row that leave by one port.
-struct Outbox {
-    slot: usize,
-    frames: Batch,
-}
-
-impl Outbox {
-    /// Adds a frame; there are never more than came in one batch.
-    #[inline(always)]
-    fn push(&mut self, pool: &mut Pool, io: &mut Io, slot: usize, frame: Frame) {
-        if self.slot != slot {
-            self.flush(pool, io);
-            self.slot = slot;
-        }
-        self.frames.push(frame);
-    }
-
-    #[inline(always)]
-    fn flush(&mut self, pool: &mut Pool, io: &mut Io) {
-        if !self.frames.is_empty() {
-            io.send_batch(pool, self.slot, &mut self.frames);
-        }
-    }
+/// How many frames from the first on are no super-segments and leave by a tenant's port.
+#[inline(always)]
+fn ordinary(pool: &Pool, frames: &[Frame], port: u16) -> usize {
+    let other = |frame: &Frame| {
+        let meta = pool.meta(frame);
+        meta.flags.has(Flags::EGRESS) || meta.gso != GsoKind::None || meta.egress_port != port
+    };
+    frames.iter().position(other).unwrap_or(frames.len())
 }
 
 /// When frames are released, of which so many are parked and the first is due at `due_ns`.
@@ -562,7 +537,7 @@ fn swap_macs(pool: &mut Pool, io: &mut Io, slot: usize, batch: &mut Batch) {
             macs[6..].copy_from_slice(&[a, b, c, d, e, f]);
         }
     }
-    io.send_batch(pool, slot, batch);
+    io.send_first(pool, slot, batch, batch.len());
 }
 
 #[cfg(test)]

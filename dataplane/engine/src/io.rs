@@ -146,14 +146,14 @@ impl Io {
         }
     }
 
-    /// Sends a whole batch out of a port of this worker and leaves it empty.
+    /// Sends the first `count` frames of a batch out of a port of this worker.
     #[inline]
-    pub fn send_batch(&mut self, pool: &mut Pool, slot: usize, batch: &mut Batch) {
+    pub fn send_first(&mut self, pool: &mut Pool, slot: usize, batch: &mut Batch, count: usize) {
         let out = &mut self.ports[slot];
-        if out.tx.is_empty() {
+        if out.tx.is_empty() && count == batch.len() {
             std::mem::swap(&mut out.tx, batch);
         } else {
-            batch.drain(..).for_each(|frame| self.send(pool, slot, frame));
+            batch.drain(..count).for_each(|frame| self.send(pool, slot, frame));
         }
     }
 

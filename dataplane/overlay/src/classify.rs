@@ -209,6 +209,17 @@ pub(crate) trait Lane {
         flow: &Flow,
     ) -> Option<Verdict>;
 
+    /// Does what the route says if it sends the frame on as it is; else `None`, and [`Lane::follow`] must.
+    fn follow_plain(
+        &self,
+        tables: &Tables,
+        pool: &Pool,
+        frame: &mut Frame,
+        source: &Source,
+        flow: &Flow,
+        route: &Route,
+    ) -> Option<Verdict>;
+
     /// Does what the route says.
     fn follow(
         &self,
@@ -276,29 +287,75 @@ impl<L: Lane> Run<'_, L> {
         verdicts: &mut [Verdict],
         rules: &mut [u32],
     ) -> u32 {
-        let mut left = 0;
-        let each = frames.iter_mut().zip(flows).zip(verdicts).zip(rules);
-        for (at, (((frame, flow), verdict), rule)) in each.enumerate() {
-            if self.listed != Some(true) || flow.facts & SPECIAL != 0 {
-                match self.judge(frame, flow, *verdict) {
-                    Some(special) => {
-                        *verdict = special;
-                        continue;
-                    }
-                    None => {}
-                }
+        let first = self.lane.view().routes(self.source.v6()).first();
+        let plain = first.filter(|_| self.listed == Some(true));
+        let (mut at, mut left) = (0, 0);
+        while at < frames.len() {
+            if let Some(tuple) = plain {
+                let rest = (&mut frames[at..], &flows[at..], &mut verdicts[at..], &mut rules[at..]);
+                at += self.decide_plain(tuple, rest.0, rest.1, rest.2, rest.3);
             }
-            match self.follow(frame, flow, 0, rule) {
-                Some(found) => *verdict = found,
-                None => left |= 1 << at,
+            if let Some(frame) = frames.get_mut(at) {
+                match self.decide_any(frame, &mut flows[at], verdicts[at], &mut rules[at]) {
+                    Some(verdict) => verdicts[at] = verdict,
+                    None => left |= 1 << at,
+                }
+                at += 1;
             }
         }
         left
     }
 
+    /// Judges frames of honest senders from the first on, and returns how many before the first that is more
+    /// than an ordinary packet with an ordinary route in the first tuple. Has no code for that one, and so all
+    /// it needs in registers.
+    #[inline(never)]
+    fn decide_plain(
+        &self,
+        tuple: &Tuple,
+        frames: &mut [Frame],
+        flows: &[Flow],
+        verdicts: &mut [Verdict],
+        rules: &mut [u32],
+    ) -> usize {
+        let (tables, pool, lane) = (self.tables, self.pool, self.lane);
+        let wanted = if tuple.fields() != 0 { PORTS } else { 0 };
+        let len = frames.len();
+        let each = frames.iter_mut().zip(flows).zip(verdicts).zip(rules);
+        for (at, (((frame, flow), verdict), rule)) in each.enumerate() {
+            if flow.facts & (SPECIAL | wanted) != wanted {
+                return at;
+            }
+            let route = tables.routes.find_at(&tuple.key(&flow.packet), flow.hash);
+            let Some(route) = route else { return at };
+            match lane.follow_plain(tables, pool, frame, self.source, flow, route) {
+                Some(found) => (*verdict, *rule) = (found, route.rule),
+                None => return at,
+            }
+        }
+        len
+    }
+
+    /// Judges any frame; `None` if its route is not in the first tuple.
+    #[inline(never)]
+    fn decide_any(
+        &self,
+        frame: &mut Frame,
+        flow: &mut Flow,
+        before: Verdict,
+        rule: &mut u32,
+    ) -> Option<Verdict> {
+        if self.listed != Some(true) || flow.facts & SPECIAL != 0 {
+            let special = self.judge(frame, flow, before);
+            if special.is_some() {
+                return special;
+            }
+        }
+        self.follow(frame, flow, 0, rule)
+    }
+
     /// What is decided without a route: what the first pass has said, whose source is not honest, and what is
     /// no ordinary packet.
-    #[inline(never)]
     fn judge(&self, frame: &mut Frame, flow: &Flow, before: Verdict) -> Option<Verdict> {
         if flow.facts & DONE != 0 {
             return Some(before);
@@ -460,7 +517,7 @@ impl Flow {
     #[inline(never)]
     pub(crate) fn volume(&self, tables: &Tables, view: &TenantView<'_>, source: &Source, side: Side) -> u32 {
         let info = view.info;
-        if !(info.volumes_local || info.volumes_remote) || !self.has_ports() {
+        if !info.has_volumes() || !self.has_ports() {
             return Meta::NO_VOLUME;
         }
         let (at_dst, at_src) = match side {

@@ -9,13 +9,6 @@ pub(crate) const ECT_0: u8 = 0b10;
 /// Congestion experienced.
 pub(crate) const CE: u8 = 0b11;
 
-/// The outer field of a packet that is encapsulated: RFC 6040, clause 4.1, normal mode, copies the inner
-/// one.
-#[inline(always)]
-pub(crate) fn encapsulate(inner: u8) -> u8 {
-    inner
-}
-
 /// The field of a packet that leaves a tunnel, or `None` when it must be dropped: RFC 6040, clause 4.2,
 /// figure 4.
 ///
@@ -50,7 +43,6 @@ mod tests {
         ];
         for (inner, row) in table {
             assert_eq!(outer.map(|outer| decapsulate(inner, outer)), row, "inner {inner:02b}");
-            assert_eq!(encapsulate(inner), inner);
         }
     }
 }

@@ -11,10 +11,12 @@ use wire::{Mac, ethernet, geneve, udp};
 
 use crate::classify::return_to_sender;
 use crate::segment;
-use crate::tables::next_hop::{GENEVE_BYTES, OUTER_V4_BYTES, OUTER_V6_BYTES, Outer, VXLAN_BYTES};
+use crate::tables::next_hop::{
+    GENEVE_BYTES, OUTER_V4_BYTES, OUTER_V6_BYTES, Outer, TEMPLATE_BYTES, VXLAN_BYTES,
+};
 use crate::tables::{NextHop, Tables};
 use crate::too_big::TooBig;
-use crate::{Neighbours, PortId, ecn};
+use crate::{Neighbours, PortId};
 
 /// What a frame carries through the tunnel beside itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,15 +57,18 @@ pub struct Segmented {
     pub no_frame: u32,
 }
 
-/// A next hop whose neighbour is known, looked up once for a run of frames that go there.
-#[derive(Clone, Copy, Debug)]
+/// A next hop and the headers that frames to it get: looked up and prepared once for frames in a row.
+#[derive(Clone, Debug)]
 pub struct Way<'a> {
     hop: &'a NextHop,
-    mac: Mac,
+    next_hop: u16,
+    /// The next hop's, with the neighbour's MAC address.
+    template: [u8; TEMPLATE_BYTES],
 }
 
 impl<'a> Way<'a> {
     /// `None` where [`encapsulate`] must decide: the next hop is gone, or its neighbour is not known.
+    #[inline(always)]
     pub fn find(
         tables: &'a Tables,
         neighbours: &mut Neighbours,
@@ -72,7 +77,16 @@ impl<'a> Way<'a> {
     ) -> Option<Way<'a>> {
         let hop = tables.hop(next_hop)?;
         let mac = resolve(hop, neighbours, next_hop, now_ns)?;
-        Some(Way { hop, mac })
+        Some(Way::new(hop, next_hop, mac))
+    }
+
+    #[inline(always)]
+    fn new(hop: &'a NextHop, next_hop: u16, mac: Mac) -> Way<'a> {
+        let mut template = hop.template;
+        if hop.outer != Outer::Datagram {
+            template[..6].copy_from_slice(&mac.0);
+        }
+        Way { hop, next_hop, template }
     }
 
     /// Where frames leave that go this way.
@@ -80,20 +94,64 @@ impl<'a> Way<'a> {
         PortId(self.hop.port)
     }
 
-    /// Puts the outer headers on an ordinary frame that fits. False, and no change, for any other:
-    /// [`encapsulate`] knows what to do with it.
+    /// Puts the outer headers on the frames from the first on, as long as they go this way and need nothing
+    /// else, and returns how many. [`encapsulate`] knows what to do with the next one.
     #[inline(always)]
-    pub fn wrap(&self, neighbours: &mut Neighbours, pool: &Pool, frame: &mut Frame, trace: u64) -> bool {
-        let meta = pool.meta(frame);
-        let ordinary = meta.gso == GsoKind::None
-            && !meta.flags.has(Flags::CSUM_PARTIAL)
-            && meta.len() <= usize::from(self.hop.inner_bytes_max);
-        if !ordinary {
-            return false;
+    pub fn wrap(&self, neighbours: &mut Neighbours, pool: &Pool, frames: &mut [Frame]) -> usize {
+        match (self.hop.outer, self.hop.geneve) {
+            (Outer::V4, false) => self.wrap_run::<V4_VXLAN, OUTER_V4_BYTES>(neighbours, pool, frames),
+            (Outer::V4, true) => self.wrap_run::<V4_GENEVE, OUTER_V4_BYTES>(neighbours, pool, frames),
+            (Outer::V6, false) => self.wrap_run::<V6_VXLAN, OUTER_V6_BYTES>(neighbours, pool, frames),
+            (Outer::V6, true) => self.wrap_run::<V6_GENEVE, OUTER_V6_BYTES>(neighbours, pool, frames),
+            (Outer::Datagram, false) => self.wrap_run::<VXLAN_BYTES, 0>(neighbours, pool, frames),
+            (Outer::Datagram, true) => self.wrap_run::<GENEVE_BYTES, 0>(neighbours, pool, frames),
         }
-        let ident = if self.hop.df { 0 } else { neighbours.ident() };
-        wrap(&Patch { hop: self.hop, mac: self.mac, trace, ident }, pool, frame)
     }
+
+    #[inline(never)]
+    fn wrap_run<const N: usize, const TUNNEL: usize>(
+        &self,
+        neighbours: &mut Neighbours,
+        pool: &Pool,
+        frames: &mut [Frame],
+    ) -> usize {
+        let longest = usize::from(self.hop.inner_bytes_max);
+        for (at, frame) in frames.iter_mut().enumerate() {
+            let meta = pool.meta(frame);
+            let here = meta.flags.has(Flags::EGRESS) && meta.next_hop == self.next_hop;
+            let bare = meta.gso == GsoKind::None && !meta.flags.has(Flags::CSUM_PARTIAL);
+            if !here || !bare || meta.len() > longest {
+                return at;
+            }
+            if !self.write::<N, TUNNEL>(pool, frame, 0, ident(self.hop, neighbours)) {
+                return at;
+            }
+        }
+        frames.len()
+    }
+
+    /// Puts the headers in front of one frame. False, and no change, without headroom.
+    fn wrap_one(&self, pool: &Pool, frame: &mut Frame, trace: u64, ident: u16) -> bool {
+        match (self.hop.outer, self.hop.geneve) {
+            (Outer::V4, false) => self.write::<V4_VXLAN, OUTER_V4_BYTES>(pool, frame, trace, ident),
+            (Outer::V4, true) => self.write::<V4_GENEVE, OUTER_V4_BYTES>(pool, frame, trace, ident),
+            (Outer::V6, false) => self.write::<V6_VXLAN, OUTER_V6_BYTES>(pool, frame, trace, ident),
+            (Outer::V6, true) => self.write::<V6_GENEVE, OUTER_V6_BYTES>(pool, frame, trace, ident),
+            (Outer::Datagram, false) => self.write::<VXLAN_BYTES, 0>(pool, frame, trace, ident),
+            (Outer::Datagram, true) => self.write::<GENEVE_BYTES, 0>(pool, frame, trace, ident),
+        }
+    }
+}
+
+const V4_VXLAN: usize = OUTER_V4_BYTES + VXLAN_BYTES;
+const V4_GENEVE: usize = OUTER_V4_BYTES + GENEVE_BYTES;
+const V6_VXLAN: usize = OUTER_V6_BYTES + VXLAN_BYTES;
+const V6_GENEVE: usize = OUTER_V6_BYTES + GENEVE_BYTES;
+
+/// The identification of an outer IPv4 header: only what may be fragmented needs one (RFC 6864).
+#[inline(always)]
+fn ident(hop: &NextHop, neighbours: &mut Neighbours) -> u16 {
+    if hop.df { 0 } else { neighbours.ident() }
 }
 
 /// The MAC address that frames to a next hop get; zero where a socket writes the headers.
@@ -222,9 +280,8 @@ fn dispatch(
 ) -> Dispatched {
     let next_hop = pool.meta(&frame).next_hop;
     let resolved = resolve(hop, neighbours, next_hop, tunnel.now_ns);
-    let ident = if hop.df { 0 } else { neighbours.ident() };
-    let patch = Patch { hop, mac: resolved.unwrap_or(Mac::ZERO), trace: tunnel.trace, ident };
-    if !wrap(&patch, pool, &mut frame) {
+    let way = Way::new(hop, next_hop, resolved.unwrap_or(Mac::ZERO));
+    if !way.wrap_one(pool, &mut frame, tunnel.trace, ident(hop, neighbours)) {
         pool.free(frame);
         return Dispatched::Dropped(DropReason::NoFrame);
     }
@@ -260,52 +317,35 @@ pub(crate) fn set_destination(pool: &Pool, frame: &mut Frame, mac: Mac) {
     }
 }
 
-/// What goes into a template beside what the frame itself says.
-struct Patch<'a> {
-    hop: &'a NextHop,
-    mac: Mac,
-    trace: u64,
-    ident: u16,
-}
-
-/// Puts the headers in front of the frame. False without headroom.
-#[inline(always)]
-fn wrap(patch: &Patch<'_>, pool: &Pool, frame: &mut Frame) -> bool {
-    let hop = patch.hop;
-    match (hop.outer, hop.geneve) {
-        (Outer::V4, false) => patch.write::<{ OUTER_V4_BYTES + VXLAN_BYTES }, OUTER_V4_BYTES>(pool, frame),
-        (Outer::V4, true) => patch.write::<{ OUTER_V4_BYTES + GENEVE_BYTES }, OUTER_V4_BYTES>(pool, frame),
-        (Outer::V6, false) => patch.write::<{ OUTER_V6_BYTES + VXLAN_BYTES }, OUTER_V6_BYTES>(pool, frame),
-        (Outer::V6, true) => patch.write::<{ OUTER_V6_BYTES + GENEVE_BYTES }, OUTER_V6_BYTES>(pool, frame),
-        (Outer::Datagram, false) => patch.write::<VXLAN_BYTES, 0>(pool, frame),
-        (Outer::Datagram, true) => patch.write::<GENEVE_BYTES, 0>(pool, frame),
-    }
-}
-
 const IP: usize = ethernet::HEADER_BYTES;
 
-impl Patch<'_> {
+impl Way<'_> {
     /// Copies the first `N` bytes of the template in front of the frame and patches them. The tunnel header
     /// starts at `TUNNEL`.
     #[inline(always)]
-    fn write<const N: usize, const TUNNEL: usize>(&self, pool: &Pool, frame: &mut Frame) -> bool {
+    fn write<const N: usize, const TUNNEL: usize>(
+        &self,
+        pool: &Pool,
+        frame: &mut Frame,
+        trace: u64,
+        ident: u16,
+    ) -> bool {
         let Some((meta, bytes)) = pool.prepend_parts(frame, N) else { return false };
         let Some((head, inner)) = bytes.split_first_chunk_mut::<N>() else { return false };
-        let class = self.traffic_class(meta.traffic_class);
-        let Some(template) = self.hop.template.first_chunk::<N>() else { return false };
+        let Some(template) = self.template.first_chunk::<N>() else { return false };
         *head = *template;
+        let class = self.hop.traffic_class(meta.traffic_class);
         match TUNNEL {
-            OUTER_V4_BYTES => self.patch_ipv4(head, class, inner.len()),
+            OUTER_V4_BYTES => self.patch_ipv4(head, class, inner.len(), ident),
             OUTER_V6_BYTES => self.patch_ipv6(head, class, inner.len(), meta.flow_hash),
             _ => {}
         }
         if TUNNEL > 0 {
             let udp_at = TUNNEL - udp::HEADER_BYTES;
-            head[..6].copy_from_slice(&self.mac.0);
             put16(head, udp_at, source_port(meta.flow_hash));
             put16(head, udp_at + 4, (N - udp_at + inner.len()) as u16);
         }
-        self.patch_tunnel(head, TUNNEL, meta);
+        self.patch_tunnel(head, TUNNEL, meta, trace);
         meta.egress_port = self.hop.port;
         meta.flags.clear(Flags::PARSED);
         if TUNNEL > 0 && self.hop.outer_checksum {
@@ -314,20 +354,14 @@ impl Patch<'_> {
         true
     }
 
-    /// Outer DSCP and ECN, as they stand in the header (RFC 6040, clause 4.1; RFC 2983).
     #[inline(always)]
-    fn traffic_class(&self, inner: u8) -> u8 {
-        self.hop.dscp.unwrap_or(inner >> 2) << 2 | ecn::encapsulate(inner & 3)
-    }
-
-    #[inline(always)]
-    fn patch_ipv4<const N: usize>(&self, head: &mut [u8; N], class: u8, inner_bytes: usize) {
+    fn patch_ipv4<const N: usize>(&self, head: &mut [u8; N], class: u8, inner_bytes: usize, ident: u16) {
         let total_bytes = (N - IP + inner_bytes) as u16;
         // As RFC 1624 has it: the template's sum is known, only what differs is added.
-        let sum = Checksum::new().u16(self.hop.ip_sum).u16(class.into()).u16(total_bytes).u16(self.ident);
+        let sum = Checksum::new().u16(self.hop.ip_sum).u16(class.into()).u16(total_bytes).u16(ident);
         head[IP + 1] = class;
         put16(head, IP + 2, total_bytes);
-        put16(head, IP + 4, self.ident);
+        put16(head, IP + 4, ident);
         put16(head, IP + 10, sum.finish());
     }
 
@@ -340,15 +374,15 @@ impl Patch<'_> {
     }
 
     #[inline(always)]
-    fn patch_tunnel<const N: usize>(&self, head: &mut [u8; N], tunnel: usize, meta: &Meta) {
+    fn patch_tunnel<const N: usize>(&self, head: &mut [u8; N], tunnel: usize, meta: &Meta, trace: u64) {
         // VXLAN and Geneve hold the network identifier at the same place, with a reserved byte behind it.
         put32(head, tunnel + 4, meta.vni << 8);
         if self.hop.geneve {
             // The epoch is in the template.
             let flow_at = tunnel + geneve::Tidegate::DATA_AT + 4;
             put32(head, flow_at, meta.flow_hash);
-            put32(head, flow_at + 4, (self.trace >> 32) as u32);
-            put32(head, flow_at + 8, self.trace as u32);
+            put32(head, flow_at + 4, (trace >> 32) as u32);
+            put32(head, flow_at + 8, trace as u32);
         }
     }
 

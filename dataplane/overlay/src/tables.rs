@@ -124,6 +124,14 @@ pub(crate) struct TenantInfo {
     endpoints: [Range; 2],
 }
 
+impl TenantInfo {
+    /// Some volume's server is known by address: who pays is looked up for each packet.
+    #[inline(always)]
+    pub(crate) fn has_volumes(&self) -> bool {
+        self.volumes_local || self.volumes_remote
+    }
+}
+
 /// One tenant's part of the tables, looked up once for a run of frames.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TenantView<'a> {

@@ -113,6 +113,27 @@ impl crate::classify::Lane for Lane<'_> {
     }
 
     #[inline(always)]
+    fn follow_plain(
+        &self,
+        tables: &Tables,
+        pool: &Pool,
+        frame: &mut Frame,
+        source: &Source,
+        flow: &Flow,
+        route: &Route,
+    ) -> Option<Verdict> {
+        if route.kind != RouteKind::Forward {
+            return None;
+        }
+        let mut volume = route.volume;
+        if volume == Meta::NO_VOLUME && self.view.info.has_volumes() {
+            volume = flow.volume(tables, &self.view, source, Side::Egress);
+        }
+        let meta = pool.meta_mut(frame);
+        meta.volume = volume;
+        Some(forward(tables, meta, route))
+    }
+
     fn follow(
         &self,
         tables: &Tables,
@@ -127,12 +148,8 @@ impl crate::classify::Lane for Lane<'_> {
             Meta::NO_VOLUME => flow.volume(tables, &self.view, source, side),
             volume => volume,
         };
-        let meta = pool.meta_mut(frame);
-        meta.volume = volume;
-        match route.kind {
-            RouteKind::Forward => forward(tables, meta, route),
-            _ => follow(tables, pool, frame, self.attachment, route, dst_mac(pool, frame)),
-        }
+        pool.meta_mut(frame).volume = volume;
+        follow(tables, pool, frame, self.attachment, route, dst_mac(pool, frame))
     }
 }
 
@@ -203,7 +220,6 @@ fn find_lane(tables: &Tables, port: PortId, vlan: Option<VlanId>) -> Option<Lane
 }
 
 /// Does what the route says.
-#[inline(never)]
 fn follow(
     tables: &Tables,
     pool: &Pool,

@@ -123,6 +123,27 @@ impl crate::classify::Lane for Lane<'_> {
     }
 
     #[inline(always)]
+    fn follow_plain(
+        &self,
+        tables: &Tables,
+        pool: &Pool,
+        frame: &mut Frame,
+        source: &Source,
+        flow: &Flow,
+        route: &Route,
+    ) -> Option<Verdict> {
+        if route.kind != RouteKind::Deliver || route.vlan != 0 {
+            return None;
+        }
+        let mut volume = Meta::NO_VOLUME;
+        if self.view.info.has_volumes() {
+            volume = flow.volume(tables, &self.view, source, Side::Ingress);
+        }
+        pool.meta_mut(frame).volume = volume;
+        let verdict = deliver(pool, frame, route, dst_mac(pool, frame));
+        (verdict == Verdict::Deliver).then_some(verdict)
+    }
+
     fn follow(
         &self,
         tables: &Tables,

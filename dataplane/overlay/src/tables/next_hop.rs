@@ -17,8 +17,10 @@ pub(crate) const GENEVE_BYTES: usize = geneve::HEADER_BYTES + Tidegate::OPTION_B
 /// Ethernet, IP and UDP before them.
 pub(crate) const OUTER_V4_BYTES: usize = ethernet::HEADER_BYTES + ipv4::HEADER_BYTES + udp::HEADER_BYTES;
 pub(crate) const OUTER_V6_BYTES: usize = ethernet::HEADER_BYTES + ipv6::HEADER_BYTES + udp::HEADER_BYTES;
+/// The bits of a traffic class that are ECN's.
+const ECN_MASK: u8 = 0b11;
 /// The longest of all templates.
-const TEMPLATE_BYTES: usize = 96;
+pub(crate) const TEMPLATE_BYTES: usize = 96;
 
 const _: () = assert!(OUTER_V6_BYTES + GENEVE_BYTES <= TEMPLATE_BYTES);
 
@@ -83,8 +85,9 @@ pub(crate) struct NextHop {
     pub(crate) live: bool,
     pub(crate) df: bool,
     pub(crate) outer_checksum: bool,
-    /// `None` = copy the inner one.
-    pub(crate) dscp: Option<u8>,
+    /// What of the inner traffic class goes into the outer one, and what is set there.
+    class_mask: u8,
+    class_set: u8,
     pub(crate) port: u16,
     /// Longest inner frame, Ethernet header included, that fits the underlay's MTU.
     pub(crate) inner_bytes_max: u16,
@@ -108,7 +111,8 @@ impl NextHop {
             live: false,
             df: false,
             outer_checksum: false,
-            dscp: None,
+            class_mask: 0,
+            class_set: 0,
             port: 0,
             inner_bytes_max: 0,
             ip_sum: 0,
@@ -137,9 +141,13 @@ impl NextHop {
             live: true,
             df: underlay.df,
             outer_checksum: underlay.outer_checksum,
-            dscp: match underlay.dscp {
-                Dscp::Copy => None,
-                Dscp::Fixed(dscp) => Some(dscp),
+            class_mask: match underlay.dscp {
+                Dscp::Copy => 0xff,
+                Dscp::Fixed(_) => ECN_MASK,
+            },
+            class_set: match underlay.dscp {
+                Dscp::Copy => 0,
+                Dscp::Fixed(dscp) => dscp << 2,
             },
             port: underlay.port.0,
             inner_bytes_max: underlay.mtu_bytes.saturating_sub(overhead_bytes as u16),
@@ -156,6 +164,13 @@ impl NextHop {
         };
         hop.write_tunnel(outer_bytes, epoch).ok()?;
         Some(hop)
+    }
+
+    /// Outer DSCP and ECN, as they stand in the header. RFC 6040, clause 4.1, normal mode: the ECN field is the
+    /// inner one; RFC 2983 for the code point.
+    #[inline(always)]
+    pub(crate) fn traffic_class(&self, inner: u8) -> u8 {
+        inner & self.class_mask | self.class_set
     }
 
     /// Writes Ethernet, IP and UDP; returns their length.
