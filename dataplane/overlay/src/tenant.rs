@@ -17,8 +17,8 @@ use wire::icmp6::Neighbour;
 use wire::{EtherType, IpKind, Mac, Parsed, VlanId, arp, ipv6};
 
 use crate::classify::{
-    Flow, Pending, Side, Source, begin, decide, deliver, describe, dst_mac, forward, is_link_local, link_local_of,
-    reason, strip_vlan,
+    Flow, Pending, Side, Source, begin, decide, deliver, describe, dst_mac, forward, is_link_local,
+    link_local_of, reason, strip_vlan,
 };
 use crate::tables::{Endpoint, Place, Route, RouteKind, Tables, TenantView};
 use crate::{Outcomes, PortId, Verdict};

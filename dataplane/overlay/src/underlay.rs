@@ -19,8 +19,8 @@ use wire::icmp6::Neighbour;
 use wire::{EtherType, IpKind, Mac, Parsed, arp, ethernet, ipv4, ipv6, protocol, udp, vxlan};
 
 use crate::classify::{
-    Flow, Pending, Side, Source, begin, decide, deliver, describe, dst_mac, is_link_local, link_local_of, reason,
-    shift_checksum,
+    Flow, Pending, Side, Source, begin, decide, deliver, describe, dst_mac, is_link_local, link_local_of,
+    reason, shift_checksum,
 };
 use crate::ecn;
 use crate::tables::key::{Kind, peer_key};
@@ -246,7 +246,7 @@ impl Pass<'_, '_> {
     ) -> Result<(), Verdict> {
         describe(meta, parsed);
         if ecn != 0 {
-            combine_ecn(inner, parsed, ecn)?;
+            combine_ecn(inner, usize::from(parsed.l3), parsed.ip, parsed.ecn, ecn)?;
         }
         let at = self.lanes.len() - 1;
         self.pending.push(self.tables, &self.lanes[at].view, at, parsed, index);
@@ -322,10 +322,11 @@ impl Outer {
                 (Kind::V4, local.ipv4.is_some_and(|own| own.address.to_bits() == parsed.dst as u32))
             }
             IpKind::V6 => (Kind::V6, local.ipv6.is_some_and(|own| own.address.to_bits() == parsed.dst)),
-            IpKind::None => return Err(not_ip(parsed)),
+            IpKind::None => return Err(not_ip(parsed.ethertype)),
         };
         if !ours || parsed.dst_mac != local.mac || parsed.proto != protocol::UDP {
-            return Err(not_tunnel(local, parsed, bytes));
+            let discovery = parsed.ip == IpKind::V6 && parsed.proto == protocol::ICMPV6 && !parsed.fragment;
+            return Err(not_tunnel(local, discovery, bytes.get(usize::from(parsed.l4))));
         }
         if parsed.fragment {
             return refuse(DropReason::UnsupportedType);
@@ -341,23 +342,14 @@ impl Outer {
 
 /// Neither IP nor, therefore, a tunnel.
 #[cold]
-fn not_ip(parsed: &Parsed) -> Verdict {
-    if parsed.ethertype == EtherType::ARP {
-        Verdict::Local
-    } else {
-        Verdict::Drop(DropReason::UnsupportedType)
-    }
+fn not_ip(ethertype: EtherType) -> Verdict {
+    if ethertype == EtherType::ARP { Verdict::Local } else { Verdict::Drop(DropReason::UnsupportedType) }
 }
 
 /// IP, but not UDP to our address: neighbour discovery is for us, all else is not.
 #[cold]
-fn not_tunnel(local: &Local, parsed: &Parsed, bytes: &[u8]) -> Verdict {
-    let kind = bytes.get(usize::from(parsed.l4)).copied();
-    let discovery = parsed.ip == IpKind::V6
-        && parsed.proto == protocol::ICMPV6
-        && !parsed.fragment
-        && kind.is_some_and(|kind| NEIGHBOUR_TYPES.contains(&kind))
-        && local.ipv6.is_some();
+fn not_tunnel(local: &Local, icmp6: bool, kind: Option<&u8>) -> Verdict {
+    let discovery = icmp6 && kind.is_some_and(|kind| NEIGHBOUR_TYPES.contains(kind)) && local.ipv6.is_some();
     if discovery { Verdict::Local } else { Verdict::Drop(DropReason::NotForUs) }
 }
 
@@ -380,7 +372,7 @@ fn check_sums(meta: &Meta, bytes: &[u8], parsed: &Parsed) -> Result<usize, Verdi
     };
     let trusted = meta.flags.has(Flags::CSUM_VALID) || meta.flags.has(Flags::CSUM_PARTIAL);
     if !trusted && [head[6], head[7]] != [0, 0] {
-        check_datagram(datagram, parsed)?;
+        check_datagram(datagram, parsed.ip, parsed.src, parsed.dst)?;
     }
     // INVARIANT: the parser has checked the length against the packet's.
     Ok(l4 + usize::from(u16::from_be_bytes([head[4], head[5]])))
@@ -402,15 +394,16 @@ fn header_sum_ok(header: &[u8]) -> bool {
     (sum >> 16) + (sum & 0xffff) == 0xffff
 }
 
+// By value, here and where else a rare case is called from the fast path: a reference would put the whole of
+// `Parsed` into memory.
 #[inline(never)]
-fn check_datagram(datagram: &[u8], parsed: &Parsed) -> Result<(), Verdict> {
+fn check_datagram(datagram: &[u8], ip: IpKind, src: u128, dst: u128) -> Result<(), Verdict> {
     let view = udp::View::parse(datagram).map_err(|error| Verdict::Drop(reason(error)))?;
-    let right = if parsed.ip == IpKind::V6 {
+    let right = if ip == IpKind::V6 {
         // RFC 6935, clause 5, lets tunnels send zero; that case does not come here.
-        view.checksum_ok_v6(Ipv6Addr::from_bits(parsed.src), Ipv6Addr::from_bits(parsed.dst), false)
+        view.checksum_ok_v6(Ipv6Addr::from_bits(src), Ipv6Addr::from_bits(dst), false)
     } else {
-        let (src, dst) = (parsed.src as u32, parsed.dst as u32);
-        view.checksum_ok_v4(Ipv4Addr::from_bits(src), Ipv4Addr::from_bits(dst))
+        view.checksum_ok_v4(Ipv4Addr::from_bits(src as u32), Ipv4Addr::from_bits(dst as u32))
     };
     if right { Ok(()) } else { refuse(DropReason::BadChecksum) }
 }
@@ -443,16 +436,16 @@ fn read_geneve(tunnel: &[u8], option: &mut Tidegate) -> Result<(u32, usize), Ver
 
 /// RFC 6040, clause 4.2: the inner packet learns of congestion on the way.
 #[cold]
-fn combine_ecn(inner: &mut [u8], parsed: &Parsed, outer: u8) -> Result<(), Verdict> {
-    let Some(combined) = ecn::decapsulate(parsed.ecn, outer) else { return refuse(DropReason::EcnForbidden) };
-    if combined == parsed.ecn {
+fn combine_ecn(frame: &mut [u8], l3: usize, ip: IpKind, inner: u8, outer: u8) -> Result<(), Verdict> {
+    let Some(combined) = ecn::decapsulate(inner, outer) else { return refuse(DropReason::EcnForbidden) };
+    if combined == inner {
         return Ok(());
     }
-    let ip = inner.get_mut(usize::from(parsed.l3)..).unwrap_or_default();
+    let packet = frame.get_mut(l3..).unwrap_or_default();
     // INVARIANT: the parser has seen a whole header there.
-    match parsed.ip {
-        IpKind::V4 => ip.first_chunk_mut().map(|head| ipv4::HeaderMut(head).set_ecn(combined)),
-        _ => ip.first_chunk_mut().map(|head| ipv6::HeaderMut(head).set_ecn(combined)),
+    match ip {
+        IpKind::V4 => packet.first_chunk_mut().map(|head| ipv4::HeaderMut(head).set_ecn(combined)),
+        _ => packet.first_chunk_mut().map(|head| ipv6::HeaderMut(head).set_ecn(combined)),
     };
     Ok(())
 }
