@@ -90,10 +90,10 @@ fn random(c: &mut Criterion) {
                 };
                 let drawn: [u32; TURN] = std::array::from_fn(|_| next());
                 for volume in drawn {
-                    if let Some((volume, bytes, packets)) = shaper.prefetch_hints(volume) {
+                    if let Some((volume, paced, bank)) = shaper.prefetch_hints(volume) {
                         frame::prefetch(volume);
-                        frame::prefetch(bytes);
-                        frame::prefetch(packets);
+                        frame::prefetch(paced);
+                        bank.into_iter().for_each(frame::prefetch);
                     }
                 }
                 turn(&mut shaper, now_ns, &drawn);

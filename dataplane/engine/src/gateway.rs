@@ -232,10 +232,10 @@ impl Gateway {
     #[inline(always)]
     fn prefetch(&self, pool: &Pool, batch: &Batch) {
         for (at, frame) in batch.iter().enumerate() {
-            if let Some((volume, bytes, packets)) = self.shaper.prefetch_hints(pool.meta(frame).volume) {
+            if let Some((volume, paced, bank)) = self.shaper.prefetch_hints(pool.meta(frame).volume) {
                 prefetch(volume);
-                prefetch(bytes);
-                prefetch(packets);
+                prefetch(paced);
+                bank.into_iter().for_each(prefetch);
             }
             if let Some(count) = self.rules.get(self.outcomes.rules[at] as usize) {
                 prefetch(count);

@@ -33,6 +33,7 @@ impl<T> Shaper<T> {
             pools: vec![Pool::unlimited(now_ns); pools as usize],
             node: groups_max,
             node_is_limited: false,
+            has_banks: false,
             arena: Arena::new(config.parked_items_max),
             wheel: Wheel::new(volumes_max + pools, now_ns),
             parked: Parked::default(),
@@ -55,6 +56,7 @@ impl<T> Shaper<T> {
         let at = volume as usize;
         let tariff = Tariff::of(limits, self.tariffs[at].as_deref());
         self.volumes[at].configure(self.now_ns, limits, tariff.is_some());
+        self.has_banks |= limits.dims().iter().any(|dim| dim.burst.is_some());
         self.tariffs[at] = tariff;
         self.lots[at].limits = limits.park;
         if self.seats[at].pool != self.home(volume) {
@@ -187,10 +189,12 @@ impl<T> Shaper<T> {
     }
 
     /// The cache lines that [`Shaper::admit`] reads for a volume, to be prefetched: what all requests need,
-    /// and the balances of either dimension.
+    /// what follows a rate, and, if there are banks at all, the volume's.
     #[inline(always)]
-    pub fn prefetch_hints(&self, volume: u32) -> Option<(&impl Sized, &impl Sized, &impl Sized)> {
-        self.volumes.get(volume as usize).map(|v| (v, v.line(0), v.line(1)))
+    pub fn prefetch_hints(&self, volume: u32) -> Option<(&impl Sized, &impl Sized, Option<&impl Sized>)> {
+        let volume = self.volumes.get(volume as usize)?;
+        let (paced, bank) = volume.lines();
+        Some((volume, paced, self.has_banks.then_some(bank)))
     }
 }
 

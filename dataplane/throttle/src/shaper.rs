@@ -35,6 +35,8 @@ pub struct Shaper<T> {
     pub(crate) pools: Vec<Pool>,
     pub(crate) node: u32,
     pub(crate) node_is_limited: bool,
+    /// Some volume was given a bank.
+    pub(crate) has_banks: bool,
     pub(crate) arena: Arena<T>,
     /// Timers of the volumes by number, then of the pools.
     pub(crate) wheel: Wheel,

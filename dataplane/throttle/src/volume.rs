@@ -1,7 +1,8 @@
 //! The buckets of one volume, in three cache lines, and D1's order of asking and paying.
 //!
-//! The first line carries what every request needs, the other two one dimension each; a dimension without
-//! limits is never touched, so an unlimited volume costs one line. Which buckets exist is a bit set.
+//! The first line carries what every request needs, the second work and peak of both dimensions, the third
+//! the banks; a bucket that does not exist is never touched, so most volumes cost two lines and an unlimited
+//! one costs one. Which buckets exist is a bit set.
 //!
 //! A bucket is kept as what it lacks to be full: it fills by a subtraction that stops at zero and pays by an
 //! addition, and neither needs its cap. Most requests meet buckets that are more than half full, for which a
@@ -29,7 +30,7 @@ pub(crate) const PARKED: u32 = 1 << 9;
 /// The volume has a `Tariff`: prices other than one, streams, or a bound on debt.
 pub(crate) const TARIFF: u32 = 1 << 10;
 
-/// The line that every request reads.
+/// The line that every request reads, and behind it the other two.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 pub(crate) struct Volume {
@@ -37,20 +38,27 @@ pub(crate) struct Volume {
     pub(crate) admitted: [u64; DIMS],
     pub(crate) flags: u32,
     pub(crate) group: u32,
+    work_rate: [u64; DIMS],
     peak_rate: [u64; DIMS],
-    burst_cap: [u64; DIMS],
-    dims: [Buckets; DIMS],
+    paced: Paced,
+    bank: Bank,
 }
 
-/// The line of one dimension: what its buckets lack, in nano-tokens, and what they earn.
+/// What the buckets lack that follow a rate, in nano-tokens.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C, align(64))]
-pub(crate) struct Buckets {
-    burst: u128,
-    work: u128,
-    peak: u128,
-    burst_rate: u64,
-    work_rate: u64,
+pub(crate) struct Paced {
+    work: [u128; DIMS],
+    peak: [u128; DIMS],
+}
+
+/// What the banks lack, in nano-tokens, what they earn and what they can hold, in units.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C, align(64))]
+pub(crate) struct Bank {
+    burst: [u128; DIMS],
+    rate: [u64; DIMS],
+    cap: [u64; DIMS],
 }
 
 /// How a dimension pays, or why not.
@@ -73,9 +81,10 @@ impl Volume {
             admitted: [0; DIMS],
             flags: 0,
             group: 0,
+            work_rate: [0; DIMS],
             peak_rate: [0; DIMS],
-            burst_cap: [0; DIMS],
-            dims: [Buckets::default(); DIMS],
+            paced: Paced::default(),
+            bank: Bank::default(),
         }
     }
 
@@ -107,29 +116,29 @@ impl Volume {
     /// What burst holds.
     #[inline(always)]
     fn burst(&self, d: usize) -> i128 {
-        self.burst_cap(d) - self.dims[d].burst as i128
+        self.burst_cap(d) - self.bank.burst[d] as i128
     }
 
     /// What work holds; negative is debt.
     #[inline(always)]
     fn work(&self, d: usize) -> i128 {
-        self.work_cap(d) - self.dims[d].work as i128
+        self.work_cap(d) - self.paced.work[d] as i128
     }
 
     /// What peak holds; negative is debt.
     #[inline(always)]
     fn peak(&self, d: usize) -> i128 {
-        self.peak_cap(d) - self.dims[d].peak as i128
+        self.peak_cap(d) - self.paced.peak[d] as i128
     }
 
     #[inline(always)]
     fn burst_cap(&self, d: usize) -> i128 {
-        i128::from(self.burst_cap[d]) * NANO
+        i128::from(self.bank.cap[d]) * NANO
     }
 
     #[inline(always)]
     fn work_cap(&self, d: usize) -> i128 {
-        i128::from(self.dims[d].work_rate) * WORK_CAP_NS
+        i128::from(self.work_rate[d]) * WORK_CAP_NS
     }
 
     #[inline(always)]
@@ -154,10 +163,14 @@ impl Volume {
 
     #[inline(always)]
     fn earn(&mut self, d: usize, dt: u64) {
-        let b = &mut self.dims[d];
-        b.burst = b.burst.saturating_sub(earned(dt, b.burst_rate));
-        b.work = b.work.saturating_sub(earned(dt, b.work_rate));
-        b.peak = b.peak.saturating_sub(earned(dt, self.peak_rate[d]));
+        let fill = |lacking: &mut u128, rate: u64| *lacking = lacking.saturating_sub(earned(dt, rate));
+        if self.has(d, WORK | PEAK) {
+            fill(&mut self.paced.work[d], self.work_rate[d]);
+            fill(&mut self.paced.peak[d], self.peak_rate[d]);
+        }
+        if self.has(d, BURST) {
+            fill(&mut self.bank.burst[d], self.bank.rate[d]);
+        }
     }
 
     /// How a request of `n` nano-tokens would be paid in dimension `d`. `work_floor` is what work must hold:
@@ -170,7 +183,7 @@ impl Volume {
         if self.has(d, PEAK) && self.peak(d) <= 0 {
             return Charge::Wait;
         }
-        if self.has(d, BURST) && (self.burst(d) >= n || self.bank_is_all(d) && self.dims[d].burst == 0) {
+        if self.has(d, BURST) && (self.burst(d) >= n || self.bank_is_all(d) && self.bank.burst[d] == 0) {
             return Charge::Burst;
         }
         match self.has(d, WORK) {
@@ -198,14 +211,13 @@ impl Volume {
         if n == 0 || !self.has(d, ANY) {
             return;
         }
-        let paced = self.has(d, PEAK);
-        let b = &mut self.dims[d];
-        if paced {
-            b.peak = b.peak.wrapping_add_signed(n);
+        let pay = |lacking: &mut u128, n: i128| *lacking = lacking.wrapping_add_signed(n);
+        if self.has(d, PEAK) {
+            pay(&mut self.paced.peak[d], n);
         }
         match charge {
-            Charge::Burst => b.burst = b.burst.wrapping_add_signed(n),
-            Charge::Work => b.work = b.work.wrapping_add_signed(work_n),
+            Charge::Burst => pay(&mut self.bank.burst[d], n),
+            Charge::Work => pay(&mut self.paced.work[d], work_n),
             Charge::Free | Charge::Wait => {}
         }
     }
@@ -233,10 +245,10 @@ impl Volume {
         match self.flags >> (DIM_SHIFT * d as u32) & ANY {
             0 => true,
             WORK => {
-                let b = &mut self.dims[d];
-                b.work = b.work.saturating_sub(earned(dt, b.work_rate));
-                let plenty = is_below(b.work, HALF_SHIFT, b.work_rate);
-                b.work += if plenty { nanos(units) } else { 0 };
+                let (lacking, rate) = (&mut self.paced.work[d], self.work_rate[d]);
+                *lacking = lacking.saturating_sub(earned(dt, rate));
+                let plenty = is_below(*lacking, HALF_SHIFT, rate);
+                *lacking += if plenty { nanos(units) } else { 0 };
                 plenty
             }
             _ => self.take_any(d, dt, units),
@@ -247,12 +259,13 @@ impl Volume {
     #[inline(never)]
     fn take_any(&mut self, d: usize, dt: u64, units: u32) -> bool {
         self.earn(d, dt);
-        let (n, b) = (nanos(units), &self.dims[d]);
+        let n = nanos(units);
         let plenty = match self.has(d, BURST) {
-            true => is_below(b.burst + n, HALF_SHIFT, self.burst_cap[d]),
-            false => !self.has(d, WORK) || is_below(b.work, HALF_SHIFT, b.work_rate),
+            true => is_below(self.bank.burst[d] + n, HALF_SHIFT, self.bank.cap[d]),
+            false => !self.has(d, WORK) || is_below(self.paced.work[d], HALF_SHIFT, self.work_rate[d]),
         };
-        let pays = plenty && (!self.has(d, PEAK) || is_below(b.peak, HALF_PEAK_SHIFT, self.peak_rate[d]));
+        let peak = &self.paced.peak[d];
+        let pays = plenty && (!self.has(d, PEAK) || is_below(*peak, HALF_PEAK_SHIFT, self.peak_rate[d]));
         if pays {
             self.pay(d, self.payer(d), n as i128, n as i128);
         }
@@ -279,7 +292,6 @@ impl Volume {
 
     /// Nanoseconds from the last refill until dimension `d` could pay `n`, if nothing else is paid.
     pub(crate) fn wait_ns(&self, d: usize, n: i128, work_floor: i128) -> u64 {
-        let b = &self.dims[d];
         if n == 0 || !self.has(d, ANY) {
             return 0;
         }
@@ -288,10 +300,10 @@ impl Volume {
             let cap = self.burst_cap(d);
             match n > cap && !self.bank_is_all(d) {
                 true => u64::MAX,
-                false => ns_until(self.burst(d), n.min(cap), b.burst_rate),
+                false => ns_until(self.burst(d), n.min(cap), self.bank.rate[d]),
             }
         });
-        let work = self.has(d, WORK).then(|| ns_until(self.work(d), work_floor, b.work_rate));
+        let work = self.has(d, WORK).then(|| ns_until(self.work(d), work_floor, self.work_rate[d]));
         let pays = burst.into_iter().chain(work).min().unwrap_or(0);
         peak.max(pays)
     }
@@ -316,10 +328,10 @@ impl Volume {
 
     fn configure_dim(&mut self, d: usize, limits: &DimLimits, before: &Volume) {
         let mut flags = 0;
-        self.burst_cap[d] = limits.burst.map_or(0, |b| b.cap_units);
+        self.bank.cap[d] = limits.burst.map_or(0, |b| b.cap_units);
         self.peak_rate[d] = limits.peak_rate.unwrap_or(0);
-        self.dims[d].burst_rate = limits.burst.map_or(0, |b| b.fill_rate);
-        self.dims[d].work_rate = limits.work.map_or(0, |w| w.rate);
+        self.bank.rate[d] = limits.burst.map_or(0, |b| b.fill_rate);
+        self.work_rate[d] = limits.work.map_or(0, |w| w.rate);
         let mut keep = |bucket: u32, exists: bool, level: i128, cap: i128| {
             if !exists {
                 return 0;
@@ -328,24 +340,22 @@ impl Volume {
             let level = if before.has(d, bucket) { level.min(cap) } else { cap };
             (cap - level) as u128
         };
-        let burst = keep(BURST, limits.burst.is_some(), before.burst(d), self.burst_cap(d));
-        let work = keep(WORK, limits.work.is_some(), before.work(d), self.work_cap(d));
-        let peak = keep(PEAK, limits.peak_rate.is_some(), before.peak(d), self.peak_cap(d));
-        self.dims[d] = Buckets { burst, work, peak, ..self.dims[d] };
+        self.bank.burst[d] = keep(BURST, limits.burst.is_some(), before.burst(d), self.burst_cap(d));
+        self.paced.work[d] = keep(WORK, limits.work.is_some(), before.work(d), self.work_cap(d));
+        self.paced.peak[d] = keep(PEAK, limits.peak_rate.is_some(), before.peak(d), self.peak_cap(d));
         self.flags |= flags;
     }
 
     /// What a person sees of dimension `d`.
     pub(crate) fn balance(&self, d: usize) -> Balance {
-        let b = &self.dims[d];
         let has = |bucket| self.has(d, bucket);
         let peak = has(PEAK).then_some(self.peak_rate[d]);
-        let base = has(WORK).then_some(b.work_rate).or(has(BURST).then_some(b.burst_rate));
+        let base = has(WORK).then_some(self.work_rate[d]).or(has(BURST).then_some(self.bank.rate[d]));
         let bursting = has(BURST) && self.burst(d) >= NANO;
         let permitted_rate =
             if bursting || base.is_none() { peak } else { base.into_iter().chain(peak).min() };
         Balance {
-            burst_units: has(BURST).then(|| (units(self.burst(d)), self.burst_cap[d])),
+            burst_units: has(BURST).then(|| (units(self.burst(d)), self.bank.cap[d])),
             work_units: has(WORK).then(|| units(self.work(d))),
             permitted_rate,
         }
@@ -357,9 +367,10 @@ impl Volume {
         [self.burst(d), self.work(d), self.peak(d)]
     }
 
-    /// The line of dimension `d`, to be prefetched.
-    pub(crate) fn line(&self, d: usize) -> &Buckets {
-        &self.dims[d]
+    /// The second and the third line, to be prefetched.
+    #[inline(always)]
+    pub(crate) fn lines(&self) -> (&Paced, &Bank) {
+        (&self.paced, &self.bank)
     }
 }
 
