@@ -25,23 +25,25 @@ pub struct NullSpec {
 /// A generator and sink.
 #[derive(Debug)]
 pub struct NullPort {
+    /// The first bytes of each template: all that is read of most, so they lie together.
+    heads: Vec<Head>,
     templates: Vec<Template>,
     next: usize,
-    /// The length of all templates, when it is the same.
-    len: Option<usize>,
-    /// Whether any bytes are to be written.
-    copies: bool,
+    /// Length and bytes to copy of all templates, when these are the same.
+    uniform: Option<(usize, usize)>,
     counters: PortCounters,
 }
 
-/// Headers fit into one or two cache lines, which are written as such; the rest, if wanted at all, is an
-/// ordinary copy.
-#[derive(Debug)]
+/// Headers fit into one or two cache lines, which are written as such.
+#[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
+struct Head([u8; HEAD_BYTES]);
+
+#[derive(Debug)]
 struct Template {
-    head: [u8; HEAD_BYTES],
     copy_bytes: usize,
     len: usize,
+    /// What is to be copied behind the head.
     rest: Box<[u8]>,
 }
 
@@ -51,19 +53,15 @@ const HEAD_BYTES: usize = 2 * LINE_BYTES;
 impl NullPort {
     /// Prepares the templates.
     pub fn open(spec: &NullSpec) -> Result<NullPort, OpenError> {
-        let templates = spec.templates.iter().map(|bytes| Template::new(bytes, spec.copy_bytes));
-        let len = spec.templates.first().map(Vec::len);
-        Ok(NullPort {
-            templates: templates.collect::<Result<_, _>>()?,
-            next: 0,
-            len: len.filter(|&len| spec.templates.iter().all(|template| template.len() == len)),
-            copies: spec.copy_bytes > 0,
-            counters: PortCounters::default(),
-        })
+        let pairs = spec.templates.iter().map(|bytes| Template::new(bytes, spec.copy_bytes));
+        let (heads, templates): (Vec<Head>, Vec<Template>) =
+            pairs.collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
+        let shape = |template: &Template| (template.len, template.copy_bytes);
+        let first = templates.first().map(shape);
+        let uniform = first.filter(|first| templates.iter().all(|template| shape(template) == *first));
+        Ok(NullPort { heads, templates, next: 0, uniform, counters: PortCounters::default() })
     }
-}
 
-impl NullPort {
     /// Appends up to `most` frames.
     #[inline]
     pub(crate) fn generate(&mut self, pool: &mut Pool, out: &mut Batch, most: usize) -> usize {
@@ -71,16 +69,40 @@ impl NullPort {
             return 0;
         }
         let first = out.len();
-        let len = self.len.unwrap_or(0);
+        let (len, copy_bytes) = self.uniform.unwrap_or((0, usize::MAX));
         let wanted = most.min(out.remaining_capacity());
         let count = pool.alloc_batch_of(out, wanted, len);
         self.counters.rx_no_frame += u64::from(count < wanted);
         self.counters.rx_frames += count as u64;
         self.counters.rx_bytes += (count * len) as u64;
-        if self.copies || self.len.is_none() {
-            self.write(pool, &mut out[first..]);
+        let frames = &mut out[first..];
+        match copy_bytes {
+            0 => {}
+            1..=LINE_BYTES if len >= LINE_BYTES => self.write_lines(pool, frames),
+            _ => self.write(pool, frames),
         }
         count
+    }
+
+    /// The next template's place in turn.
+    #[inline(always)]
+    fn advance(&self, at: usize) -> usize {
+        if at + 1 == self.templates.len() { 0 } else { at + 1 }
+    }
+
+    /// Gives each frame the first line of the next template: a whole line costs less than the exact count.
+    #[inline]
+    fn write_lines(&mut self, pool: &Pool, frames: &mut [Frame]) {
+        let mut next = self.next;
+        for frame in frames {
+            if let (Some(line), Some(bytes)) =
+                (pool.bytes_mut(frame).first_chunk_mut::<LINE_BYTES>(), self.heads[next].0.first_chunk())
+            {
+                *line = *bytes;
+            }
+            next = self.advance(next);
+        }
+        self.next = next;
     }
 
     /// Gives each frame the length and the bytes of the next template.
@@ -88,22 +110,20 @@ impl NullPort {
     fn write(&mut self, pool: &Pool, frames: &mut [Frame]) {
         let mut next = self.next;
         for frame in frames {
-            let template = &self.templates[next];
-            next = if next + 1 == self.templates.len() { 0 } else { next + 1 };
-            if self.len.is_none() {
+            let (head, template) = (&self.heads[next], &self.templates[next]);
+            if self.uniform.is_none() {
                 pool.set_len(frame, template.len);
                 self.counters.rx_bytes += template.len as u64;
             }
-            if self.copies {
-                template.write(pool.bytes_mut(frame));
-            }
+            template.write(head, pool.bytes_mut(frame));
+            next = self.advance(next);
         }
         self.next = next;
     }
 }
 
 impl Template {
-    fn new(bytes: &[u8], copy_bytes: usize) -> Result<Template, OpenError> {
+    fn new(bytes: &[u8], copy_bytes: usize) -> Result<(Head, Template), OpenError> {
         if bytes.len() > FRAME_BYTES_MAX {
             return Err(OpenError::Spec {
                 name: "null port".to_owned(),
@@ -114,32 +134,27 @@ impl Template {
         let (first, rest) = copied.split_at(copied.len().min(HEAD_BYTES));
         let mut head = [0; HEAD_BYTES];
         head[..first.len()].copy_from_slice(first);
-        Ok(Template { head, copy_bytes: copied.len(), len: bytes.len(), rest: rest.into() })
+        Ok((Head(head), Template { copy_bytes: copied.len(), len: bytes.len(), rest: rest.into() }))
     }
 
     #[inline(always)]
-    fn write(&self, frame: &mut [u8]) {
-        if self.copy_bytes <= LINE_BYTES
-            && let Some(line) = frame.first_chunk_mut::<LINE_BYTES>()
-        {
-            // A whole line costs less than the exact count.
-            line.copy_from_slice(&self.head[..LINE_BYTES]);
-        } else if let Some((head, rest)) = frame.split_first_chunk_mut::<HEAD_BYTES>() {
-            *head = self.head;
+    fn write(&self, Head(head): &Head, frame: &mut [u8]) {
+        if let Some((first, rest)) = frame.split_first_chunk_mut::<HEAD_BYTES>() {
+            *first = *head;
             rest[..self.rest.len()].copy_from_slice(&self.rest);
-        } else if self.copy_bytes <= HEAD_BYTES
+        } else if (LINE_BYTES..=HEAD_BYTES).contains(&self.copy_bytes)
             && let Some(line) = frame.first_chunk_mut::<LINE_BYTES>()
         {
-            // Two whole lines that overlap cost less than the exact count, too.
-            line.copy_from_slice(&self.head[..LINE_BYTES]);
+            // Two whole lines that overlap cost less than the exact count.
+            line.copy_from_slice(&head[..LINE_BYTES]);
             let last = self.copy_bytes - LINE_BYTES;
             if let (Some(line), Some(bytes)) =
-                (frame[last..].first_chunk_mut::<LINE_BYTES>(), self.head[last..].first_chunk())
+                (frame[last..].first_chunk_mut::<LINE_BYTES>(), head[last..].first_chunk())
             {
                 *line = *bytes;
             }
         } else {
-            frame[..self.copy_bytes].copy_from_slice(&self.head[..self.copy_bytes]);
+            frame[..self.copy_bytes].copy_from_slice(&head[..self.copy_bytes]);
         }
     }
 }
