@@ -266,21 +266,11 @@ impl Pool {
     pub fn parts_mut<'a>(&'a self, frame: &'a mut Frame) -> (&'a mut Meta, &'a mut [u8]) {
         let index = self.index(frame);
         let meta = self.meta_mut(frame);
-        // SAFETY: index and metadata are those of `frame`, which is borrowed as long as the result.
-        let bytes = unsafe { self.bytes_of(index, meta) };
-        (meta, bytes)
-    }
-
-    /// The bytes of a frame.
-    ///
-    /// # Safety
-    /// `index` and `meta` belong to one frame, which the caller has borrowed exclusively for `'a`.
-    #[inline(always)]
-    unsafe fn bytes_of<'a>(&'a self, index: usize, meta: &Meta) -> &'a mut [u8] {
         let (first, len) = self.window(index, meta);
         // SAFETY: `window` checked that the range lies in the chunk; metadata lies apart from all chunks;
-        // by the contract nobody else can reach either.
-        unsafe { std::slice::from_raw_parts_mut(first, len) }
+        // `&mut Frame` is exclusive for both.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(first, len) };
+        (meta, bytes)
     }
 
     /// Sets the length; bytes that come into view are whatever the chunk held. False, and no change, when
@@ -329,8 +319,9 @@ impl Pool {
         }
         meta.data -= count as u16;
         meta.len += count as u32;
-        // SAFETY: index and metadata are those of `frame`, which is borrowed as long as the result.
-        let bytes = unsafe { self.bytes_of(index, meta) };
+        let (first, len) = self.window(index, meta);
+        // SAFETY: as in `parts_mut`.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(first, len) };
         Some((meta, bytes))
     }
 
