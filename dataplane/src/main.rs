@@ -39,6 +39,17 @@ enum Command {
         #[command(flatten)]
         socket: Socket,
     },
+    /// Hand a served volume over to another worker while its clients use it, until the next start
+    Move {
+        #[command(flatten)]
+        socket: Socket,
+        /// The volume, by the name of its export
+        #[arg(long, value_name = "NAME")]
+        volume: String,
+        /// The worker that is to serve it, from 0
+        #[arg(long, value_name = "N")]
+        worker: usize,
+    },
     /// Show what a running data plane does
     Stats {
         #[command(flatten)]
@@ -95,6 +106,7 @@ fn main() -> ExitCode {
         Command::Run { config } => run(&config),
         Command::Check { config } => check(&config),
         Command::Reload { socket } => reload(&socket),
+        Command::Move { socket, volume, worker } => move_export(&socket, &volume, worker),
         Command::Stats { socket, watch, volumes, limit, output } => {
             stats(&socket, watch, &volumes, limit, output)
         }
@@ -138,6 +150,14 @@ impl Socket {
 
 fn reload(socket: &Socket) -> Outcome {
     print(format!("{}\n", client::reload(&socket.resolve()?)?).as_bytes())
+}
+
+fn move_export(socket: &Socket, volume: &str, worker: usize) -> Outcome {
+    let moved = client::move_export(&socket.resolve()?, volume, worker)?;
+    let clients = server::counted(moved.connections as usize, "connection");
+    let (pause_us, drain_us) = (moved.pause_ns / 1000, moved.drain_ns / 1000);
+    let waited = format!("{clients} waited for {pause_us} us, {drain_us} us of them for what was under way");
+    print(format!("{volume} is served by worker {worker}; {waited}\n").as_bytes())
 }
 
 fn stats(socket: &Socket, watch: bool, volumes: &str, limit: usize, output: Output) -> Outcome {

@@ -1,4 +1,4 @@
-//! The other end of the control socket: what `stats` and `reload` use.
+//! The other end of the control socket: what `stats`, `reload` and `move` use.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,7 +8,7 @@ use hyper::body::Bytes;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 
-use crate::report::Report;
+use crate::report::{Moved, Report};
 use crate::traces::{TraceQuery, TraceReport};
 
 /// Why a data plane could not be asked.
@@ -82,6 +82,13 @@ pub fn trace(socket: &Path, asked: &TraceQuery) -> Result<TraceReport, AskError>
 /// Has the configuration reloaded; returns what the data plane says.
 pub fn reload(socket: &Path) -> Result<String, AskError> {
     Ok(String::from_utf8_lossy(&ask(socket, Method::POST, "/reload", ANSWER)?).trim_end().to_owned())
+}
+
+/// Has an export handed over to another worker.
+pub fn move_export(socket: &Path, export: &str, worker: usize) -> Result<Moved, AskError> {
+    let path = format!("/move?volume={}&worker={worker}", encoded(export));
+    let body = ask(socket, Method::POST, &path, ANSWER)?;
+    serde_json::from_slice(&body).map_err(|error| AskError::Broken(error.to_string()))
 }
 
 /// A text as part of a query (RFC 3986, clause 2.1).

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use engine::port::PortCaps;
-use engine::{Arrival, Node, Plan, PlanError, PortState, PublishError, Snapshot};
+use engine::{Arrival, MoveError, Moved, Node, Plan, PlanError, PortState, PublishError, Snapshot};
 use tracing::{info, warn};
 
 use crate::config::exports::Wanted;
@@ -125,6 +125,22 @@ pub enum ReloadError {
     },
 }
 
+/// Why an export stayed at its worker.
+#[derive(Debug, thiserror::Error)]
+pub enum MoveExportError {
+    /// Nobody knows it.
+    #[error("there is no export \"{name}\"{}", near.as_ref().map_or(String::new(), |near| format!("; did you mean \"{near}\"?")))]
+    Unknown {
+        /// What was asked for.
+        name: String,
+        /// A name that is like it.
+        near: Option<String>,
+    },
+    /// The engine.
+    #[error(transparent)]
+    Move(#[from] MoveError),
+}
+
 /// What `check` found in a file that is right.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checked {
@@ -232,6 +248,24 @@ impl Daemon {
         {
             warn!(worker, "a client came for a worker that has ended");
         }
+    }
+
+    /// Hands an export over to another worker, with its clients, while they use it.
+    pub fn move_export(&self, name: &str, worker: usize) -> Result<Moved, MoveExportError> {
+        // Not in the middle of a reload, which speaks to the workers that volumes are at.
+        let _alone = self.publishing.lock().unwrap_or_else(PoisonError::into_inner);
+        let table = self.table();
+        let known = || table.served.iter().map(|one| one.wanted.name.as_str());
+        let export = table.served.iter().find(|one| one.wanted.name == name);
+        let volume = export.map(|one| one.volume).ok_or_else(|| MoveExportError::Unknown {
+            name: name.to_owned(),
+            near: config::nearest(name, known()).map(str::to_owned),
+        })?;
+        let moved = self.node.move_volume(volume, worker)?;
+        let Moved { pause_ns, drain_ns, connections } = moved;
+        let (pause_us, drain_us) = (pause_ns / 1000, drain_ns / 1000);
+        info!(export = name, worker, pause_us, drain_us, connections, "moved to another worker");
+        Ok(moved)
     }
 
     /// The node.

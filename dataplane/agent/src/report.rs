@@ -94,6 +94,17 @@ pub struct Volume {
     pub packets: Credits,
 }
 
+/// What a move from worker to worker took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moved {
+    /// For so long no command was taken from the volume's clients, ns.
+    pub pause_ns: u64,
+    /// As much of it as what was under way took, ns.
+    pub drain_ns: u64,
+    /// Clients that went along.
+    pub connections: u32,
+}
+
 /// One exported volume.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Export {
@@ -101,6 +112,9 @@ pub struct Export {
     pub name: String,
     /// When its worker looked, ns of the monotonic clock.
     pub at_ns: u64,
+    /// Worker that serves it.
+    #[serde(default)]
+    pub worker: usize,
     /// Connections now.
     pub connections: u32,
     /// What was begun (reads, read_bytes, writes, written_bytes, flushes, discards), answered with errors,
@@ -200,6 +214,7 @@ fn export(name: String, figures: &ServedFigures) -> Export {
     Export {
         name,
         at_ns: figures.at_ns,
+        worker: figures.worker,
         connections: figures.connections,
         counters: counters.into_iter().map(|(name, count)| (name.to_owned(), count)).collect(),
         waiting: figures.credits.parked.items,

@@ -267,6 +267,7 @@ fn control_router(daemon: Weak<Daemon>) -> Router {
         .route("/stats", get(stats))
         .route("/trace", get(trace))
         .route("/reload", post(post_reload))
+        .route("/move", post(post_move))
         .merge(readable())
         .with_state(daemon)
 }
@@ -311,6 +312,24 @@ async fn post_reload(State(daemon): State<Weak<Daemon>>) -> Response {
     match reload(daemon).await {
         Ok((version, applied)) => format!("version {version} runs{applied}\n").into_response(),
         Err(refused) => (StatusCode::UNPROCESSABLE_ENTITY, format!("{refused}\n")).into_response(),
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct MoveWhat {
+    volume: String,
+    worker: usize,
+}
+
+async fn post_move(State(daemon): State<Weak<Daemon>>, Query(what): Query<MoveWhat>) -> Response {
+    let MoveWhat { volume, worker } = what;
+    match with(daemon, move |daemon| daemon.move_export(&volume, worker)).await {
+        Ok(Ok(moved)) => {
+            let engine::Moved { pause_ns, drain_ns, connections } = moved;
+            Json(report::Moved { pause_ns, drain_ns, connections }).into_response()
+        }
+        Ok(Err(refused)) => (StatusCode::UNPROCESSABLE_ENTITY, format!("{refused}\n")).into_response(),
+        Err(gone) => gone.into_response(),
     }
 }
 

@@ -36,8 +36,8 @@ pub use keeper::PortState;
 pub use node::{GROUPS_MAX, Node, PARKED_FRAMES_MAX, PublishError, SOURCES_MAX};
 pub use plan::{Plan, PlanError, PortPlan, PortRole, RING_FRAMES, WORKERS_MAX, WorkerPlan};
 pub use serve::{
-    Arrival, CONNECTIONS_MAX, ChangeError, Guest, Leave, SERVED_MAX, ServePlan, ServedFigures, Stream,
-    Target, TargetCounters, TargetError,
+    Arrival, CONNECTIONS_MAX, ChangeError, Guest, Leave, MoveError, Moved, SERVED_MAX, ServePlan,
+    ServedFigures, Stream, Target, TargetCounters, TargetError,
 };
 pub use snapshot::{PoolSize, Pools, Snapshot, Throttle};
 pub use worker::{VolumeFigures, WorkerDied};

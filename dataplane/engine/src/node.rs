@@ -5,9 +5,10 @@
 //! figures of volumes, and stops everything.
 
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -29,7 +30,9 @@ use crate::io::{Home, Io, Peer, PortSlot, Upstream};
 use crate::keeper::{self, Kept, PortFailed, PortState, PortStates};
 use crate::meeting::{Seat, meeting};
 use crate::plan::{Plan, PlanError, PortRole, RING_FRAMES};
-use crate::serve::{Arrival, ChangeError, Leave, ServedFigures, Server, Target, TargetError};
+use crate::serve::{
+    Arrival, ChangeError, Leave, MoveError, Moved, Moves, ServedFigures, Server, Target, TargetError,
+};
 use crate::snapshot::{SharedPools, Snapshot, Throttle, Update};
 use crate::wait::{WaitPoint, Waker};
 use crate::worker::{Command, FIGURES_PER_TURN, Retired, VolumeFigures, Worker, WorkerDied};
@@ -42,6 +45,8 @@ pub const PARKED_FRAMES_MAX: u32 = 1 << 20;
 const COMMANDS: usize = 64;
 /// How long a worker may take to make a volume ready, or to change it.
 const SERVE_WAIT: Duration = Duration::from_secs(30);
+/// How long a volume may take from one worker to another; its worker gives up earlier.
+const MOVE_WAIT: Duration = Duration::from_secs(10);
 /// Attachments that are numbered apart on the way between two workers (capability F8), at most. There is a
 /// table for each pair of workers; what is beyond it shares one entry, which keeps a worker awake a little
 /// oftener than it must.
@@ -60,6 +65,10 @@ pub struct Node {
     first_dead: Arc<AtomicUsize>,
     published: Mutex<Published>,
     traces: Mutex<Vec<trace::Reader>>,
+    /// Which worker serves a volume.
+    owners: Mutex<BTreeMap<u32, usize>>,
+    /// Held while a volume is on its way.
+    moving: Mutex<()>,
 }
 
 struct Handle {
@@ -157,8 +166,9 @@ impl Node {
             traces: Vec::new(),
         };
         let mut workers = Vec::with_capacity(count);
-        for (index, (wait, seat)) in waits.into_iter().zip(meeting(count)).enumerate() {
-            workers.push(builder.spawn(index, wait, &mut links, &wakers, seat)?);
+        let parts = waits.into_iter().zip(meeting(count)).zip(Moves::between(&wakers));
+        for (index, ((wait, seat), moves)) in parts.enumerate() {
+            workers.push(builder.spawn(index, wait, &mut links, &wakers, seat, moves)?);
         }
         let traces = Mutex::new(std::mem::take(&mut builder.traces));
         drop(builder);
@@ -182,6 +192,8 @@ impl Node {
             first_dead,
             published,
             traces,
+            owners: Mutex::default(),
+            moving: Mutex::default(),
         };
         let first = Snapshot::clone(&snapshot);
         if let Err(error) = node.publish_as(first, true) {
@@ -306,30 +318,64 @@ impl Node {
         figures
     }
 
-    /// Gives a volume to a worker to serve, with what it may do. Returns when it is ready for connections.
+    /// Gives a volume to a worker to serve, with what it may do, or to the one that serves its names as a standby's.
+    /// Returns when it is ready for connections.
     pub fn serve(&self, worker: usize, target: Target, limits: &Limits) -> Result<(), TargetError> {
-        let worker = self.workers.get(worker).ok_or(TargetError::WorkerGone)?;
+        let volume = target.volume();
+        let worker = self.owner(volume).unwrap_or(worker);
+        let handle = self.workers.get(worker).ok_or(TargetError::WorkerGone)?;
         let (target, limits) = (Box::new(target), Box::new(*limits));
-        let asked = worker.ask_for(SERVE_WAIT, |reply| Command::Serve { target, limits, reply });
-        asked.unwrap_or(Err(TargetError::WorkerGone))
+        let asked = handle.ask_for(SERVE_WAIT, |reply| Command::Serve { target, limits, reply });
+        asked.unwrap_or(Err(TargetError::WorkerGone))?;
+        self.owners().insert(volume.0, worker);
+        Ok(())
+    }
+
+    fn owners(&self) -> MutexGuard<'_, BTreeMap<u32, usize>> {
+        self.owners.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The worker that serves a volume, wherever it began.
+    pub fn owner(&self, volume: VolumeId) -> Option<usize> {
+        self.owners().get(&volume.0).copied()
+    }
+
+    /// The worker that serves a volume, or that is to.
+    fn at(&self, worker: usize, volume: VolumeId) -> Option<&Handle> {
+        self.workers.get(self.owner(volume).unwrap_or(worker))
+    }
+
+    /// Hands a served volume over to another worker, with its clients, while they use it. Returns when it is there,
+    /// or stays where it was. One after the other.
+    pub fn move_volume(&self, volume: VolumeId, to: usize) -> Result<Moved, MoveError> {
+        let _alone = self.moving.lock().unwrap_or_else(PoisonError::into_inner);
+        let from = self.owner(volume).ok_or(MoveError::Absent(volume))?;
+        let (reply, answer) = bounded(1);
+        let command = Command::Move { volume, to, reply };
+        self.workers[from].send(command).map_err(|()| MoveError::WorkerGone(from))?;
+        let moved = answer.recv_timeout(MOVE_WAIT).map_err(|_silent| MoveError::WorkerGone(from))??;
+        // Who comes to the old one meanwhile is sent after it.
+        self.owners().insert(volume.0, to);
+        Ok(moved)
     }
 
     /// Hands a connection to the worker that owns its volume. False when that worker has ended.
     pub fn connect(&self, worker: usize, arrival: Arrival) -> bool {
-        let sent = self.workers.get(worker).map(|worker| worker.send(Command::Connect(Box::new(arrival))));
+        let worker = self.at(worker, arrival.guest.volume());
+        let sent = worker.map(|worker| worker.send(Command::Connect(Box::new(arrival))));
         sent == Some(Ok(()))
     }
 
     /// Changes what a served volume may do; its balances stay. False when its worker has ended.
     pub fn limit(&self, worker: usize, volume: VolumeId, limits: &Limits) -> bool {
         let limits = Box::new(*limits);
-        let sent = self.workers.get(worker).map(|worker| worker.send(Command::Limit { volume, limits }));
+        let sent = self.at(worker, volume).map(|worker| worker.send(Command::Limit { volume, limits }));
         sent == Some(Ok(()))
     }
 
     /// Follows one in `one_in` requests of a served volume from now on; 0 = none. False when its worker has ended.
     pub fn sample(&self, worker: usize, volume: VolumeId, one_in: u32) -> bool {
-        let sent = self.workers.get(worker).map(|worker| worker.send(Command::Sample { volume, one_in }));
+        let sent = self.at(worker, volume).map(|worker| worker.send(Command::Sample { volume, one_in }));
         sent == Some(Ok(()))
     }
 
@@ -340,12 +386,12 @@ impl Node {
 
     /// Makes a served volume larger. Returns when that is durable and NVMe hosts were told.
     pub fn grow(&self, worker: usize, volume: VolumeId, blocks: u64) -> Result<(), ChangeError> {
-        self.change(worker, |reply| Command::Grow { volume, blocks, reply })
+        self.change(worker, volume, |reply| Command::Grow { volume, blocks, reply })
     }
 
     /// Says how NVMe hosts reach a served volume.
     pub fn set_access(&self, worker: usize, volume: VolumeId, access: Access) -> Result<(), ChangeError> {
-        self.change(worker, |reply| Command::Access { volume, access, reply })
+        self.change(worker, volume, |reply| Command::Access { volume, access, reply })
     }
 
     /// Lets served volumes go, all at the same time: worker, volume, and what becomes of it. Returns when all are
@@ -354,16 +400,17 @@ impl Node {
         let end = Instant::now() + SERVE_WAIT;
         let asked = volumes.iter().map(|&(worker, volume, leave)| {
             let (reply, answer) = bounded(1);
-            let sent = self.workers.get(worker).map(|one| one.send(Command::Leave { volume, leave, reply }));
-            (volume, answer, sent == Some(Ok(())))
+            let sent = self.at(worker, volume).map(|one| one.send(Command::Leave { volume, leave, reply }));
+            (volume, leave, answer, sent == Some(Ok(())))
         });
         // All are asked before the first answer is waited for.
         let asked: Vec<_> = asked.collect();
         let mut outcome = Ok(());
-        for (volume, answer, sent) in asked {
+        for (volume, leave, answer, sent) in asked {
             let left = end.saturating_duration_since(Instant::now());
             match if sent { answer.recv_timeout(left) } else { Err(RecvTimeoutError::Disconnected) } {
                 // Dropped here, away from the worker: unmapping its memory takes a while.
+                Ok(Ok(_closed)) if leave == Leave::Gone => drop(self.owners().remove(&volume.0)),
                 Ok(Ok(_closed)) => {}
                 Ok(Err(why)) => outcome = outcome.and(Err((volume, why))),
                 Err(RecvTimeoutError::Timeout) => outcome = outcome.and(Err((volume, ChangeError::Slow))),
@@ -378,9 +425,10 @@ impl Node {
     fn change<T>(
         &self,
         worker: usize,
+        volume: VolumeId,
         command: impl FnOnce(Sender<Result<T, ChangeError>>) -> Command,
     ) -> Result<T, ChangeError> {
-        let worker = self.workers.get(worker).ok_or(ChangeError::WorkerGone)?;
+        let worker = self.at(worker, volume).ok_or(ChangeError::WorkerGone)?;
         let (reply, answer) = bounded(1);
         worker.send(command(reply)).map_err(|()| ChangeError::WorkerGone)?;
         match answer.recv_timeout(SERVE_WAIT) {
@@ -393,7 +441,15 @@ impl Node {
     /// Figures of the served volumes. Those of a worker that does not answer within a second are missing.
     pub fn served(&self) -> Vec<ServedFigures> {
         let ask = |worker: &Handle| worker.ask(|reply| Command::Served { reply });
-        self.workers.iter().filter_map(ask).flatten().collect()
+        let mut newest = BTreeMap::new();
+        // What two know of is on its way, or was: the later counts.
+        for figures in self.workers.iter().filter_map(ask).flatten() {
+            let known = newest.entry(figures.volume).or_insert(figures);
+            if figures.at_ns > known.at_ns {
+                *known = figures;
+            }
+        }
+        newest.into_values().collect()
     }
 
     /// Counts of rules in the order of the configuration, summed over the workers.
@@ -533,6 +589,7 @@ impl Builder<'_> {
         links: &mut [Vec<Link>],
         wakers: &[Waker],
         seat: Seat,
+        moves: Moves,
     ) -> Result<Handle, PlanError> {
         let (commands, taking) = bounded(COMMANDS);
         let running = Arc::new(AtomicU64::new(0));
@@ -546,7 +603,7 @@ impl Builder<'_> {
             .collect();
         let now_ns = monotonic_ns();
         let workers = self.plan.workers.len();
-        let server = self.server(index, now_ns);
+        let server = self.server(index, moves, now_ns);
         let worker = Worker {
             pool: Pool::new(self.slab),
             gateway: self.gateway(index, io.ports.len(), now_ns),
@@ -575,12 +632,12 @@ impl Builder<'_> {
         Ok(Handle { commands, waker, running, counters, thread: Some(thread) })
     }
 
-    fn server(&mut self, index: usize, now_ns: u64) -> Option<Server> {
+    fn server(&mut self, index: usize, moves: Moves, now_ns: u64) -> Option<Server> {
         let (plan, slab) = self.plan.serve.as_ref().zip(self.io_slab)?;
         let (writer, reader) = trace::ring(plan.trace_records);
         self.traces.push(reader);
         // INVARIANT: there are at most 64 workers.
-        Some(Server::new(slab, plan, Tracer::new(index as u8, writer), now_ns))
+        Some(Server::new(slab, plan, Tracer::new(index as u8, writer), moves, now_ns))
     }
 
     fn io(&self, index: usize, links: &mut [Vec<Link>], wakers: &[Waker]) -> Io {

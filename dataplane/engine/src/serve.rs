@@ -27,6 +27,7 @@ mod change;
 mod connection;
 mod follow;
 mod hands;
+mod moving;
 mod session;
 mod stream;
 mod target;
@@ -37,7 +38,7 @@ use std::sync::Arc;
 use ::session::nvme_tcp::{Access, Subsystem};
 use block::{Done, IO_BYTES_MAX, Io, Tag, TraceId, VolumeId};
 use frame::{IO_REGION_BYTES, IoBuffer, IoPool, IoShare, IoSlab, IoSlabConfig};
-use media::{FileConfig, FileMedia, Media};
+use media::{FileMedia, Media};
 use throttle::{Limits, ParkLimits, Shaper, ShaperConfig};
 use trace::{Medium, Stage, Tracer};
 use tracing::{debug, warn};
@@ -55,6 +56,8 @@ pub use connection::Arrival;
 use connection::{Ask, Connection, Received};
 use follow::{Follower, Stamp};
 use hands::Hands;
+pub use moving::{MoveError, Moved};
+pub(crate) use moving::{Moves, Reply as MoveReply};
 pub use stream::Stream;
 pub use target::{Target, TargetCounters, TargetError};
 
@@ -99,6 +102,8 @@ pub struct ServedFigures {
     pub volume: u32,
     /// That instant, ns of the monotonic clock.
     pub at_ns: u64,
+    /// Who serves it.
+    pub worker: usize,
     /// I/Os and bytes.
     pub target: TargetCounters,
     /// Connections.
@@ -171,10 +176,11 @@ pub(crate) struct Server {
     change_ns: Option<u64>,
     /// Connections refused since that was last said.
     refused: u64,
+    moves: Moves,
 }
 
 impl Server {
-    pub fn new(slab: &Arc<IoSlab>, plan: &ServePlan, tracer: Tracer, now_ns: u64) -> Server {
+    pub fn new(slab: &Arc<IoSlab>, plan: &ServePlan, tracer: Tracer, moves: Moves, now_ns: u64) -> Server {
         let connections_max = plan.connections_max.min(CONNECTIONS_MAX);
         let config = ShaperConfig {
             volumes_max: SERVED_MAX,
@@ -210,6 +216,7 @@ impl Server {
             lost: Vec::new(),
             change_ns: None,
             refused: 0,
+            moves,
         }
     }
 
@@ -225,11 +232,7 @@ impl Server {
         }
         if let Some(directory) = target.directory() {
             if self.files.is_none() {
-                let files = FileMedia::new(&self.slab, FileConfig::default())?;
-                if let Some(fd) = files.wait_fd() {
-                    wait.add(fd, FILES_TOKEN)?;
-                }
-                self.files = Some(files);
+                self.reach_files(Some(wait))?;
             }
             if let Some(files) = &mut self.files {
                 files.attach(volume, directory)?;
@@ -242,6 +245,7 @@ impl Server {
             Some(standing) => standing.arrive(target),
             none => *none = Some(Box::new(target)),
         }
+        self.moves.welcome(volume);
         self.set_busy(volume);
         self.wake(volume);
         Ok(())
@@ -249,6 +253,9 @@ impl Server {
 
     /// Sets what a volume may do from now on; balances stay.
     pub fn set_limits(&mut self, now_ns: u64, volume: VolumeId, limits: &Limits) {
+        if self.moves.follow_limits(volume, limits) {
+            return;
+        }
         // One ticket for each connection waits, whatever it stands for.
         let park = ParkLimits { items_max: self.connections_max.max(1), bytes_max: u64::MAX };
         if let Err(refused) = self.shaper.set_volume(now_ns, volume.0, &Limits { park, ..*limits }) {
@@ -270,7 +277,7 @@ impl Server {
 
     /// Takes a connection whose handshake is done.
     pub fn connect(&mut self, now_ns: u64, arrival: Arrival, wait: &mut WaitPoint) {
-        let Arrival { stream, guest, rest } = arrival;
+        let Err(Arrival { stream, guest, rest }) = self.moves.follow(arrival) else { return };
         let volume = guest.volume();
         let live = self.connections.len() - self.free.len();
         let left = (self.connections_max as usize).saturating_sub(live);
@@ -307,6 +314,9 @@ impl Server {
 
     /// Does everything once. Returns how much moved.
     pub fn turn(&mut self, watch: &Stopwatch, wait: &mut WaitPoint) -> Result<usize, WaitError> {
+        if !self.moves.is_idle() {
+            self.go_on_moving(watch.turn_ns(), wait);
+        }
         if self.targets.is_empty() {
             return Ok(0);
         }
@@ -365,12 +375,13 @@ impl Server {
             .chain(self.shaper.next_deadline_ns())
             .chain(self.retry_ns)
             .chain(self.change_ns)
+            .chain(self.moves.next_deadline_ns())
             .min()
     }
 
     /// True while there is something to do at once.
     pub fn has_work(&self) -> bool {
-        !self.active.is_empty() || !self.finished.is_empty() || !self.busy.is_empty()
+        !self.active.is_empty() || !self.finished.is_empty() || !self.busy.is_empty() || self.moves.has_work()
     }
 
     fn look(&mut self, wait: &mut WaitPoint) -> Result<(), WaitError> {
@@ -447,7 +458,7 @@ impl Server {
             let volume = connection.volume();
             // INVARIANT: a volume stays as long as it has connections.
             let Some(target) = self.targets[volume.0 as usize].as_mut() else { continue };
-            if target.drains(&connection.session) {
+            if target.quiesced || target.drains(&connection.session) {
                 continue;
             }
             connection.account(&mut target.held_bytes);
@@ -509,6 +520,10 @@ impl Server {
         for at in 0..self.busy.len() {
             let number = self.busy[at];
             let Some(target) = self.targets[number as usize].as_mut() else { continue };
+            if target.quiesced && !target.is_busy() {
+                target.listed = false;
+                continue;
+            }
             let mut follower = Follower { tracer: &mut self.tracer, watch };
             target.pump(self.files.as_mut(), &mut self.pool, now_ns, &mut follower);
             let mut stamp = Stamp::new(watch);
@@ -662,26 +677,31 @@ impl Server {
         }
     }
 
-    /// Figures of all volumes.
+    /// Figures of all volumes, and those that volumes had when they went to another worker.
     pub fn figures(&self, now_ns: u64) -> Vec<ServedFigures> {
-        let figures = self.targets.iter().flatten().filter_map(|target| {
-            let volume = target.volume().0;
-            Some(ServedFigures {
-                volume,
-                at_ns: now_ns,
-                target: target.counters(),
-                connections: target.connections,
-                refused: target.refused,
-                credits: self.shaper.counters(volume)?,
-                balance: self.shaper.balances(now_ns, volume)?,
-            })
-        });
-        figures.collect()
+        let here =
+            self.targets.iter().flatten().filter_map(|target| self.figures_of(now_ns, target.volume()));
+        self.moves.last_figures().chain(here).collect()
+    }
+
+    fn figures_of(&self, now_ns: u64, volume: VolumeId) -> Option<ServedFigures> {
+        let target = self.targets.get(volume.0 as usize)?.as_ref()?;
+        Some(ServedFigures {
+            volume: volume.0,
+            at_ns: now_ns,
+            worker: self.moves.worker(),
+            target: target.counters(),
+            connections: target.connections,
+            refused: target.refused,
+            credits: self.shaper.counters(volume.0)?,
+            balance: self.shaper.balances(now_ns, volume.0)?,
+        })
     }
 
     /// Ends every connection, waits until the media have answered, and closes the volumes.
     pub fn stop(mut self, now_ns: u64) {
         let watch = &Stopwatch::still(now_ns);
+        self.stop_moving(now_ns);
         for connection in self.connections.iter_mut().flatten() {
             connection.end(&mut self.pool);
         }

@@ -24,7 +24,7 @@ use crate::io::{Io, Upstream};
 use crate::keeper::PortFailed;
 use crate::meeting::Seat;
 use crate::plan::PortRole;
-use crate::serve::{Arrival, Leave, Reply, ServedFigures, Server, Target, TargetError};
+use crate::serve::{Arrival, Leave, MoveReply, Reply, ServedFigures, Server, Target, TargetError};
 use crate::snapshot::{Snapshot, Update};
 use crate::wait::{WaitEnd, WaitError, WaitPoint};
 
@@ -59,6 +59,8 @@ pub(crate) enum Command {
     Leave { volume: VolumeId, leave: Leave, reply: Reply<Target> },
     /// Say how NVMe hosts reach a served volume.
     Access { volume: VolumeId, access: Access, reply: Reply<()> },
+    /// Hand a served volume over to another worker.
+    Move { volume: VolumeId, to: usize, reply: MoveReply },
     /// Copy figures of the served volumes.
     Served { reply: Sender<Vec<ServedFigures>> },
     /// Close everything and end.
@@ -289,6 +291,11 @@ impl Worker {
             Command::Access { volume, access, reply } => {
                 if let Some(server) = &mut self.server {
                     let _ = reply.send(server.set_access(volume, access));
+                }
+            }
+            Command::Move { volume, to, reply } => {
+                if let Some(server) = &mut self.server {
+                    server.hand_over(now_ns, volume, to, reply);
                 }
             }
             Command::Served { reply } => {

@@ -74,9 +74,9 @@ struct Open {
     fd: OwnedFd,
 }
 
-/// One attached volume.
+/// One attached volume: its files as they are open, on their way from one medium to another or there.
 #[derive(Debug)]
-struct Attached {
+pub struct Attached {
     directory: OwnedFd,
     /// By [`FileId`].
     files: Vec<Option<Open>>,
@@ -169,11 +169,27 @@ impl FileMedia {
 
     /// Closes the files of a volume that has nothing under way. False, and no change, when it has.
     pub fn detach(&mut self, volume: VolumeId) -> bool {
-        let busy = self.slots.iter().flatten().any(|slot| slot.request.volume == volume);
-        if !busy {
+        let idle = self.is_idle(volume);
+        if idle {
             self.volumes.remove(&volume);
         }
-        !busy
+        idle
+    }
+
+    /// Nothing of a volume is under way, and no answer waits to be taken.
+    pub fn is_idle(&self, volume: VolumeId) -> bool {
+        let slots = self.slots.iter().flatten();
+        !slots.map(|slot| slot.request.volume).chain(self.ready.iter().map(|f| f.volume)).any(|v| v == volume)
+    }
+
+    /// Lets the files of an idle volume go, open as they are; `None` when it is not idle, or not here.
+    pub fn hand_over(&mut self, volume: VolumeId) -> Option<Attached> {
+        if self.is_idle(volume) { self.volumes.remove(&volume) } else { None }
+    }
+
+    /// Takes what another medium let go.
+    pub fn take_over(&mut self, volume: VolumeId, files: Attached) {
+        self.volumes.insert(volume, files);
     }
 
     /// What an operator should know and has not been told yet.

@@ -16,7 +16,7 @@
 mod file;
 mod memory;
 
-pub use file::{FileConfig, FileError, FileMedia, Notice};
+pub use file::{Attached, FileConfig, FileError, FileMedia, Notice};
 pub use memory::MemoryMedia;
 
 use std::os::fd::BorrowedFd;

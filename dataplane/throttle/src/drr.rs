@@ -46,6 +46,10 @@ impl Seat {
         Seat { prev: NONE, next: NONE, pool: NONE, weight, deficit: 0, round: 0 }
     }
 
+    pub(crate) fn weight(&self) -> u64 {
+        self.weight
+    }
+
     /// Sets the weight of one that is in no ring.
     pub(crate) fn set_weight(&mut self, weight: u64) {
         self.weight = weight;

@@ -32,6 +32,7 @@ mod bucket;
 mod control;
 mod drr;
 mod limits;
+mod moving;
 mod parking;
 mod pool;
 mod shaper;
@@ -51,5 +52,6 @@ pub use limits::{
     BANDS, BURST_UNITS_MAX, Band, Burst, DEFAULT_WEIGHT, DimLimits, Dimension, Limits, LimitsError,
     ParkLimits, PoolError, PoolLimits, PoolRate, RATE_MAX, Ratio, Work,
 };
+pub use moving::Moving;
 pub use shaper::Shaper;
 pub use shared::SharedBucket;

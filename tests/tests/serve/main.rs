@@ -15,6 +15,7 @@ mod host;
 mod hostile;
 mod kill;
 mod limits;
+mod moves;
 mod nvme;
 mod place;
 mod tls;

@@ -122,11 +122,11 @@ impl Server {
         Ok(())
     }
 
-    /// A volume that is not being let go.
+    /// A volume that is not being let go, nor to another worker.
     fn unchanging(&mut self, volume: VolumeId) -> Result<&mut Target, ChangeError> {
         let target = self.targets.get_mut(volume.0 as usize).and_then(Option::as_mut);
         let target = target.ok_or(ChangeError::Unknown)?;
-        if target.is_leaving() { Err(ChangeError::Busy) } else { Ok(target) }
+        if target.is_leaving() || target.quiesced { Err(ChangeError::Busy) } else { Ok(target) }
     }
 
     fn begin(&mut self, now_ns: u64, volume: VolumeId, change: Change) {

@@ -1,6 +1,7 @@
 //! One connection: a socket, its session, and whether there is anything to do for it.
 
 use std::io::ErrorKind;
+use std::os::fd::BorrowedFd;
 
 use block::{Lba, Op, VolumeId};
 use frame::IoPool;
@@ -62,6 +63,11 @@ impl Credit {
     pub fn withdraw(&mut self) -> bool {
         self.granted = None;
         std::mem::take(&mut self.waiting)
+    }
+
+    /// The ticket is lost.
+    pub fn ask_again(&mut self) {
+        self.waiting = false;
     }
 
     /// The ticket was paid for.
@@ -141,6 +147,18 @@ impl Connection {
 
     pub fn volume(&self) -> VolumeId {
         self.session.volume()
+    }
+
+    /// What its worker waits for.
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.stream.as_ref().map(Stream::fd)
+    }
+
+    /// It has come to another worker: it is in none of the lists there, and its socket may be ready.
+    pub fn arrive(&mut self) {
+        self.listed = false;
+        self.feed();
+        self.wake();
     }
 
     /// The wait point found it ready, for whatever.

@@ -70,6 +70,8 @@ pub struct Target {
     counters: TargetCounters,
     /// Requests that are not answered.
     busy: u32,
+    /// Nothing more is taken from its clients: it is about to go to another worker.
+    pub(super) quiesced: bool,
     /// In the list of volumes with something to do.
     pub(super) listed: bool,
     /// Connections that came for it.
@@ -162,6 +164,7 @@ impl Target {
             queue,
             counters,
             busy: 0,
+            quiesced: false,
             listed: false,
             connections: 0,
             refused: 0,

@@ -10,6 +10,7 @@ use throttle::{DimLimits, Work};
 
 use super::*;
 
+mod moving;
 mod secured;
 
 const BLOCKS: u64 = 1 << 16;
@@ -35,7 +36,8 @@ impl Bench {
         let wait = WaitPoint::new().unwrap();
         let plan = ServePlan { memory, connections_max: CONNECTIONS, trace_records: 1 << 12 };
         let (writer, reader) = trace::ring(plan.trace_records);
-        let server = Server::new(&slab, &plan, Tracer::new(0, writer), 1);
+        let moves = Moves::between(&[wait.waker()]).remove(0);
+        let server = Server::new(&slab, &plan, Tracer::new(0, writer), moves, 1);
         let mut bench = Bench { server, wait, reader, now_ns: 1 };
         bench.add(target, &limits);
         bench
