@@ -9,7 +9,6 @@
 mod bench;
 mod fuzz;
 mod guest;
-mod lab;
 mod run;
 mod test;
 mod tools;
@@ -26,7 +25,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// The main job: two gateways, two tenants, a stock NBD server, live figures; Ctrl-C leaves nothing
+    /// The main job: `tidegate up`, all of it on this machine; Ctrl-C leaves nothing
     Run(run::Args),
     /// Everything that CI runs
     Test(test::Args),

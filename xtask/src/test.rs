@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use crate::tools::{self, Outcome, cargo, show};
-use crate::{fuzz, guest};
+use crate::{fuzz, guest, run};
 
 /// Options of `cargo xtask test`.
 #[derive(clap::Args)]
@@ -33,8 +33,9 @@ pub fn run(args: &Args) -> Outcome {
         fuzz::loom()?;
         fuzz::short()?;
     }
-    // The end-to-end tests start the daemon as a user would, so it is built first.
-    show(cargo().args(["build", "--quiet", "--package", "tidegate-dataplane"]))?;
+    // The end-to-end tests start the daemons as a user would, so they are built first.
+    let programs = run::PROGRAMS.iter().flat_map(|name| ["--package", name]);
+    show(cargo().args(["build", "--quiet"]).args(programs))?;
     eprintln!("tiers before the tests took {} s", started.elapsed().as_secs());
     // xtask has no tests and the crates no documentation tests; left out, the runner ends on tests that ran.
     show(

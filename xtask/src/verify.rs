@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use crate::tools::{self, Outcome, cargo, show};
-use crate::{bench, fuzz, lab};
+use crate::{bench, fuzz, run};
 
 /// Options of `cargo xtask verify`.
 #[derive(clap::Args)]
@@ -118,7 +118,7 @@ fn step(step: &Step, skips: &Path) -> Outcome {
         Step::Test { package, test, filter } => {
             if *package == "tests" {
                 // The end-to-end tests start the daemon as a user would.
-                lab::daemon()?;
+                run::programs()?;
             }
             let mut command = cargo();
             command.args(["test", "--release", "--package", package]);

@@ -32,8 +32,8 @@ pub struct Daemon {
     node: Node,
     /// Read without waiting for a reload under way.
     running: ArcSwap<Running>,
-    /// Held while publishing.
-    publishing: Mutex<()>,
+    /// Held while publishing: what is served for a control plane.
+    publishing: Mutex<Vec<Wanted>>,
     /// How long workers may take to confirm a snapshot.
     confirm: Duration,
     /// TLS for NBD clients from now on, if there is any.
@@ -207,7 +207,7 @@ impl Daemon {
         let traces = Traces::start(&node, collector).map_err(StartError::Thread)?;
         exports.prepare(wanted)?.commit(&node, &|one| one.limits(&names))?;
         let running = ArcSwap::from_pointee(Running { file: Arc::new(file), names, version: FIRST });
-        let (path, publishing) = (path.to_owned(), Mutex::new(()));
+        let (path, publishing) = (path.to_owned(), Mutex::new(Vec::new()));
         Ok(Daemon { path, node, running, publishing, confirm: CONFIRM, tls, exports, traces })
     }
 
@@ -231,12 +231,16 @@ impl Daemon {
         self.exports.shared()
     }
 
-    /// Goes over to another set of volumes to serve, without touching those that are the same. A reload of the file
-    /// goes over to that of the file.
-    pub fn serve(&self, wanted: Vec<Wanted>) -> Result<Applied, ExportsError> {
-        let _alone = self.publishing.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Goes over to another set of volumes to serve for a control plane, beside those of the file, without touching
+    /// those that are the same.
+    pub fn serve(&self, told: Vec<Wanted>) -> Result<Applied, ExportsError> {
+        let mut alone = self.publishing.lock().unwrap_or_else(PoisonError::into_inner);
         let running = self.running.load();
-        self.exports.prepare(wanted)?.commit(&self.node, &|one| one.limits(&running.names))
+        let mut wanted = config::exports::wanted(&running.file)?;
+        wanted.extend(told.iter().cloned());
+        let applied = self.exports.prepare(wanted)?.commit(&self.node, &|one| one.limits(&running.names))?;
+        *alone = told;
+        Ok(applied)
     }
 
     /// Hands a client to the worker that owns what it chose.
@@ -298,8 +302,9 @@ impl Daemon {
         if ports.any(|(new, old)| new.spec != old.spec) {
             return Err(ReloadError::Restart { what: "what a generator sends" });
         }
-        let wanted = config::exports::wanted(&file)
+        let mut wanted = config::exports::wanted(&file)
             .map_err(|source| ReloadError::Lower { path: self.path.clone(), source })?;
+        wanted.extend(alone.iter().cloned());
         config::exports::listen(&file)
             .map_err(|source| ReloadError::Lower { path: self.path.clone(), source })?;
         let collector = config::traces::collector(&file)
@@ -324,7 +329,7 @@ impl Daemon {
         outcome
     }
 
-    fn publish(&self, _alone: &MutexGuard<'_, ()>, file: Arc<File>) -> Result<u64, ReloadError> {
+    fn publish(&self, _alone: &MutexGuard<'_, Vec<Wanted>>, file: Arc<File>) -> Result<u64, ReloadError> {
         let running = self.running.load();
         let version = running.version + 1;
         let mut names = running.names.clone();
@@ -387,7 +392,8 @@ impl Daemon {
 /// What a restart alone can change must be as it runs.
 fn check_fixed(old: &File, new: &File) -> Result<(), ReloadError> {
     let same = |a: &dyn Debug, b: &dyn Debug| format!("{a:?}") == format!("{b:?}");
-    let parts: [(&'static str, bool); 8] = [
+    let parts: [(&'static str, bool); 9] = [
+        ("[controlplane]", same(&old.controlplane, &new.controlplane)),
         ("[node]", same(&old.node, &new.node)),
         ("[frames]", same(&old.frames, &new.frames)),
         ("[[worker]]", same(&old.worker, &new.worker)),

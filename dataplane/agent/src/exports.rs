@@ -181,6 +181,10 @@ impl Exports {
 fn differs(wanted: &Wanted, served: &Arc<Served>) -> Result<Option<Step>, ExportsError> {
     let old = &served.wanted;
     let name = || wanted.name.clone();
+    if !wanted.is_standby() && !old.is_standby() && wanted.grant() != old.grant() {
+        // It was given away and back: whatever is open of it is another one's by now.
+        return Ok(None);
+    }
     if wanted.is_like(old) {
         // All that can differ yet is how large it should be, and whether this node serves it.
         let bytes = wanted.place.bytes().unwrap_or(served.bytes());

@@ -1,6 +1,7 @@
 //! The agent of one data plane: everything of the daemon that is not on the path of a packet.
 //!
 //! - [`config`] reads the daemon's one file and turns it into what the engine runs.
+//! - `control` does what a control plane says.
 //! - [`daemon`] keeps a node and its file in step: start, reload, ports that come and go.
 //! - [`exports`] opens and closes the volumes that are served here; `listen` lets clients in, `nbd` and `nvme` talk to
 //!   them up to their volume, `tls` encrypts.
@@ -14,6 +15,7 @@
 
 pub mod client;
 pub mod config;
+mod control;
 pub mod daemon;
 pub mod exports;
 mod listen;

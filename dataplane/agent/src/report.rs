@@ -8,6 +8,7 @@ use engine::{PortState, ServedFigures, VolumeFigures};
 use serde::{Deserialize, Serialize};
 
 use crate::daemon::Daemon;
+use crate::exports::Served;
 use crate::traces::{self, Collected, Latency};
 
 /// Everything that a data plane says about itself at one instant.
@@ -115,6 +116,12 @@ pub struct Export {
     /// Worker that serves it.
     #[serde(default)]
     pub worker: usize,
+    /// Size in bytes.
+    #[serde(default)]
+    pub bytes_total: u64,
+    /// Another owner has it, so everything is refused here.
+    #[serde(default)]
+    pub fenced: bool,
     /// Connections now.
     pub connections: u32,
     /// What was begun (reads, read_bytes, writes, written_bytes, flushes, discards), answered with errors,
@@ -183,7 +190,7 @@ pub fn report(daemon: &Daemon, prefix: &str, limit: usize) -> Report {
     Report { node, version, at_ns, workers, ports, volumes, volumes_total, exports, traces }
 }
 
-fn exports(daemon: &Daemon, prefix: &str, limit: usize) -> Vec<Export> {
+pub(crate) fn exports(daemon: &Daemon, prefix: &str, limit: usize) -> Vec<Export> {
     let table = daemon.table();
     if table.served.is_empty() {
         return Vec::new();
@@ -192,14 +199,14 @@ fn exports(daemon: &Daemon, prefix: &str, limit: usize) -> Vec<Export> {
         daemon.node().served().into_iter().map(|figures| (figures.volume, figures)).collect();
     let chosen = table.served.iter().filter(|one| one.wanted.name.starts_with(prefix)).take(limit);
     let collector = daemon.traces().collected();
-    let one = |one: &std::sync::Arc<crate::exports::Served>| {
+    let one = |one: &std::sync::Arc<Served>| {
         let latency = traces::latency(&collector, one.volume);
-        Some(Export { latency, ..export(one.wanted.name.clone(), figures.get(&one.volume.0)?) })
+        Some(Export { latency, ..export(one, figures.get(&one.volume.0)?) })
     };
     chosen.filter_map(one).collect()
 }
 
-fn export(name: String, figures: &ServedFigures) -> Export {
+fn export(one: &Served, figures: &ServedFigures) -> Export {
     let target = &figures.target;
     let counters = [
         ("reads", target.reads),
@@ -212,9 +219,11 @@ fn export(name: String, figures: &ServedFigures) -> Export {
         ("connections_refused", figures.refused),
     ];
     Export {
-        name,
+        name: one.wanted.name.clone(),
         at_ns: figures.at_ns,
         worker: figures.worker,
+        bytes_total: one.bytes(),
+        fenced: figures.fenced,
         connections: figures.connections,
         counters: counters.into_iter().map(|(name, count)| (name.to_owned(), count)).collect(),
         waiting: figures.credits.parked.items,

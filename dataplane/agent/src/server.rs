@@ -18,6 +18,7 @@ use serde::Deserialize;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
 
+use crate::control::{BookError, Follower};
 use crate::daemon::{Daemon, StartError};
 use crate::exports::Applied;
 use crate::traces::{self, TraceQuery};
@@ -63,6 +64,9 @@ pub enum RunError {
     /// There is no memory for discovery.
     #[error(transparent)]
     Memory(#[from] engine::frame::SlabError),
+    /// What a control plane said cannot be remembered.
+    #[error(transparent)]
+    Book(#[from] BookError),
     /// The runtime could not be made.
     #[error("cannot start the agent: {0}")]
     Runtime(std::io::Error),
@@ -100,6 +104,7 @@ async fn serve(config: &Path, ready: impl FnOnce(&str)) -> Result<(), RunError> 
     let uris = nbd_listeners.iter().map(|listener| listener.uri(scheme));
     let uris: Vec<String> =
         uris.chain(nvme_listeners.iter().map(|listener| listener.uri("nvme-tcp"))).collect();
+    let follows = crate::config::control::settings(&file, &uris).map_err(lowered)?;
     let daemon = Arc::new(Daemon::start(config, file)?);
     let follower = follow_ports(&daemon);
     let mut death = watch_workers(&daemon);
@@ -114,6 +119,9 @@ async fn serve(config: &Path, ready: impl FnOnce(&str)) -> Result<(), RunError> 
         tokio::spawn(listener.accept("NBD", greet));
     }
     accept_nvme(&daemon, nvme_listeners)?;
+    if let Some(settings) = follows {
+        tokio::spawn(Follower::new(settings, &daemon)?.follow());
+    }
     ready(&line(&daemon, &socket, metrics_address, &uris));
     let died = loop {
         tokio::select! {

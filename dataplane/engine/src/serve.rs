@@ -110,6 +110,8 @@ pub struct ServedFigures {
     pub connections: u32,
     /// Connections that were closed at once, because there were too many.
     pub refused: u64,
+    /// Another owner has it: everything is refused here.
+    pub fenced: bool,
     /// What its limits have let through and held up.
     pub credits: throttle::VolumeCounters,
     /// Balances now.
@@ -693,6 +695,7 @@ impl Server {
             target: target.counters(),
             connections: target.connections,
             refused: target.refused,
+            fenced: target.is_fenced(),
             credits: self.shaper.counters(volume.0)?,
             balance: self.shaper.balances(now_ns, volume.0)?,
         })

@@ -20,6 +20,8 @@ use crate::volume::{Config, Volume};
 
 /// Bytes of a batch that recovery writes.
 const BATCH_BYTES: usize = 64 << 10;
+/// Bits of an epoch that count the openings under one grant.
+const OPENING_BITS: u32 = 16;
 /// Pages in one record that recovery writes.
 const RECORD_PAGES_MAX: usize = 256;
 
@@ -48,6 +50,17 @@ pub enum OpenError {
     /// Another owner claimed the volume at the same time, or after us.
     #[error("another owner claimed the volume (epoch {0}); open it again to take it over")]
     Raced(Epoch),
+    /// A higher grant opened it.
+    #[error("it was granted to another owner since (grant {there}, this one has {ours}); it is served there")]
+    Superseded {
+        /// The grant found on the medium.
+        there: u64,
+        /// The grant to open under.
+        ours: u64,
+    },
+    /// The grant allows no further opening.
+    #[error("grant {0} was opened 65,535 times; move the volume, which gives it another one")]
+    Exhausted(u64),
     /// The new size is none.
     #[error("the new size must be between 1 block and 64 TiB")]
     Size,
@@ -112,7 +125,7 @@ pub(crate) fn recover(
     config: &Config,
     blocks: Option<u64>,
 ) -> Result<(Recovered, Recovery), OpenError> {
-    let epoch = claim(directory)?;
+    let epoch = claim(directory, config.grant)?;
     let found = survey(directory, Epoch(epoch.0 - 1))?;
     let mut kept = found.replay();
     let (blocks, old_blocks) =
@@ -175,15 +188,28 @@ pub(crate) fn recover(
     Ok((recovered, recovery))
 }
 
-fn claim(directory: &dyn Directory) -> Result<Epoch, OpenError> {
+fn claim(directory: &dyn Directory, grant: Option<u64>) -> Result<Epoch, OpenError> {
     let names = directory.list().map_err(io_error("the volume's directory"))?;
     let highest = highest_claim(&names);
-    let epoch = Epoch(highest + 1);
+    let epoch = Epoch(match grant {
+        None => highest + 1,
+        Some(ours) => next_within(ours, highest)?,
+    });
     match directory.create(FileName::Epoch(epoch)) {
         Ok(()) => Ok(epoch),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(OpenError::Raced(epoch)),
         Err(error) => Err(io_error(FileName::Epoch(epoch))(error)),
     }
+}
+
+/// The next epoch of a grant, which is in its upper bits; openings under it count in the lower [`OPENING_BITS`].
+fn next_within(ours: u64, highest: u64) -> Result<u64, OpenError> {
+    let there = highest >> OPENING_BITS;
+    if there > ours {
+        return Err(OpenError::Superseded { there, ours });
+    }
+    let next = (highest + 1).max((ours << OPENING_BITS) + 1);
+    if next >> OPENING_BITS == ours { Ok(next) } else { Err(OpenError::Exhausted(ours)) }
 }
 
 pub(crate) fn highest_claim(names: &[FileName]) -> u64 {

@@ -60,6 +60,8 @@ pub struct Config {
     pub reuse_pages_max: usize,
     /// Bytes that may be written without being synced, asked or not: what a recovery reads.
     pub unsynced_bytes_max: u64,
+    /// The grant of a control plane to open under (docs/decisions/044); without one the next epoch is taken.
+    pub grant: Option<u64>,
 }
 
 impl Default for Config {
@@ -76,6 +78,7 @@ impl Default for Config {
             reserve_bytes: 2 << 20,
             reuse_pages_max: 16 << 10,
             unsynced_bytes_max: 64 << 20,
+            grant: None,
         }
     }
 }

@@ -85,6 +85,8 @@ pub enum Place {
         block: BlockSize,
         /// Identity that it must have, and gets where it is made.
         identity: Option<[u8; 16]>,
+        /// The control plane's grant to open it under.
+        grant: Option<u64>,
     },
     /// In files that another node serves (decision D13): NVMe hosts are told what is said here, and nothing is opened.
     Standby {
@@ -122,6 +124,14 @@ impl Wanted {
         match &self.place {
             Place::Files { directory, .. } | Place::Standby { directory, .. } => Some(directory),
             Place::Memory { .. } | Place::Null { .. } => None,
+        }
+    }
+
+    /// The control plane's grant to open it under.
+    pub fn grant(&self) -> Option<u64> {
+        match &self.place {
+            Place::Files { grant, .. } => *grant,
+            _ => None,
         }
     }
 
@@ -320,7 +330,14 @@ fn files(
     }
     if !export.standby {
         let bytes = blocks.map(|blocks| blocks << size.shift());
-        return Ok(Place::Files { directory, create: export.create, bytes, block: size, identity });
+        return Ok(Place::Files {
+            directory,
+            create: export.create,
+            bytes,
+            block: size,
+            identity,
+            grant: None,
+        });
     }
     let what = "a standby tells hosts what its configuration says: it needs size, and identity as \
                 `tidegate-dataplane volume list` shows it";

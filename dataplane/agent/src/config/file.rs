@@ -46,6 +46,8 @@ pub struct File {
     pub nbd: Nbd,
     /// Where NVMe hosts come in.
     pub nvme: Nvme,
+    /// Who says what else this node serves.
+    pub controlplane: Option<super::control::ControlPlane>,
     /// Volumes that this node serves itself.
     pub export: Vec<Export>,
 }

@@ -4,6 +4,7 @@
 //! engine's [`engine::Plan`] and [`engine::Snapshot`]. An unknown key is refused with the nearest name that
 //! exists.
 
+pub mod control;
 pub mod exports;
 pub mod file;
 mod limits;

@@ -123,11 +123,12 @@ pub(super) fn open(
         &Place::Standby { size, blocks, identity, .. } => {
             Ok(Opened { target: Target::standby(volume, size), size, blocks, identity })
         }
-        Place::Files { directory, create, bytes, block, identity } => {
+        Place::Files { directory, create, bytes, block, identity, grant } => {
             let make = bytes.filter(|_| *create).map(|bytes| (*block, bytes));
             let place = find(directory, make, *identity)?;
             check_identity(directory, &place, *identity)?;
-            let config = volume::Config { leaf_cache_leaves: leaves, ..volume::Config::default() };
+            let config =
+                volume::Config { leaf_cache_leaves: leaves, grant: *grant, ..volume::Config::default() };
             let failed = |source| ServeError::Open { path: directory.clone(), source };
             let (opened, recovery) = volume::open(&place, volume, config).map_err(failed)?;
             info!(

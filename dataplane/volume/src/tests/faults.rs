@@ -419,3 +419,22 @@ fn restarts_do_not_eat_the_disk() {
     }
     assert!(disk.pages() <= most + 40, "{} pages, {most} after three restarts", disk.pages());
 }
+
+/// Decision 044: an epoch on the media is a grant and the number of an opening under it.
+#[test]
+fn a_grant_opens_again_under_itself_and_never_over_a_higher_one() {
+    use crate::Directory;
+    let disk = disk(1 << 20, BlockSize::B4096);
+    let under = |grant| Bed::open(&disk, Config { grant: Some(grant), ..small() });
+    let epoch = |bed: Result<Bed, OpenError>| bed.expect("it opens").recovery.epoch.0;
+    assert_eq!(epoch(under(1)), (1 << 16) + 1);
+    assert_eq!(epoch(under(1)), (1 << 16) + 2, "its own restart");
+    assert_eq!(epoch(under(3)), (3 << 16) + 1);
+    let zombie = under(1).err().expect("it was granted to another since");
+    assert!(matches!(zombie, OpenError::Superseded { there: 3, ours: 1 }), "{zombie}");
+    // Nobody opens a volume so often; the last opening is made by hand.
+    disk.create(FileName::Epoch(Epoch((4 << 16) - 1))).expect("a claim");
+    let exhausted = under(3).err().expect("there is no number left");
+    assert!(matches!(exhausted, OpenError::Exhausted(3)), "{exhausted}");
+    assert_eq!(epoch(under(4)), (4 << 16) + 1);
+}

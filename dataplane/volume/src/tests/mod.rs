@@ -27,6 +27,7 @@ pub fn small() -> Config {
         reserve_bytes: 16 << 10,
         reuse_pages_max: 64,
         unsynced_bytes_max: 1 << 30,
+        grant: None,
     }
 }
 

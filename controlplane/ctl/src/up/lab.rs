@@ -1,17 +1,28 @@
-//! A laboratory of network namespaces and daemons that disappears with this process.
+//! Processes and network namespaces that disappear with this process.
 //!
 //! Namespaces have no name: each is held by a sleeping child that the kernel kills when we die, so that
 //! neither Ctrl-C nor kill -9 leaves anything behind.
 
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::tools::{Outcome, output, quiet, root};
+/// What went wrong, in a sentence.
+pub type Outcome<T = ()> = Result<T, String>;
+
+/// Runs a program and returns what it printed.
+pub fn output(command: &mut Command) -> Outcome<String> {
+    let shown = format!("{command:?}");
+    let output = command.output().map_err(|error| format!("{shown}: {error}"))?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    Err(format!("{shown}: {}", String::from_utf8_lossy(&output.stderr).trim_end()))
+}
 
 /// A child process that is killed when it is dropped, and by the kernel when we are killed.
-pub struct Held(pub Child);
+pub struct Held(Child);
 
 impl Held {
     /// Starts `program` so that it dies with us. In `space`, if one is given.
@@ -24,11 +35,26 @@ impl Held {
         command.spawn().map(Held).map_err(|error| format!("cannot start `{}`: {error}", words.join(" ")))
     }
 
+    /// Starts a daemon and waits until it says that it runs.
+    pub fn daemon(space: Option<&Namespace>, words: &[&str]) -> Outcome<Held> {
+        let mut held = Held::start(space, words, Stdio::piped())?;
+        let stdout = held.0.stdout.take().ok_or("a daemon has no output")?;
+        let mut lines = BufReader::new(stdout).lines();
+        let Some(Ok(first)) = lines.next() else {
+            return Err(format!("`{}` ended at once", words.join(" ")));
+        };
+        eprintln!("  {first}");
+        std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| eprintln!("  {line}")));
+        Ok(held)
+    }
+
     /// Asks the child to stop as a service manager would, and waits for it.
     pub fn stop(mut self) -> Outcome {
-        quiet(Command::new("kill").args(["-TERM", &self.0.id().to_string()]))?;
+        let pid = rustix::process::Pid::from_child(&self.0);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)
+            .map_err(|error| format!("a daemon cannot be stopped: {error}"))?;
         let status = self.0.wait().map_err(|error| format!("wait: {error}"))?;
-        if status.success() { Ok(()) } else { Err(format!("the daemon ended with {status}")) }
+        if status.success() { Ok(()) } else { Err(format!("a daemon ended with {status}")) }
     }
 
     /// True when the child has ended.
@@ -103,37 +129,7 @@ pub fn wait_for(what: &str, limit: Duration, mut ready: impl FnMut() -> bool) ->
     Ok(())
 }
 
-/// The daemon of this checkout, built with optimisation.
-pub fn daemon() -> Outcome<PathBuf> {
-    crate::tools::show(crate::tools::cargo().args([
-        "build",
-        "--release",
-        "--quiet",
-        "--package",
-        "tidegate-dataplane",
-    ]))?;
-    Ok(target().join("release/tidegate-dataplane"))
-}
-
-fn target() -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
-}
-
-/// Starts a data plane and waits until its control socket answers.
-pub fn start_daemon(space: Option<&Namespace>, daemon: &Path, config: &Path, socket: &Path) -> Outcome<Held> {
-    let words = [&*daemon.to_string_lossy(), "run", "--config", &*config.to_string_lossy()];
-    let mut held = Held::start(space, &words, Stdio::piped())?;
-    if let Some(stdout) = held.0.stdout.take() {
-        std::thread::spawn(move || {
-            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                eprintln!("  {line}");
-            }
-        });
-    }
-    let mut ended = false;
-    wait_for("the data plane", Duration::from_secs(10), || {
-        ended = held.ended();
-        ended || socket.exists()
-    })?;
-    if ended { Err(format!("the data plane with {} ended at once", config.display())) } else { Ok(held) }
+/// Writes a file of the demonstration.
+pub fn write(path: &Path, text: &str) -> Outcome {
+    std::fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))
 }

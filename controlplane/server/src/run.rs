@@ -1,0 +1,130 @@
+//! The daemon's life: everything is opened, then the core is recovered, then the doors open; and the way back.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use axum::Router;
+use store::{Local, OpenError, Store};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+use tracing::{error, info};
+
+use crate::access::{self, TokenError, Tokens};
+use crate::api::{self, Shell};
+use crate::audit::Audit;
+use crate::config::{self, Config, ConfigError};
+use crate::doors::{DoorError, Doors, Peer};
+use crate::driver::{self, Driver, Ended, StartError, Work};
+use crate::nodes::Live;
+use crate::policies::{Policies, PoliciesError};
+
+/// Why a control plane does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The file.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Its folder.
+    #[error("{}: {source}; make it, or choose another directory", path.display())]
+    Folder {
+        /// The folder, or a file in it.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
+    /// A token.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// The store's file.
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    /// The core.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The policies.
+    #[error(transparent)]
+    Policies(#[from] PoliciesError),
+    /// Where clients come in.
+    #[error(transparent)]
+    Doors(#[from] DoorError),
+    /// The core ended.
+    #[error(transparent)]
+    Ended(#[from] Ended),
+    /// The runtime could not be made.
+    #[error("cannot start: {0}")]
+    Runtime(std::io::Error),
+}
+
+/// Runs until SIGINT or SIGTERM. `ready` is told the one line that says so.
+pub fn run(path: &Path, ready: impl FnOnce(&str)) -> Result<(), RunError> {
+    let config = config::read(path)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(RunError::Runtime)?;
+    runtime.block_on(serve(&config, ready))
+}
+
+async fn serve(config: &Config, ready: impl FnOnce(&str)) -> Result<(), RunError> {
+    // From here on a signal ends the daemon in order.
+    let on = |kind| signal(kind).map_err(RunError::Runtime);
+    let (mut interrupt, mut terminate) = (on(SignalKind::interrupt())?, on(SignalKind::terminate())?);
+    let folder = &config.file.directory;
+    let failed = |path: &Path, source| RunError::Folder { path: path.to_owned(), source };
+    std::fs::create_dir_all(folder).map_err(|source| failed(folder, source))?;
+    let tokens = Tokens::read(&config.file.listen)?;
+    // Only one process can have it: what follows runs once.
+    let store: Arc<dyn Store> = Arc::new(Local::open(&folder.join("store.redb"))?);
+    let audit_path = folder.join("audit.log");
+    let audit = Arc::new(Audit::open(&audit_path).map_err(|source| failed(&audit_path, source))?);
+    let (driver, seat) = Driver::new();
+    let policies = Policies::open(driver.clone())?;
+    let (core, meta) = driver::recover(&*store, core_config(config))?;
+    info!(start = core.start(), volumes = core.volumes().count(), nodes = core.nodes().count(), "recovered");
+    let (tell, mut ended) = oneshot::channel();
+    seat.start(Work { core, meta, store: Arc::clone(&store), policies }, tell)?;
+    let doors = Doors::open(&config.file.listen, &config.places).await?;
+    let line = format!("the control plane is running at {}", doors.shown().join(" and "));
+    let shell =
+        Shell { driver: driver.clone(), live: Live::default(), store, audit, watches: Shell::watches() };
+    let router: Router =
+        api::routes().layer(axum::middleware::from_fn_with_state(tokens, access::guard)).with_state(shell);
+    tokio::spawn(axum::serve(doors, router.into_make_service_with_connect_info::<Peer>()).into_future());
+    ready(&line);
+    let why = tokio::select! {
+        _ = interrupt.recv() => None,
+        _ = terminate.recv() => None,
+        why = &mut ended => Some(why.ok().flatten()),
+    };
+    if let Some(why) = why {
+        error!("the core has ended");
+        return why.map_or(Ok(()), |why| Err(RunError::Ended(why)));
+    }
+    info!("stopping");
+    driver.stop();
+    match ended.await.ok().flatten() {
+        Some(why) => Err(why.into()),
+        None => Ok(()),
+    }
+}
+
+fn core_config(config: &Config) -> control_core::Config {
+    let default = control_core::Config::default();
+    let (liveness, work) = (&config.file.liveness, &config.file.work);
+    control_core::Config {
+        seed: seed(),
+        ask: true,
+        suspect_after_ms: liveness.suspect_after_ms.unwrap_or(default.suspect_after_ms),
+        lost_after_ms: liveness.lost_after_ms.unwrap_or(default.lost_after_ms),
+        copy_slots_per_node: work.copy_slots_per_node.unwrap_or(default.copy_slots_per_node),
+        copy_bytes_per_s: work.copy_bytes_per_s.unwrap_or(default.copy_bytes_per_s),
+        ..default
+    }
+}
+
+/// Where this start's randomness begins: spread by the hasher's own keys, which the system chose.
+fn seed() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(std::process::id())
+}

@@ -1,0 +1,361 @@
+//! Doing what a control plane says: its end of the link, on this node.
+//!
+//! [`book`] is what must be remembered, [`dial`] makes connections, [`placed`] turns a snapshot into what is served,
+//! [`steps`] carries instructions out, [`figures`] says how things are. This file is the loop between them.
+//!
+//! Invariants: nothing here reads an expiry: without control plane a node serves its last snapshot for ever (decision
+//! D11). What a message says is written down before it is done. A snapshot is applied by one thread, and of several
+//! that wait only the newest counts.
+
+mod book;
+mod dial;
+mod figures;
+mod placed;
+mod steps;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use contract::node::{NodeInfo, ToNodeBody};
+use contract::{
+    Done, FromNode, Instruction, InstructionKey, LeaseId, Name, NodeReport, NodeSnapshot, NodeStep, Pool,
+    Resources, ToNode,
+};
+use tokio::sync::{Notify, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tracing::{error, info, warn};
+
+use crate::daemon::Daemon;
+
+pub use book::BookError;
+use book::Shelf;
+pub use dial::Address;
+use figures::Figures;
+use placed::Serving;
+use steps::{Job, Jobs};
+
+/// Time between two reports.
+const REPORT: Duration = Duration::from_millis(200);
+/// Every so many reports one has all volumes in it.
+const WHOLE: u64 = 5;
+/// Shortest and longest wait before the control plane is dialled again.
+const DIAL_MIN: Duration = Duration::from_millis(50);
+const DIAL_MAX: Duration = Duration::from_secs(1);
+/// How long volumes that could not be opened wait to be tried again.
+const AGAIN: Duration = Duration::from_secs(2);
+
+/// What is needed to follow a control plane.
+#[derive(Clone)]
+pub struct Settings {
+    /// Where it is.
+    pub address: Address,
+    /// The bearer token.
+    pub token: Option<String>,
+    /// Folder of what must be remembered.
+    pub state: PathBuf,
+    /// What people call this node.
+    pub name: Name,
+    /// What it can serve at once.
+    pub capacity: Resources,
+    /// Directories for volumes.
+    pub pools: Vec<(Pool, PathBuf)>,
+    /// Where hosts reach it.
+    pub addresses: Vec<String>,
+}
+
+/// One node's end, as long as its daemon lives.
+pub struct Follower {
+    settings: Settings,
+    daemon: Weak<Daemon>,
+    state: Mutex<State>,
+    /// A snapshot waits to be applied.
+    told: Notify,
+}
+
+struct State {
+    shelf: Shelf,
+    jobs: Jobs,
+    /// Leases that were revoked and whose work has ended.
+    released: Vec<LeaseId>,
+    /// Leases that were revoked and whose work has not.
+    leaving: Vec<LeaseId>,
+    serving: Serving,
+    figures: Figures,
+    report_seq: u64,
+}
+
+impl Follower {
+    /// Opens the book. Nothing is served yet.
+    pub fn new(settings: Settings, daemon: &Arc<Daemon>) -> Result<Arc<Follower>, BookError> {
+        let shelf = Shelf::open(&settings.state)?;
+        let state = State {
+            shelf,
+            jobs: Jobs::default(),
+            released: Vec::new(),
+            leaving: Vec::new(),
+            serving: Serving::default(),
+            figures: Figures::default(),
+            report_seq: 0,
+        };
+        let daemon = Arc::downgrade(daemon);
+        Ok(Arc::new(Follower { settings, daemon, state: Mutex::new(state), told: Notify::new() }))
+    }
+
+    /// Serves what was told last, then links for ever.
+    pub async fn follow(self: Arc<Follower>) {
+        if self.state().shelf.book.snapshot.is_some() {
+            info!("serving what the control plane said last, until it says something else");
+            self.told.notify_one();
+        }
+        tokio::spawn(Arc::clone(&self).apply_for_ever());
+        let mut wait = DIAL_MIN;
+        let mut said = String::new();
+        while self.daemon.strong_count() > 0 {
+            let why = match self.link().await {
+                Ok(()) => {
+                    wait = DIAL_MIN;
+                    "the link ended".to_owned()
+                }
+                Err(why) => why,
+            };
+            // Once for each reason: without control plane this goes on for ever.
+            if why != said {
+                warn!("no control plane: {why}; serving goes on, and it is dialled again");
+                said = why;
+            }
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(DIAL_MAX);
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One connection, until it ends.
+    async fn link(self: &Arc<Self>) -> Result<(), String> {
+        let connection = self.settings.address.connect().await.map_err(|error| error.to_string())?;
+        let (say, said) = mpsc::channel(southbound::QUEUE);
+        let hello = FromNode::Hello(self.introduction());
+        say.send(hello).await.map_err(|error| error.to_string())?;
+        let token = self.settings.token.as_deref();
+        let mut heard = southbound::dial(connection, token, ReceiverStream::new(said))
+            .await
+            .map_err(|error| error.to_string())?;
+        let mut due = tokio::time::interval(REPORT);
+        due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                message = heard.message() => match message {
+                    Ok(Some(message)) => self.hear(message, &say).await.map_err(|error| error.to_string())?,
+                    Ok(None) => return Ok(()),
+                    Err(status) => return Err(status.message().to_owned()),
+                },
+                _ = due.tick() => {
+                    let report = self.report().await.ok_or("the data plane ends")?;
+                    if say.send(FromNode::Report(report)).await.is_err() {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    fn introduction(&self) -> NodeInfo {
+        let workers = self.daemon.upgrade().map_or(0, |daemon| daemon.node().plan().workers.len());
+        NodeInfo {
+            name: self.settings.name.clone(),
+            incarnation: self.state().shelf.book.incarnation,
+            workers: u16::try_from(workers).unwrap_or(u16::MAX),
+            capacity: self.settings.capacity,
+            pools: self.settings.pools.iter().map(|(pool, _)| pool.clone()).collect(),
+            addresses: self.settings.addresses.clone(),
+        }
+    }
+
+    async fn hear(self: &Arc<Self>, message: ToNode, say: &mpsc::Sender<FromNode>) -> Result<(), BookError> {
+        match message.body {
+            ToNodeBody::Introduce => {
+                // A link that takes nothing ends by itself.
+                let _ = say.send(FromNode::Hello(self.introduction())).await;
+            }
+            ToNodeBody::Welcome { node } => {
+                let mut state = self.state();
+                if state.shelf.book.node != Some(node) {
+                    info!(%node, "linked");
+                    state.shelf.book.node = Some(node);
+                    state.shelf.write()?;
+                }
+            }
+            ToNodeBody::Snapshot(snapshot) => self.take(*snapshot)?,
+            ToNodeBody::Instruct(instruction) => self.begin(instruction, message.seq)?,
+            ToNodeBody::Cancel(key) => {
+                if let Some(job) = self.state().jobs.get(key) {
+                    job.stop();
+                }
+            }
+            ToNodeBody::Forget(keys) => self.state().shelf.forget(&keys, message.seq)?,
+            ToNodeBody::Revoke { lease, .. } => self.revoke(lease),
+        }
+        Ok(())
+    }
+
+    fn take(&self, snapshot: NodeSnapshot) -> Result<(), BookError> {
+        let mut state = self.state();
+        let is_newer = state.shelf.book.snapshot.as_ref().is_none_or(|old| old.version < snapshot.version);
+        if is_newer {
+            state.shelf.book.snapshot = Some(snapshot);
+            state.shelf.write()?;
+            self.told.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Whoever works under `lease` ends; it is released when nobody does.
+    fn revoke(&self, lease: LeaseId) {
+        let mut state = self.state();
+        let jobs: Vec<Arc<Job>> = state.jobs.under(lease).cloned().collect();
+        jobs.iter().for_each(|job| job.stop());
+        let to = if jobs.is_empty() { &mut state.released } else { &mut state.leaving };
+        if !to.contains(&lease) {
+            to.push(lease);
+        }
+    }
+
+    /// Applies the newest snapshot whenever there is one, and tries again what could not be opened.
+    async fn apply_for_ever(self: Arc<Follower>) {
+        let mut failed = false;
+        while self.daemon.strong_count() > 0 {
+            let again = async {
+                match failed {
+                    true => tokio::time::sleep(AGAIN).await,
+                    false => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = self.told.notified() => {}
+                () = again => {}
+                () = tokio::time::sleep(DIAL_MAX) => continue,
+            }
+            let follower = Arc::clone(&self);
+            let applied = tokio::task::spawn_blocking(move || follower.apply()).await;
+            failed = !applied.unwrap_or(false);
+        }
+    }
+
+    /// True when everything that was told is served.
+    fn apply(&self) -> bool {
+        let Some(daemon) = self.daemon.upgrade() else { return true };
+        let snapshot = self.state().shelf.book.snapshot.clone();
+        let Some(snapshot) = snapshot else { return true };
+        let serving = placed::apply(&daemon, &self.settings.pools, &snapshot);
+        let whole = serving.failed.is_empty();
+        let version = snapshot.version;
+        for (volume, why) in &serving.failed {
+            error!(%volume, "not served: {why}");
+        }
+        info!(%version, volumes = snapshot.volumes.len(), failed = serving.failed.len(), "the control plane's snapshot runs");
+        self.state().serving = serving;
+        whole
+    }
+
+    fn begin(self: &Arc<Self>, instruction: Instruction, seq: u64) -> Result<(), BookError> {
+        let key = instruction.key;
+        let mut state = self.state();
+        let found = self.settings.pools.iter().find(|(pool, _)| pool.name == instruction.pool);
+        let place = found.map(|(_, directory)| placed::directory(directory, instruction.volume));
+        let served = state.serving.placed(instruction.volume).is_some();
+        if !state.shelf.is_new(key, seq) {
+            return Ok(());
+        }
+        // Without room for it nothing is written down: it is sent again while it is wanted.
+        let Some(job) = state.jobs.begin(&instruction) else { return Ok(()) };
+        state.shelf.begin(key)?;
+        drop(state);
+        info!(%key, step = %instruction.step, volume = %instruction.volume, "begun");
+        let follower = Arc::clone(self);
+        tokio::task::spawn_blocking(move || {
+            let done = match place {
+                None => {
+                    Done::Failed { why: format!("there is no pool {} here", instruction.pool), again: false }
+                }
+                Some(_) if instruction.step == NodeStep::Resize => follower.resize(&instruction),
+                Some(directory) => steps::carry_out(&instruction, &directory, served, &job),
+            };
+            follower.end(key, done);
+        });
+        Ok(())
+    }
+
+    /// A volume grows with the snapshot that says so; this does it at once.
+    fn resize(&self, instruction: &Instruction) -> Done {
+        {
+            let mut state = self.state();
+            let snapshot = state.shelf.book.snapshot.as_mut();
+            let placed =
+                snapshot.and_then(|all| all.volumes.iter_mut().find(|one| one.volume == instruction.volume));
+            let Some(placed) = placed else {
+                return Done::Failed { why: "it is not served here".to_owned(), again: true };
+            };
+            placed.size_bytes = placed.size_bytes.max(instruction.size_bytes);
+        }
+        self.apply();
+        match self.state().serving.failed.get(&instruction.volume) {
+            None => Done::Done { credits: None },
+            Some(why) => Done::Failed { why: why.clone(), again: true },
+        }
+    }
+
+    fn end(&self, key: InstructionKey, done: Done) {
+        if let Done::Failed { why, .. } = &done {
+            warn!(%key, "failed: {why}");
+        }
+        let mut state = self.state();
+        state.jobs.end(key);
+        if let Err(failure) = state.shelf.end(key, done) {
+            error!("how {key} ended is not written down: {failure}");
+        }
+        let State { jobs, leaving, released, .. } = &mut *state;
+        leaving.retain(|lease| {
+            let works = jobs.under(*lease).next().is_some();
+            if !works {
+                released.push(*lease);
+            }
+            works
+        });
+    }
+
+    /// How things are now; `None` when the daemon ends.
+    async fn report(self: &Arc<Self>) -> Option<NodeReport> {
+        let whole = self.state().report_seq.is_multiple_of(WHOLE);
+        let daemon = self.daemon.upgrade()?;
+        // Asking the workers blocks.
+        let figures = match whole {
+            true => Some(tokio::task::spawn_blocking(move || figures::read(&daemon)).await.ok()?),
+            false => None,
+        };
+        let mut state = self.state();
+        let state = &mut *state;
+        state.report_seq += 1;
+        let volumes = match figures {
+            Some(read) => state.figures.volumes(read, &state.serving),
+            None => Vec::new(),
+        };
+        let jobs = &state.jobs;
+        let steps = state.shelf.reports(|key| {
+            jobs.get(key).map_or(Done::Running { done_bytes: 0, total_bytes: 0 }, |job| job.progress())
+        });
+        Some(NodeReport {
+            incarnation: state.shelf.book.incarnation,
+            seq: state.report_seq,
+            running: state.serving.version,
+            utilisation_ppm: state.figures.utilisation_ppm(self.settings.capacity),
+            whole,
+            volumes,
+            steps,
+            conditions: Vec::new(),
+            released: state.released.clone(),
+        })
+    }
+}

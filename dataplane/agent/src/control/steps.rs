@@ -1,0 +1,234 @@
+//! Carrying instructions out: each on a thread of its own, with how far it is and a way to stop it.
+//!
+//! Invariants: at most [`JOBS_MAX`] at a time; none begins on a volume that is served and must not be; one that
+//! is stopped says so as a failure that may be tried again.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Seek, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use contract::{Done, Instruction, InstructionKey, LeaseId, NodeStep};
+use engine::block::BlockSize;
+use engine::volume::{Directory, HostDirectory, store};
+
+/// Instructions carried out at once.
+pub const JOBS_MAX: usize = 16;
+/// Written at once when a volume is wiped.
+const CHUNK_BYTES: usize = 1 << 20;
+/// Times that a volume which is being changed is looked at before what is found counts as damage.
+const LOOKS: u32 = 3;
+
+/// An instruction under way.
+#[derive(Debug)]
+pub struct Job {
+    stop: AtomicBool,
+    done_bytes: AtomicU64,
+    total_bytes: AtomicU64,
+    /// Lease that it works under.
+    pub lease: Option<LeaseId>,
+}
+
+impl Job {
+    /// Has it end soon.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
+    /// How far it is.
+    pub fn progress(&self) -> Done {
+        Done::Running {
+            done_bytes: self.done_bytes.load(Ordering::Relaxed),
+            total_bytes: self.total_bytes.load(Ordering::Relaxed),
+        }
+    }
+
+    /// So many bytes more are done; waits as long as `rate` per second asks for. False: it was stopped.
+    fn pace(&self, began: Instant, bytes: u64, rate: u64) -> bool {
+        let done = self.done_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let due = Duration::from_secs_f64(done as f64 / rate.max(1) as f64);
+        while began.elapsed() < due && !self.stop.load(Ordering::Relaxed) {
+            std::thread::sleep((due - began.elapsed().min(due)).min(Duration::from_millis(20)));
+        }
+        !self.stop.load(Ordering::Relaxed)
+    }
+}
+
+/// All instructions under way.
+#[derive(Debug, Default)]
+pub struct Jobs(BTreeMap<InstructionKey, Arc<Job>>);
+
+impl Jobs {
+    /// A new one, if there is room.
+    pub fn begin(&mut self, instruction: &Instruction) -> Option<Arc<Job>> {
+        if self.0.len() >= JOBS_MAX {
+            return None;
+        }
+        let job = Arc::new(Job {
+            stop: AtomicBool::new(false),
+            done_bytes: AtomicU64::new(0),
+            total_bytes: AtomicU64::new(0),
+            lease: instruction.lease,
+        });
+        self.0.insert(instruction.key, Arc::clone(&job));
+        Some(job)
+    }
+
+    /// It is over.
+    pub fn end(&mut self, key: InstructionKey) {
+        self.0.remove(&key);
+    }
+
+    /// One under way.
+    pub fn get(&self, key: InstructionKey) -> Option<&Arc<Job>> {
+        self.0.get(&key)
+    }
+
+    /// Those that work under a lease.
+    pub fn under(&self, lease: LeaseId) -> impl Iterator<Item = &Arc<Job>> {
+        self.0.values().filter(move |job| job.lease == Some(lease))
+    }
+}
+
+/// Carries an instruction on files out; `directory` is where the volume's files are, `served` whether it is open here.
+pub fn carry_out(instruction: &Instruction, directory: &Path, served: bool, job: &Job) -> Done {
+    let outcome = match instruction.step {
+        NodeStep::Prepare => prepare(directory, instruction.size_bytes),
+        NodeStep::Remove | NodeStep::Wipe if served => {
+            Err(Failure::again("it is still served here".to_owned()))
+        }
+        NodeStep::Remove => remove(directory),
+        NodeStep::Wipe => wipe(directory, instruction.rate_bytes_per_s, job),
+        NodeStep::Scrub => scrub(directory, served, job),
+        // Files grow as they are written: an open volume has all the room that its medium has.
+        NodeStep::Expand => Ok(()),
+        // The snapshot carries the size, and volumes are not moved between directories here.
+        NodeStep::Resize | NodeStep::CopyBulk | NodeStep::CopyDelta | NodeStep::Freeze | NodeStep::Thaw => {
+            let what = instruction.step;
+            Err(Failure { why: format!("this data plane cannot do {what}"), again: false })
+        }
+    };
+    match outcome {
+        Ok(()) => Done::Done { credits: None },
+        Err(Failure { why, again }) => Done::Failed { why, again },
+    }
+}
+
+struct Failure {
+    why: String,
+    again: bool,
+}
+
+impl Failure {
+    fn again(why: String) -> Failure {
+        Failure { why, again: true }
+    }
+
+    fn at(path: &Path, error: impl std::fmt::Display) -> Failure {
+        Failure::again(format!("{}: {error}", path.display()))
+    }
+}
+
+const STOPPED: &str = "it was stopped";
+
+fn prepare(directory: &Path, bytes: u64) -> Result<(), Failure> {
+    if let Some(parent) = directory.parent() {
+        fs::create_dir_all(parent).map_err(|error| Failure::at(parent, error))?;
+    }
+    // An attempt that a crash cut short; ids are never used twice, so it can only be of this volume.
+    let there = HostDirectory::open(directory).ok();
+    if let Some(summary) = there.as_ref().and_then(|there| store::summary(there).ok())
+        && summary.blocks << summary.size.shift() == bytes
+    {
+        return Ok(());
+    }
+    if let Some(there) = there {
+        store::delete(&there).map_err(|error| Failure::at(directory, error))?;
+    }
+    let made = store::create(directory, bytes, BlockSize::B4096);
+    made.map(drop).map_err(|error| Failure::at(directory, error))
+}
+
+fn remove(directory: &Path) -> Result<(), Failure> {
+    if !directory.exists() {
+        return Ok(());
+    }
+    let there = HostDirectory::open(directory).map_err(|error| Failure::at(directory, error))?;
+    store::delete(&there).map_err(|error| Failure::at(directory, error))
+}
+
+/// Writes zeros over everything that its files hold, and syncs them.
+fn wipe(directory: &Path, rate: u64, job: &Job) -> Result<(), Failure> {
+    if !directory.exists() {
+        return Ok(());
+    }
+    let failed = |error: io::Error| Failure::at(directory, error);
+    let files = || -> io::Result<Vec<_>> {
+        let mut files = Vec::new();
+        for entry in fs::read_dir(directory)? {
+            let entry = entry?;
+            let meta = entry.metadata()?;
+            if meta.is_file() {
+                files.push((entry.path(), meta.blocks() * 512));
+            }
+        }
+        Ok(files)
+    };
+    let files = files().map_err(failed)?;
+    job.total_bytes.store(files.iter().map(|(_, bytes)| bytes).sum(), Ordering::Relaxed);
+    let (began, zeros) = (Instant::now(), vec![0; CHUNK_BYTES]);
+    for (path, _) in files {
+        let mut file = File::options().write(true).open(&path).map_err(failed)?;
+        let length = file.metadata().map_err(failed)?.len();
+        let mut at = 0;
+        // Holes hold nothing.
+        while let Some((from, to)) = data(&file, at, length).map_err(failed)? {
+            at = from;
+            file.seek(SeekFrom::Start(from)).map_err(failed)?;
+            while at < to {
+                let part = (to - at).min(CHUNK_BYTES as u64);
+                file.write_all(&zeros[..part as usize]).map_err(failed)?;
+                at += part;
+                if !job.pace(began, part, rate) {
+                    return Err(Failure::again(STOPPED.to_owned()));
+                }
+            }
+        }
+        file.sync_all().map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// The next stretch with data from `at` on.
+fn data(file: &File, at: u64, length: u64) -> io::Result<Option<(u64, u64)>> {
+    use rustix::fs::{SeekFrom, seek};
+    if at >= length {
+        return Ok(None);
+    }
+    match seek(file, SeekFrom::Data(at)) {
+        Ok(from) => Ok(Some((from, seek(file, SeekFrom::Hole(from))?))),
+        Err(rustix::io::Errno::NXIO) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Reads a volume and checks its sums. What is found while it is served may be a change seen half way, so it
+/// must be found again.
+fn scrub(directory: &Path, served: bool, job: &Job) -> Result<(), Failure> {
+    let there = HostDirectory::open(directory).map_err(|error| Failure::at(directory, error))?;
+    let names = there.list().map_err(|error| Failure::at(directory, error))?;
+    let mut problem = String::new();
+    for _ in 0..if served { LOOKS } else { 1 } {
+        if job.stop.load(Ordering::Relaxed) {
+            return Err(Failure::again(STOPPED.to_owned()));
+        }
+        let checked = store::check(&there).map_err(|error| Failure::at(directory, error))?;
+        let Some(first) = checked.problems.first() else { return Ok(()) };
+        problem = format!("{} problems in {} files, first: {first}", checked.problem_count, names.len());
+    }
+    Err(Failure { why: format!("{problem}; restore those blocks from a copy"), again: false })
+}

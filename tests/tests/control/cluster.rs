@@ -1,0 +1,181 @@
+//! A control plane and data planes that share a directory.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+use tests::gateway::{Gateway, daemon, folder};
+use tests::netns::Held;
+
+use crate::client::Client;
+
+/// See the module's documentation.
+pub struct Cluster {
+    pub folder: PathBuf,
+    pub controlplane: Option<Held>,
+    pub nodes: Vec<Option<Gateway>>,
+}
+
+/// Names of data planes.
+const NAMES: [&str; 2] = ["one", "two"];
+
+impl Cluster {
+    /// A running control plane with so many data planes, which it knows.
+    pub fn start(test: &str, nodes: usize) -> Cluster {
+        let folder = folder(test);
+        let mut cluster = Cluster { folder, controlplane: None, nodes: Vec::new() };
+        let text = format!(
+            "directory = {:?}\n[listen]\nat = [{:?}]\n",
+            cluster.folder.join("controlplane"),
+            cluster.socket()
+        );
+        std::fs::write(cluster.folder.join("controlplane.toml"), text).expect("a configuration");
+        cluster.start_controlplane();
+        for node in 0..nodes {
+            cluster.nodes.push(None);
+            cluster.start_node(node);
+        }
+        cluster.until("all data planes are alive", |cluster| cluster.alive() == nodes);
+        cluster.tidegate(&["tenant", "put", "blue", "--vni", "7"]);
+        cluster
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.join("cp.sock")
+    }
+
+    /// Starts the control plane, again if it was killed.
+    pub fn start_controlplane(&mut self) {
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.folder.join("controlplane.log"))
+            .expect("a log file");
+        let program = daemon().with_file_name("tidegate-controlplane");
+        assert!(program.exists(), "{} is not built: `cargo build -p server -p ctl`", program.display());
+        let child = Command::new(program)
+            .args(["run", "--config"])
+            .arg(self.folder.join("controlplane.toml"))
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("the control plane starts");
+        self.controlplane = Some(Held(child));
+        self.until("the control plane answers", |cluster| cluster.try_tidegate(&["status"]).is_ok());
+    }
+
+    /// Starts a data plane, again if it was killed.
+    pub fn start_node(&mut self, node: usize) {
+        let name = NAMES[node];
+        let body = format!(
+            "[nbd]\nlisten = [{nbd:?}]\n[serve]\nmemory = \"72MiB\"\nhugepages = false\n\
+             [nvme]\ncontroller_first = {first}\ncontrollers = 1000\n\
+             [controlplane]\naddress = \"unix:{socket}\"\nstate = {state:?}\noperations = 100000\nbytes = \"1GB/s\"\n\
+             [[controlplane.pool]]\nname = \"default\"\ndirectory = {pool:?}\nshared = true\ncapacity = \"1TiB\"\n",
+            nbd = self.nbd(node),
+            first = 1 + 1000 * node,
+            socket = self.socket().display(),
+            state = self.folder.join(format!("state-{name}")),
+            pool = self.folder.join("volumes"),
+        );
+        self.nodes[node] = Some(Gateway::start(None, &self.folder, name, &body));
+    }
+
+    /// Kills a data plane with SIGKILL.
+    pub fn kill_node(&mut self, node: usize) {
+        let killed = self.nodes[node].take().expect("it runs");
+        drop(killed);
+    }
+
+    /// Kills the control plane with SIGKILL.
+    pub fn kill_controlplane(&mut self) {
+        drop(self.controlplane.take().expect("it runs"));
+    }
+
+    /// Where a data plane takes NBD clients.
+    pub fn nbd(&self, node: usize) -> PathBuf {
+        self.folder.join(format!("nbd-{}.sock", NAMES[node]))
+    }
+
+    /// A client of a volume at a data plane, if that serves it.
+    pub fn client(&self, node: usize, volume: &str) -> std::io::Result<Client> {
+        let socket = std::os::unix::net::UnixStream::connect(self.nbd(node))?;
+        socket.set_read_timeout(Some(std::time::Duration::from_secs(20)))?;
+        Client::new(Box::new(socket), volume)
+    }
+
+    /// Runs the command line; what it printed, in JSON, or what it said.
+    pub fn try_tidegate(&self, words: &[&str]) -> Result<Value, (i32, String)> {
+        let program = daemon().with_file_name("tidegate");
+        let server = format!("unix:{}", self.socket().display());
+        let output = Command::new(program)
+            .args(["--server", &server, "-o", "json"])
+            .args(words)
+            .output()
+            .expect("tidegate runs");
+        if output.status.success() {
+            // What was done may be said in words.
+            Ok(serde_json::from_slice(&output.stdout).unwrap_or(Value::Null))
+        } else {
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            Err((output.status.code().unwrap_or(-1), said))
+        }
+    }
+
+    /// Runs the command line, which must do what it is told.
+    pub fn tidegate(&self, words: &[&str]) -> Value {
+        self.try_tidegate(words)
+            .unwrap_or_else(|(code, said)| panic!("{words:?}: {code}: {said}{}", self.logs()))
+    }
+
+    /// Makes a volume and waits until it is served.
+    pub fn volume(&self, name: &str, on: &str) {
+        self.tidegate(&[
+            "volume", "create", name, "--size", "256MiB", "--tenant", "blue", "--on", on, "--wait",
+        ]);
+    }
+
+    /// Data planes that are alive.
+    pub fn alive(&self) -> usize {
+        let nodes = self.tidegate(&["node", "list"]);
+        nodes.as_array().expect("a list").iter().filter(|node| node["state"] == "alive").count()
+    }
+
+    /// Waits until something holds.
+    pub fn until(&self, what: &str, mut ready: impl FnMut(&Cluster) -> bool) {
+        let end = std::time::Instant::now() + tests::netns::PATIENCE;
+        while !ready(self) {
+            assert!(
+                std::time::Instant::now() < end,
+                "not within {:?}: {what}{}",
+                tests::netns::PATIENCE,
+                self.logs()
+            );
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    }
+
+    /// What the daemons said last.
+    fn logs(&self) -> String {
+        let last = |name: &str| {
+            let text = std::fs::read_to_string(self.folder.join(name)).unwrap_or_default();
+            let lines: Vec<&str> = text.lines().rev().take(25).collect();
+            format!("\n--- {name}\n{}", lines.into_iter().rev().collect::<Vec<_>>().join("\n"))
+        };
+        ["controlplane.log", "one.log", "two.log"].map(last).concat()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.nodes.clear();
+        self.controlplane = None;
+        if !std::thread::panicking() {
+            remove(&self.folder);
+        }
+    }
+}
+
+fn remove(folder: &Path) {
+    std::fs::remove_dir_all(folder).expect("the test's folder can be removed");
+}

@@ -1,0 +1,8 @@
+//! A control plane, its data planes and their volumes, as a user runs them: real daemons, the command line that a
+//! user types, kill -9 of either side.
+
+#[path = "../serve/client.rs"]
+#[allow(dead_code, reason = "the tests of serving use all of it")]
+mod client;
+mod cluster;
+mod life;
