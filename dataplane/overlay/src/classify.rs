@@ -562,6 +562,16 @@ pub(crate) fn dst_mac(pool: &Pool, frame: &Frame) -> Mac {
     pool.bytes(frame).first_chunk().map_or(Mac::ZERO, |mac| Mac(*mac))
 }
 
+/// [`deliver`] where nothing is to be pushed and nothing is wrong; else `None`.
+#[inline(always)]
+pub(crate) fn deliver_plain(pool: &Pool, frame: &mut Frame, route: &Route) -> Option<Verdict> {
+    if route.kind != RouteKind::Deliver || route.vlan != 0 {
+        return None;
+    }
+    let verdict = deliver(pool, frame, route, dst_mac(pool, frame));
+    (verdict == Verdict::Deliver).then_some(verdict)
+}
+
 /// Hands a frame to an attachment: pushes its VLAN tag. The destination's MAC address must fit.
 #[inline(always)]
 pub(crate) fn deliver(pool: &Pool, frame: &mut Frame, route: &Route, dst_mac: Mac) -> Verdict {

@@ -11,9 +11,7 @@ use wire::{Mac, ethernet, geneve, udp};
 
 use crate::classify::return_to_sender;
 use crate::segment;
-use crate::tables::next_hop::{
-    GENEVE_BYTES, OUTER_V4_BYTES, OUTER_V6_BYTES, Outer, TEMPLATE_BYTES, VXLAN_BYTES,
-};
+use crate::tables::next_hop::{GENEVE_BYTES, OUTER_V4_BYTES, OUTER_V6_BYTES, Outer, VXLAN_BYTES};
 use crate::tables::{NextHop, Tables};
 use crate::too_big::TooBig;
 use crate::{Neighbours, PortId};
@@ -57,13 +55,12 @@ pub struct Segmented {
     pub no_frame: u32,
 }
 
-/// A next hop and the headers that frames to it get: looked up and prepared once for frames in a row.
+/// A next hop and the MAC address that frames to it get: looked up once for frames in a row.
 #[derive(Clone, Debug)]
 pub struct Way<'a> {
     hop: &'a NextHop,
     next_hop: u16,
-    /// The next hop's, with the neighbour's MAC address.
-    template: [u8; TEMPLATE_BYTES],
+    mac: Mac,
 }
 
 impl<'a> Way<'a> {
@@ -77,16 +74,7 @@ impl<'a> Way<'a> {
     ) -> Option<Way<'a>> {
         let hop = tables.hop(next_hop)?;
         let mac = resolve(hop, neighbours, next_hop, now_ns)?;
-        Some(Way::new(hop, next_hop, mac))
-    }
-
-    #[inline(always)]
-    fn new(hop: &'a NextHop, next_hop: u16, mac: Mac) -> Way<'a> {
-        let mut template = hop.template;
-        if hop.outer != Outer::Datagram {
-            template[..6].copy_from_slice(&mac.0);
-        }
-        Way { hop, next_hop, template }
+        Some(Way { hop, next_hop, mac })
     }
 
     /// Where frames leave that go this way.
@@ -280,7 +268,7 @@ fn dispatch(
 ) -> Dispatched {
     let next_hop = pool.meta(&frame).next_hop;
     let resolved = resolve(hop, neighbours, next_hop, tunnel.now_ns);
-    let way = Way::new(hop, next_hop, resolved.unwrap_or(Mac::ZERO));
+    let way = Way { hop, next_hop, mac: resolved.unwrap_or(Mac::ZERO) };
     if !way.wrap_one(pool, &mut frame, tunnel.trace, ident(hop, neighbours)) {
         pool.free(frame);
         return Dispatched::Dropped(DropReason::NoFrame);
@@ -332,7 +320,7 @@ impl Way<'_> {
     ) -> bool {
         let Some((meta, bytes)) = pool.prepend_parts(frame, N) else { return false };
         let Some((head, inner)) = bytes.split_first_chunk_mut::<N>() else { return false };
-        let Some(template) = self.template.first_chunk::<N>() else { return false };
+        let Some(template) = self.hop.template.first_chunk::<N>() else { return false };
         *head = *template;
         let class = self.hop.traffic_class(meta.traffic_class);
         match TUNNEL {
@@ -342,6 +330,7 @@ impl Way<'_> {
         }
         if TUNNEL > 0 {
             let udp_at = TUNNEL - udp::HEADER_BYTES;
+            head[..6].copy_from_slice(&self.mac.0);
             put16(head, udp_at, source_port(meta.flow_hash));
             put16(head, udp_at + 4, (N - udp_at + inner.len()) as u16);
         }

@@ -17,8 +17,8 @@ use wire::icmp6::Neighbour;
 use wire::{EtherType, IpKind, Mac, Parsed, VlanId, arp, ipv6};
 
 use crate::classify::{
-    Flow, Pending, Side, Source, begin, decide, deliver, describe, dst_mac, forward, is_link_local,
-    link_local_of, reason, strip_vlan,
+    Flow, Pending, Side, Source, begin, decide, deliver, deliver_plain, describe, dst_mac, forward,
+    is_link_local, link_local_of, reason, strip_vlan,
 };
 use crate::tables::{Endpoint, Place, Route, RouteKind, Tables, TenantView};
 use crate::{Outcomes, PortId, Verdict};
@@ -122,16 +122,18 @@ impl crate::classify::Lane for Lane<'_> {
         flow: &Flow,
         route: &Route,
     ) -> Option<Verdict> {
-        if route.kind != RouteKind::Forward {
-            return None;
-        }
+        let side = if route.kind == RouteKind::Forward { Side::Egress } else { Side::Hairpin };
         let mut volume = route.volume;
         if volume == Meta::NO_VOLUME && self.view.info.has_volumes() {
-            volume = flow.volume(tables, &self.view, source, Side::Egress);
+            volume = flow.volume(tables, &self.view, source, side);
         }
         let meta = pool.meta_mut(frame);
         meta.volume = volume;
-        Some(forward(tables, meta, route))
+        match route.kind {
+            RouteKind::Forward => Some(forward(tables, meta, route)),
+            _ if route.attachment != self.attachment => deliver_plain(pool, frame, route),
+            _ => None,
+        }
     }
 
     fn follow(

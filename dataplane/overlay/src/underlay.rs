@@ -19,8 +19,8 @@ use wire::icmp6::Neighbour;
 use wire::{EtherType, IpKind, Mac, Parsed, arp, ethernet, ipv4, ipv6, protocol, udp, vxlan};
 
 use crate::classify::{
-    Flow, Pending, Side, Source, begin, decide, deliver, describe, dst_mac, is_link_local, link_local_of,
-    reason, shift_checksum,
+    Flow, Pending, Side, Source, begin, decide, deliver, deliver_plain, describe, dst_mac, is_link_local,
+    link_local_of, reason, shift_checksum,
 };
 use crate::ecn;
 use crate::tables::key::{Kind, peer_key};
@@ -132,16 +132,12 @@ impl crate::classify::Lane for Lane<'_> {
         flow: &Flow,
         route: &Route,
     ) -> Option<Verdict> {
-        if route.kind != RouteKind::Deliver || route.vlan != 0 {
-            return None;
-        }
         let mut volume = Meta::NO_VOLUME;
         if self.view.info.has_volumes() {
             volume = flow.volume(tables, &self.view, source, Side::Ingress);
         }
         pool.meta_mut(frame).volume = volume;
-        let verdict = deliver(pool, frame, route, dst_mac(pool, frame));
-        (verdict == Verdict::Deliver).then_some(verdict)
+        deliver_plain(pool, frame, route)
     }
 
     fn follow(

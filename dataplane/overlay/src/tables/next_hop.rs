@@ -20,7 +20,7 @@ pub(crate) const OUTER_V6_BYTES: usize = ethernet::HEADER_BYTES + ipv6::HEADER_B
 /// The bits of a traffic class that are ECN's.
 const ECN_MASK: u8 = 0b11;
 /// The longest of all templates.
-pub(crate) const TEMPLATE_BYTES: usize = 96;
+const TEMPLATE_BYTES: usize = 96;
 
 const _: () = assert!(OUTER_V6_BYTES + GENEVE_BYTES <= TEMPLATE_BYTES);
 
