@@ -154,8 +154,17 @@ impl Running {
 
     /// The worker's record.
     pub fn counters(&self) -> Outcome<engine::counters::CountersSnapshot> {
-        let read = || self.node.counters().pop();
-        (0..100).find_map(|_| read()).ok_or_else(|| "the worker's counters cannot be read".to_owned())
+        // A worker that lost its processor while it was writing them writes on when it gets it back.
+        let until = Instant::now() + Duration::from_secs(5);
+        loop {
+            match self.node.counters().pop() {
+                Some(counters) => return Ok(counters),
+                None if Instant::now() > until => {
+                    return Err("the worker's counters cannot be read".to_owned());
+                }
+                None => std::thread::yield_now(),
+            }
+        }
     }
 
     /// Stops the node. An error if frames were lost other than `allowed`, or their balance is wrong: what
