@@ -76,8 +76,13 @@ const RECEIVE_BYTES: usize = 256 << 10;
 const TURN_CONNECTIONS: usize = 32;
 /// Tickets that a turn lets go.
 const TURN_TICKETS: usize = 256;
+/// Sockets found empty that a turn tries again. A few clients are heard soonest that way; of many, the wait point
+/// knows with one system call who has said something.
+const TURN_TRIES: u32 = 4;
 /// Turns between two looks at sockets that are silent, while there is work.
 const LOOK_TURNS: u32 = 16;
+/// Turns that look at them each, after one was left without a try.
+const CROWDED_TURNS: u32 = 64;
 /// Time between two looks at clients that stopped in the middle of a message.
 const EXPIRE_NS: u64 = 1_000_000_000;
 /// Names of descriptors at the wait point; ports have the numbers below.
@@ -166,6 +171,7 @@ pub(crate) struct Server {
     submitted: Vec<Io<IoBuffer>>,
     scratch: Box<[u8]>,
     turns_to_look: u32,
+    crowded_turns: u32,
     expire_ns: u64,
     /// When to ask again for room that a medium refused.
     retry_ns: Option<u64>,
@@ -211,6 +217,7 @@ impl Server {
             submitted: Vec::new(),
             scratch: vec![0; RECEIVE_BYTES].into_boxed_slice(),
             turns_to_look: 0,
+            crowded_turns: 0,
             expire_ns: now_ns,
             retry_ns: None,
             changing: Vec::new(),
@@ -387,14 +394,14 @@ impl Server {
     }
 
     fn look(&mut self, wait: &mut WaitPoint) -> Result<(), WaitError> {
-        self.turns_to_look = match self.turns_to_look.checked_sub(1) {
-            Some(left) => left,
-            None => {
-                wait.poll()?;
-                self.ready(wait.ready());
-                LOOK_TURNS
-            }
-        };
+        if self.turns_to_look > 0 && self.crowded_turns == 0 {
+            self.turns_to_look -= 1;
+            return Ok(());
+        }
+        self.turns_to_look = LOOK_TURNS;
+        self.crowded_turns = self.crowded_turns.saturating_sub(1);
+        wait.poll()?;
+        self.ready(wait.ready());
         Ok(())
     }
 
@@ -452,6 +459,7 @@ impl Server {
     fn receive(&mut self, watch: &Stopwatch) -> usize {
         let now_ns = watch.turn_ns();
         let mut moved = 0;
+        let mut tries = TURN_TRIES;
         let count = self.active.len().min(TURN_CONNECTIONS);
         self.visited.extend(self.active.drain(..count));
         for at in 0..count {
@@ -470,9 +478,10 @@ impl Server {
             let held = if connection.session.awaits_payload() { 0 } else { may.held };
             self.pool.set_share(Some(IoShare { held, ..may }));
             let follows = target.sampler.is_on();
-            match connection.receive(&mut self.scratch, &mut self.pool, watch, follows) {
+            match connection.receive(&mut self.scratch, &mut self.pool, &mut tries, watch, follows) {
                 Received::Bytes(count) => moved += count,
                 Received::Nothing => {}
+                Received::Left => self.crowded_turns = CROWDED_TURNS,
                 Received::Over(why) => {
                     debug!(%volume, "a connection ends: {why}");
                     connection.end(&mut self.pool);

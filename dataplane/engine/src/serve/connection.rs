@@ -15,6 +15,8 @@ use session::nvme_tcp::Subsystem;
 
 /// Turns without input after which a socket is left to the wait point.
 const HOT_TURNS: u32 = 64;
+/// A receive of less has emptied the socket, whether what came had to be decrypted or not: there was room for more.
+const EMPTIED_BYTES: usize = super::RECEIVE_BYTES / 4;
 
 /// A connection whose handshake is done, on its way to the worker that owns its volume.
 #[derive(Debug)]
@@ -81,6 +83,8 @@ impl Credit {
 pub(super) enum Received {
     Bytes(usize),
     Nothing,
+    /// It was not tried: the wait point says when there is something.
+    Left,
     /// The connection is over, for this reason.
     Over(String),
 }
@@ -183,13 +187,15 @@ impl Connection {
         (self.starving, self.starved, self.short) = (false, false, false);
     }
 
-    /// At most one receive; what comes goes into the session, what that does not take stays here.
+    /// At most one receive; what comes goes into the session, what that does not take stays here. A socket that was
+    /// found empty is tried again only as long as there are `tries`.
     ///
     /// Where requests are followed, they are received when the kernel has handed them over; else with their turn.
     pub fn receive(
         &mut self,
         scratch: &mut [u8],
         pool: &mut IoPool,
+        tries: &mut u32,
         watch: &Stopwatch,
         follows: bool,
     ) -> Received {
@@ -202,6 +208,13 @@ impl Connection {
         let Some(stream) = self.stream.as_mut().filter(|_| self.readable) else {
             return Received::Nothing;
         };
+        if self.quiet_turns > 0 {
+            let Some(left) = tries.checked_sub(1) else {
+                self.readable = false;
+                return Received::Left;
+            };
+            *tries = left;
+        }
         let count = match stream.receive(scratch) {
             Ok(0) => return Received::Over("the client has closed it".to_owned()),
             Ok(count) => count,
@@ -216,7 +229,7 @@ impl Connection {
             }
             Err(error) => return Received::Over(error.to_string()),
         };
-        self.quiet_turns = 0;
+        self.quiet_turns = u32::from(count < EMPTIED_BYTES);
         self.rest_ns = if follows { watch.now_ns() } else { watch.turn_ns() };
         match self.session.process_bytes(&scratch[..count], pool, self.rest_ns) {
             Ok(taken) => {
