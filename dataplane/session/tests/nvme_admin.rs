@@ -51,8 +51,8 @@ fn properties_enable_shut_down_and_reset_a_controller() {
     let mut rig = Rig::new();
     let (mut admin, _) = rig.connect(PLAIN, ADMIN);
     let capabilities = result(&mut rig, &mut admin, property_get(1, 0x00, true));
-    // 128 places, contiguous queues, 15 s, command set NVM, pages of 4 KiB.
-    assert_eq!(capabilities, 127 | 1 << 16 | 30 << 24 | 1 << 37);
+    // 256 places, contiguous queues, 15 s, command set NVM, pages of 4 KiB.
+    assert_eq!(capabilities, 255 | 1 << 16 | 30 << 24 | 1 << 37);
     assert_eq!(result(&mut rig, &mut admin, property_get(1, 0x08, false)), 0x0002_0000);
     assert_eq!(rig.status(&mut admin, identify(2, 1, 0), &[]), 0x00c, "not enabled");
     // An entry size that is none.
@@ -100,7 +100,7 @@ fn identify_says_what_linux_asks_for() {
     assert_eq!((page[342], page[343]), (30, 0b101_1111), "ANATT, ANACAP");
     assert_eq!((u32_at(&page, 344), u32_at(&page, 348), u32_at(&page, 540)), (1, 1, 1), "groups, MNAN");
     assert_eq!((page[259], page[261], u16_at(&page, 320)), (3, 0b110, 10), "AERL, LPA, KAS");
-    assert_eq!((page[512], page[513], u16_at(&page, 514), u32_at(&page, 516)), (0x66, 0x44, 128, 1));
+    assert_eq!((page[512], page[513], u16_at(&page, 514), u32_at(&page, 516)), (0x66, 0x44, 256, 1));
     assert_eq!((u16_at(&page, 520), page[525]), (0b1101, 0b101), "ONCS, VWC");
     assert_eq!(u32_at(&page, 536) & 0b11, 0b01, "SGLs, without alignment");
     assert_eq!(&page[768..768 + NQN.len() + 1], [NQN.as_bytes(), &[0]].concat());

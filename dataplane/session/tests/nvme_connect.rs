@@ -86,7 +86,7 @@ fn connect_is_refused_with_the_parameter_that_is_wrong() {
     assert_eq!(refusal(&mut rig, Wish { host: other, ..ADMIN }), (0x184, in_data | 512, dnr));
     assert_eq!(refusal(&mut rig, Wish { controller: 1, ..ADMIN }), (0x182, in_data | 16, dnr));
     assert_eq!(refusal(&mut rig, Wish { entries_less_one: 0, ..ADMIN }), (0x182, 44, dnr));
-    assert_eq!(refusal(&mut rig, Wish { entries_less_one: 128, ..ADMIN }), (0x182, 44, dnr));
+    assert_eq!(refusal(&mut rig, Wish { entries_less_one: 256, ..ADMIN }), (0x182, 44, dnr));
     assert_eq!(refusal(&mut rig, Wish::io(1, 1)), (0x182, in_data | 16, dnr));
     let (first, _) = rig.connect(Agreed::default(), ADMIN);
     assert_eq!(refusal(&mut rig, Wish::io(1, 1)), (0x00c, 0, dnr), "not enabled");

@@ -1,4 +1,5 @@
-//! Units (PDUs) of one connection, out of a stream of bytes.
+//! Units (PDUs) of one connection, out of a stream of bytes: those of a host for us, those of a controller for
+//! who plays the host.
 //!
 //! Invariants: what a caller sees of a header was checked against its digest; data is shown in order, as it
 //! comes, and never held here; the digest of the data is known when its last byte was shown.
@@ -13,7 +14,7 @@ const HEAD_BYTES_MAX: usize = 256;
 
 /// What a piece of the stream brought.
 #[derive(Debug)]
-pub(super) enum Event<'a> {
+pub enum Event<'a> {
     /// Nothing that is whole.
     More,
     /// A header, and how many bytes of data follow.
@@ -31,9 +32,10 @@ enum State {
     Digest { digest: u32, octets: [u8; DIGEST_BYTES], have: usize },
 }
 
-/// The units that a host sends.
+/// The units that one side sends.
 #[derive(Debug)]
-pub(super) struct Link {
+pub struct Link {
+    from: Direction,
     agreed: Agreed,
     head: [u8; HEAD_BYTES_MAX],
     have: usize,
@@ -42,9 +44,10 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// Before anything is agreed.
-    pub fn new() -> Link {
-        Link { agreed: Agreed::NOTHING, head: [0; HEAD_BYTES_MAX], have: 0, layout: None, state: State::Head }
+    /// Before anything is agreed; `from` says who sends.
+    pub fn new(from: Direction) -> Link {
+        let (agreed, head) = (Agreed::NOTHING, [0; HEAD_BYTES_MAX]);
+        Link { from, agreed, head, have: 0, layout: None, state: State::Head }
     }
 
     /// What holds for the next units.
@@ -136,8 +139,12 @@ impl Link {
 
     fn layout(&self) -> Result<Layout, Fatal> {
         let common = Common::parse(self.head.first_chunk().ok_or(Fatal::field(0))?);
-        let data_bytes_max =
-            if common.kind == Kind::H2C_DATA { IO_BYTES_MAX as u32 } else { CAPSULE_DATA_BYTES_MAX };
-        common.layout(Direction::HostToController, self.agreed, data_bytes_max)
+        let data_bytes_max = match (self.from, common.kind) {
+            (Direction::HostToController, Kind::H2C_DATA) => IO_BYTES_MAX as u32,
+            (Direction::HostToController, _) => CAPSULE_DATA_BYTES_MAX,
+            // A controller may send as much in one unit as was asked for.
+            (Direction::ControllerToHost, _) => u32::MAX,
+        };
+        common.layout(self.from, self.agreed, data_bytes_max)
     }
 }

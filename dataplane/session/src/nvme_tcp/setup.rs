@@ -103,7 +103,7 @@ impl Setup {
     /// Waits for the first byte.
     pub fn new() -> Setup {
         Setup {
-            link: Link::new(),
+            link: Link::new(Direction::HostToController),
             state: State::Hello,
             agreed: Agreed::NOTHING,
             data: Box::new([0; CONNECT_DATA_BYTES]),
@@ -244,7 +244,7 @@ impl Setup {
         }
         let attach = match ConnectData::parse(&self.data) {
             Ok(data) => Attach {
-                link: std::mem::replace(&mut self.link, Link::new()),
+                link: std::mem::replace(&mut self.link, Link::new(Direction::HostToController)),
                 agreed: self.agreed,
                 connect,
                 command: command.id,
