@@ -1,16 +1,24 @@
-//! `bench block`: volumes served over NBD, beside nbdkit and qemu-nbd.
+//! `bench block`: volumes served over NVMe/TCP and NBD, the latter beside nbdkit and qemu-nbd.
 //!
 //! Server and client are pinned to processors of their own and speak TCP over loopback; the client is
-//! [`crate::load`], one polling thread. The servers of a cell take turns; a figure is the median of its runs.
-//! What the server spends per request is read from /proc: user time, which for a server that polls also holds
-//! its polling, and the kernel's share.
+//! [`crate::load`], one polling thread, or fio, where that is what is compared. The servers of a cell take turns; a
+//! figure is the median of its runs. What the server spends per request is read from /proc: user time, which for a
+//! server that polls also holds its polling, and the kernel's share.
+//!
+//! Another NVMe/TCP target takes its turns where its address and NQN are given (`--peer`); it serves whatever it
+//! serves, so give the name of the rows that it can be compared in (`--only`).
+//!
+//! An idle row has each of the volumes attached by a client that only keeps itself alive.
 //!
 //! What one side does more than the other: on files, ours writes past the page cache, with checksums and a log,
 //! nbdkit leaves the writing to the page cache, and qemu-nbd writes past it, without either. nbdkit's null
 //! device and ours answer reads from zeroed memory; ours is thin everywhere.
 
+mod fio;
+mod idle;
 mod servers;
 
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -18,19 +26,31 @@ use serde::Serialize;
 use crate::Outcome;
 use crate::cpu::settle;
 use crate::load::{self, Spec};
-use crate::peers::{Args, QUIET_PATIENCE};
+use crate::peers::{self, QUIET_PATIENCE};
 use crate::rate::tempfolder;
 use crate::report::{self, Bar, median, spread};
-use servers::{Kind, Medium, Server};
+use servers::{Kind, Medium, Protocol, Server};
+
+/// What `bench block` takes.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    common: peers::Args,
+    /// Another NVMe/TCP target to measure beside: HOST:PORT and NQN
+    #[arg(long, num_args = 2, value_names = ["ADDR", "NQN"])]
+    peer: Option<Vec<String>>,
+}
 
 /// One row: ours, and one peer if there is any for the cell.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct BlockRow {
-    /// `nbd`.
+    /// `nvme-tcp` or `nbd`.
     pub protocol: &'static str,
+    /// `tidegate-load` or `fio`.
+    pub client: &'static str,
     /// `null`, `memory` or `file`.
     pub media: &'static str,
-    /// `read` or `write`, at random.
+    /// `read` or `write`, at random; `idle` if there are no requests.
     pub rw: &'static str,
     /// Length of each request.
     pub block_bytes: u32,
@@ -38,7 +58,7 @@ pub struct BlockRow {
     pub depth: u32,
     /// Connections.
     pub connections: u32,
-    /// Volumes that the daemon serves; one is used.
+    /// Volumes that the daemon serves. One is used; the others are attached as well.
     pub volumes: u32,
     /// Requests per second, median.
     pub iops: f64,
@@ -50,6 +70,8 @@ pub struct BlockRow {
     pub user_ns: f64,
     /// The kernel's share of the server's time.
     pub kernel_share: f64,
+    /// Time of the server by time of one processor.
+    pub cpu_share: f64,
     /// The other server.
     pub peer: Option<&'static str>,
     /// Its requests per second, median.
@@ -64,14 +86,35 @@ pub struct BlockRow {
     pub spread: f64,
 }
 
+/// Volumes where there are many.
+const VOLUMES_MANY: u32 = 1000;
 /// Requests that fill a file.
 const FILL_BYTES: u32 = 1 << 20;
+
+/// What asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Client {
+    Load,
+    Fio,
+}
+
+impl Client {
+    fn name(self) -> &'static str {
+        match self {
+            Client::Load => "tidegate-load",
+            Client::Fio => "fio",
+        }
+    }
+}
 
 /// What is measured.
 #[derive(Clone, Copy, Debug)]
 struct Cell {
+    protocol: Protocol,
+    client: Client,
     medium: Medium,
-    write: bool,
+    /// `None` for no requests at all.
+    write: Option<bool>,
     block_bytes: u32,
     depth: u32,
     connections: u32,
@@ -79,34 +122,64 @@ struct Cell {
 }
 
 impl Cell {
+    fn rw(&self) -> &'static str {
+        match self.write {
+            None => "idle",
+            Some(false) => "read",
+            Some(true) => "write",
+        }
+    }
+
     fn name(&self) -> String {
-        let rw = if self.write { "write" } else { "read" };
         let Cell { depth, connections, volumes, .. } = self;
+        let (protocol, medium, rw) = (self.protocol.name(), self.medium.name(), self.rw());
         let kib = self.block_bytes >> 10;
+        let client = self.client.name();
         format!(
-            "{} {rw} {kib}KiB depth {depth} connections {connections} volumes {volumes}",
-            self.medium.name()
+            "{protocol} {medium} {rw} {kib}KiB depth {depth} connections {connections} volumes {volumes} {client}"
         )
+    }
+
+    /// Others are asked for the plain cells; the rest compares us with ourselves.
+    fn has_peers(&self) -> bool {
+        self.connections == 1 && self.volumes == 1
     }
 }
 
 fn cells(quick: bool) -> Vec<Cell> {
     let mut cells = Vec::new();
-    let one =
-        Cell { medium: Medium::Null, write: false, block_bytes: 4096, depth: 32, connections: 1, volumes: 1 };
-    for medium in Medium::ALL {
-        for (write, block_bytes) in [(false, 4096), (true, 4096), (false, 128 << 10), (true, 128 << 10)] {
-            for depth in [1, 32, 128] {
-                if !quick || (block_bytes == 4096 && depth != 128 && (medium != Medium::File || depth == 32))
-                {
-                    cells.push(Cell { medium, write, block_bytes, depth, ..one });
+    for protocol in [Protocol::NvmeTcp, Protocol::Nbd] {
+        let one = Cell {
+            protocol,
+            client: Client::Load,
+            medium: Medium::Null,
+            write: Some(false),
+            block_bytes: 4096,
+            depth: 32,
+            connections: 1,
+            volumes: 1,
+        };
+        for medium in Medium::ALL {
+            for (write, block_bytes) in [(false, 4096), (true, 4096), (false, 128 << 10), (true, 128 << 10)] {
+                for depth in [1, 32, 128] {
+                    let is_short = block_bytes == 4096 && depth != 128;
+                    if !quick || (is_short && (medium != Medium::File || depth == 32)) {
+                        cells.push(Cell { medium, write: Some(write), block_bytes, depth, ..one });
+                    }
                 }
             }
         }
+        let scales: &[u32] = if quick { &[64] } else { &[4, 16, 64] };
+        cells.extend(scales.iter().map(|&connections| Cell { connections, depth: 4, ..one }));
+        cells.push(Cell { volumes: VOLUMES_MANY, ..one });
+        cells.push(Cell { volumes: VOLUMES_MANY, write: None, depth: 1, ..one });
+        if protocol == Protocol::Nbd {
+            // As the others' clients see it: fio has one connection.
+            let depths =
+                [1, 32].map(|depth| Cell { client: Client::Fio, medium: Medium::Memory, depth, ..one });
+            cells.extend(depths);
+        }
     }
-    let scales: &[u32] = if quick { &[64] } else { &[4, 16, 64] };
-    cells.extend(scales.iter().map(|&connections| Cell { connections, depth: 4, ..one }));
-    cells.push(Cell { volumes: 1000, ..one });
     cells
 }
 
@@ -118,59 +191,60 @@ struct Sample {
     p99_us: f64,
     user_ns: f64,
     kernel_share: f64,
+    cpu_share: f64,
 }
 
 /// Measures all cells, prints the table, writes what was asked for.
 pub fn run(args: &Args) -> Outcome {
     let folder = tempfolder("block")?;
-    let (runs, seconds) = if args.quick { (3, 1) } else { (5, 3) };
+    let common = &args.common;
+    let (runs, seconds) = if common.quick { (3, 1) } else { (5, 3) };
     core_affinity::set_for_current(core_affinity::CoreId { id: 0 });
+    let there = servers::peers();
     let mut rows = Vec::new();
-    for cell in cells(args.quick) {
+    for cell in cells(common.quick) {
         let name = cell.name();
-        if !args.wants(&name) {
+        if !common.wants(&name) || (cell.client == Client::Fio && !fio::is_installed()) {
             continue;
         }
         eprintln!("{name}");
-        let kinds: Vec<Kind> = [Kind::Ours].into_iter().chain(servers::peers(cell.medium)).collect();
-        // Peers are asked for the plain cells; the others compare us with ourselves.
-        let kinds = if cell.connections == 1 && cell.volumes == 1 { &kinds[..] } else { &kinds[..1] };
+        let mut kinds = vec![Kind::Ours];
+        match cell.protocol {
+            _ if !cell.has_peers() => {}
+            Protocol::Nbd => kinds.extend(there.iter().cloned()),
+            Protocol::NvmeTcp => kinds.extend(args.peer.as_deref().and_then(Kind::other)),
+        }
         let mut samples = vec![Vec::new(); kinds.len()];
         for _ in 0..runs {
-            if !args.no_wait {
+            if !common.no_wait {
                 settle(QUIET_PATIENCE)?;
             }
             for (kind, samples) in kinds.iter().zip(&mut samples) {
-                samples.push(measure(*kind, &cell, &folder.0, Duration::from_secs(seconds))?);
+                samples.push(measure(kind, &cell, &folder.0, Duration::from_secs(seconds))?);
             }
         }
-        rows.extend(rows_of(&cell, kinds, &samples));
+        rows.extend(rows_of(&cell, &kinds, &samples));
     }
     print(&rows);
-    let bars: Vec<Bar> = rows.iter().map(bar).collect();
-    let plot =
-        report::plot_bars("block", "4 KiB and 128 KiB requests over NBD", "requests per second", &bars)?;
+    let bars: Vec<Bar> = rows.iter().filter(|row| row.rw != "idle").map(bar).collect();
+    let title = "4 KiB and 128 KiB requests over NVMe/TCP and NBD";
+    let plot = report::plot_bars("block", title, "requests per second", &bars)?;
     println!("\nplot: {}", plot.display());
-    match &args.json {
+    match &common.json {
         Some(path) => report::write_json(path, &rows),
         None => Ok(()),
     }
 }
 
-fn measure(kind: Kind, cell: &Cell, folder: &std::path::Path, duration: Duration) -> Outcome<Sample> {
-    let server = Server::start(kind, cell.medium, cell.volumes, folder)?;
+fn measure(kind: &Kind, cell: &Cell, folder: &std::path::Path, duration: Duration) -> Outcome<Sample> {
+    let server = Server::start(kind, cell.protocol, cell.medium, cell.volumes, folder)?;
     let mut spec = Spec {
-        uri: server.uri()?,
         connections: cell.connections,
         depth: cell.depth,
-        read_percent: if cell.write { 0 } else { 100 },
+        read_percent: if cell.write == Some(true) { 0 } else { 100 },
         block_bytes: cell.block_bytes,
-        sequential: false,
-        rate_iops: None,
-        verify: false,
         duration: duration / 4,
-        requests_max: None,
-        seed: 1,
+        ..Spec::new(server.uri(0)?)
     };
     if cell.medium == Medium::File {
         // Every block, so that no read is of a hole.
@@ -185,24 +259,37 @@ fn measure(kind: Kind, cell: &Cell, folder: &std::path::Path, duration: Duration
             duration: Duration::from_secs(60),
             ..spec.clone()
         };
-        load::run(&fill, &mut |_| {})?;
+        load::run(&fill, &mut |_| ControlFlow::Continue(()))?;
+    }
+    // Those who are not used, and have no time to say anything, must not be missed.
+    let keep_alive_ms = if cell.write.is_none() { load::nvme::Options::default().keep_alive_ms } else { 0 };
+    let mut others = idle::attach(&server, cell.volumes, keep_alive_ms)?;
+    if cell.write.is_none() {
+        return idle::measure(&server, &mut others);
     }
     // Threads start, sockets find their windows, pages are touched.
-    load::run(&spec, &mut |_| {})?;
+    load::run(&spec, &mut |_| ControlFlow::Continue(()))?;
     spec.duration = duration;
     let before = server.spent()?;
-    let figures = load::run(&spec, &mut |_| {})?;
+    let (ios, iops, p50_us, p99_us) = match cell.client {
+        Client::Load => {
+            let figures = load::run(&spec, &mut |_| ControlFlow::Continue(()))?;
+            if !figures.errors.is_empty() {
+                return Err(format!("{}: errors {:?}", kind.name(), figures.errors));
+            }
+            (figures.ios(), figures.iops(), figures.latency_us(50.0), figures.latency_us(99.0))
+        }
+        Client::Fio => fio::run(&spec)?,
+    };
     let after = server.spent()?;
-    if !figures.errors.is_empty() {
-        return Err(format!("{}: errors {:?}", kind.name(), figures.errors));
-    }
     let (user_ns, kernel_ns) = (after.user_ns - before.user_ns, after.kernel_ns - before.kernel_ns);
     Ok(Sample {
-        iops: figures.iops(),
-        p50_us: figures.latency_us(50.0),
-        p99_us: figures.latency_us(99.0),
-        user_ns: user_ns as f64 / figures.ios().max(1) as f64,
+        iops,
+        p50_us,
+        p99_us,
+        user_ns: user_ns as f64 / ios.max(1) as f64,
         kernel_share: kernel_ns as f64 / (user_ns + kernel_ns).max(1) as f64,
+        cpu_share: (user_ns + kernel_ns) as f64 / duration.as_nanos() as f64,
     })
 }
 
@@ -214,9 +301,10 @@ fn rows_of(cell: &Cell, kinds: &[Kind], samples: &[Vec<Sample>]) -> Vec<BlockRow
     let Some((ours, theirs)) = samples.split_first() else { return Vec::new() };
     let rates: Vec<f64> = ours.iter().map(|sample| sample.iops).collect();
     let row = BlockRow {
-        protocol: "nbd",
+        protocol: cell.protocol.name(),
+        client: cell.client.name(),
         media: cell.medium.name(),
-        rw: if cell.write { "write" } else { "read" },
+        rw: cell.rw(),
         block_bytes: cell.block_bytes,
         depth: cell.depth,
         connections: cell.connections,
@@ -226,6 +314,7 @@ fn rows_of(cell: &Cell, kinds: &[Kind], samples: &[Vec<Sample>]) -> Vec<BlockRow
         p99_us: of(ours, |sample| sample.p99_us),
         user_ns: of(ours, |sample| sample.user_ns),
         kernel_share: of(ours, |sample| sample.kernel_share),
+        cpu_share: of(ours, |sample| sample.cpu_share),
         runs: ours.len(),
         spread: spread(&rates),
         ..BlockRow::default()
@@ -249,7 +338,7 @@ fn rows_of(cell: &Cell, kinds: &[Kind], samples: &[Vec<Sample>]) -> Vec<BlockRow
 
 fn print(rows: &[BlockRow]) {
     let head = [
-        "medium, request",
+        "protocol, medium, request",
         "depth",
         "conn.",
         "volumes",
@@ -258,6 +347,7 @@ fn print(rows: &[BlockRow]) {
         "p99 us",
         "user ns",
         "kernel",
+        "cpu",
         "peer",
         "its IOPS",
         "its p50",
@@ -269,7 +359,7 @@ fn print(rows: &[BlockRow]) {
         .iter()
         .map(|row| {
             vec![
-                format!("{} {} {} KiB", row.media, row.rw, row.block_bytes >> 10),
+                format!("{}{} {} {} {} KiB", row.protocol, by(row), row.media, row.rw, row.block_bytes >> 10),
                 row.depth.to_string(),
                 row.connections.to_string(),
                 row.volumes.to_string(),
@@ -278,6 +368,7 @@ fn print(rows: &[BlockRow]) {
                 format!("{:.1}", row.p99_us),
                 format!("{:.0}", row.user_ns),
                 format!("{:.0} %", row.kernel_share * 100.0),
+                format!("{:.1} %", row.cpu_share * 100.0),
                 or_dash(row.peer.map(str::to_owned)),
                 or_dash(row.peer_iops.map(|iops| format!("{iops:.0}"))),
                 or_dash(row.peer_p50_us.map(|p50| format!("{p50:.1}"))),
@@ -290,12 +381,19 @@ fn print(rows: &[BlockRow]) {
     println!("ratio: our requests per second by the peer's, median of pairs; above 1 we are faster");
 }
 
+/// Who asks, if it is not ours.
+fn by(row: &BlockRow) -> &'static str {
+    if row.client == Client::Fio.name() { " (fio)" } else { "" }
+}
+
 fn bar(row: &BlockRow) -> Bar {
     let beside = row
         .ratio
         .map_or_else(String::new, |ratio| format!(" ({ratio:.1}x {})", row.peer.unwrap_or_default()));
     let label = format!(
-        "{} {} {}K depth {} x {}{beside}",
+        "{}{} {} {} {}K depth {} x {}{beside}",
+        row.protocol,
+        by(row),
         row.media,
         row.rw,
         row.block_bytes >> 10,
@@ -322,7 +420,8 @@ mod tests {
     #[test]
     fn cells_cover_what_is_promised() {
         let all = cells(false);
-        assert_eq!(all.len(), 3 * 3 * 2 * 2 + 3 + 1);
+        // Media, depths, directions and lengths; connections; many volumes, busy and idle; and fio.
+        assert_eq!(all.len(), 2 * (3 * 3 * 2 * 2 + 3 + 2) + 2);
         assert!(all.iter().any(|cell| cell.volumes == 1000) && all.iter().any(|cell| cell.connections == 64));
         assert!(cells(true).len() < all.len());
     }

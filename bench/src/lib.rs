@@ -2,7 +2,7 @@
 //!
 //! - [`rate`]: nanoseconds per packet for pipelines, frame sizes and numbers of rules.
 //! - [`peers`]: testpmd and OVS-DPDK interleaved with ours, fed the same packets.
-//! - [`block`]: served volumes beside other NBD servers, under [`load`], which `tidegate-load` is made of.
+//! - [`block`]: served volumes beside other servers, under [`load`], which `tidegate-load` is made of.
 //! - [`idle`]: what falling asleep saves and costs.
 //! - [`traffic`] makes packets and configurations, [`cell`] runs one real [`engine::Node`] and measures it,
 //!   [`cpu`] reads what threads and processors spend, [`report`] writes tables, JSON lines and plots.

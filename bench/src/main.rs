@@ -19,8 +19,8 @@ enum Command {
     Rate(bench::rate::Args),
     /// testpmd and OVS-DPDK beside ours, interleaved, on the same packets (root)
     Peers(bench::peers::Args),
-    /// Served volumes beside nbdkit and qemu-nbd, interleaved
-    Block(bench::peers::Args),
+    /// Served volumes over NVMe/TCP and NBD, beside nbdkit, qemu-nbd and any other target, interleaved
+    Block(bench::block::Args),
     /// CPU share and latency of a worker that falls asleep, beside spinning and blocking (root)
     Idle(bench::idle::Args),
 }

@@ -1,12 +1,13 @@
-//! `tidegate-load`: load on a volume that is served over NBD, by Tidegate or by anybody.
+//! `tidegate-load`: load on a volume that is served over NBD or NVMe/TCP, by Tidegate or by anybody.
 
 #![forbid(unsafe_code)]
 
 use std::io::IsTerminal;
+use std::ops::ControlFlow;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use bench::load::{self, Figures, Spec, Uri};
+use bench::load::{self, Figures, Place, Spec, Uri, nvme};
 use clap::{Parser, ValueEnum};
 
 /// Sends requests from one polling thread and tells how long they took. Ends with 0 if all were answered as
@@ -14,9 +15,9 @@ use clap::{Parser, ValueEnum};
 #[derive(Parser)]
 #[command(name = "tidegate-load", version, max_term_width = 100)]
 struct Cli {
-    /// nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH
+    /// nbd://HOST:PORT/EXPORT, nbd+unix:///EXPORT?socket=PATH or nvme+tcp://HOST:PORT/NQN
     uri: Uri,
-    /// Connections
+    /// Connections; over NVMe, I/O queues
     #[arg(long, default_value_t = 1)]
     connections: u32,
     /// Requests under way per connection
@@ -31,6 +32,9 @@ struct Cli {
     /// One block after the other instead of at random
     #[arg(long)]
     sequential: bool,
+    /// A flush after so many writes of a connection
+    #[arg(long, value_name = "WRITES")]
+    flush_every: Option<u32>,
     /// Requests per second; latency counts from when each was due. Default: as many as are answered
     #[arg(long, value_name = "IOPS")]
     rate: Option<u64>,
@@ -46,9 +50,55 @@ struct Cli {
     /// Chooses the blocks
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    #[command(flatten)]
+    nvme: Nvme,
     /// How to print
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     output: Format,
+}
+
+/// What only NVMe/TCP has.
+#[derive(clap::Args)]
+#[command(next_help_heading = "NVMe/TCP")]
+struct Nvme {
+    /// Another address of the same volume; may be repeated. Requests go the best way (ANA), and again another
+    /// way when theirs fails
+    #[arg(long, value_name = "HOST:PORT")]
+    path: Vec<String>,
+    /// How long to go on while no path is there
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    loss_seconds: u64,
+    /// NQN of this host
+    #[arg(long, value_name = "NQN", default_value_t = nvme::Options::default().host_nqn)]
+    host_nqn: String,
+    /// Number of the namespace
+    #[arg(long, value_name = "NSID", default_value_t = 1)]
+    namespace: u32,
+    /// CRC32C of headers
+    #[arg(long)]
+    header_digest: bool,
+    /// CRC32C of data
+    #[arg(long)]
+    data_digest: bool,
+    /// Count places of queues, as Linux does unless told otherwise; each read then has a completion of its own
+    #[arg(long)]
+    flow_control: bool,
+    /// A controller that does not answer for so long is lost; 0 for never
+    #[arg(long, value_name = "MS", default_value_t = 5000)]
+    keep_alive_ms: u32,
+}
+
+impl Nvme {
+    fn options(&self) -> nvme::Options {
+        nvme::Options {
+            host_nqn: self.host_nqn.clone(),
+            namespace: self.namespace,
+            header_digest: self.header_digest,
+            data_digest: self.data_digest,
+            flow_control: self.flow_control,
+            keep_alive_ms: self.keep_alive_ms,
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -62,12 +112,16 @@ enum Format {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let spec = Spec {
+        nvme: cli.nvme.options(),
+        paths: cli.nvme.path,
+        loss: Duration::from_secs(cli.nvme.loss_seconds),
         uri: cli.uri,
         connections: cli.connections,
         depth: cli.depth,
         read_percent: cli.reads,
         block_bytes: cli.block_bytes,
         sequential: cli.sequential,
+        flush_every: cli.flush_every,
         rate_iops: cli.rate,
         verify: cli.verify,
         duration: Duration::from_secs(cli.seconds),
@@ -79,6 +133,7 @@ fn main() -> ExitCode {
         if shows {
             eprint!("\r\x1b[K{}", line(figures));
         }
+        ControlFlow::Continue(())
     };
     let outcome = load::run(&spec, &mut progress);
     if shows {
@@ -87,7 +142,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(figures) => {
             match cli.output {
-                Format::Table => table(&figures),
+                Format::Table => table(&spec.uri, &figures),
                 Format::Json => println!("{}", json(&figures)),
             }
             if figures.errors.is_empty() && figures.mismatch_count == 0 {
@@ -114,7 +169,15 @@ fn line(figures: &Figures) -> String {
     )
 }
 
-fn table(figures: &Figures) {
+/// An error as its protocol writes it.
+fn named(uri: &Uri, error: u32) -> String {
+    match uri.place {
+        Place::NvmeTcp(_) => format!("{error:#x} ({})", wire::nvme::StatusCode(error as u16)),
+        _ => format!("{error} ({})", wire::nbd::transmission::ErrorCode(error)),
+    }
+}
+
+fn table(uri: &Uri, figures: &Figures) {
     println!("{}", line(figures));
     println!(
         "reads {}, writes {}, p99.9 {:.0} us, longest {:.0} us",
@@ -123,8 +186,17 @@ fn table(figures: &Figures) {
         figures.latency_us(99.9),
         figures.latency.max() as f64 / 1e3
     );
+    println!(
+        "flushes {}, asked again {}, longest time without an answer {:.1} ms",
+        figures.flushes,
+        figures.retries,
+        figures.longest_gap.as_secs_f64() * 1e3
+    );
+    for (at, what) in &figures.events {
+        println!("at {:.3} s: {what}", at.as_secs_f64());
+    }
     for (error, count) in &figures.errors {
-        println!("error {error}: {count} times");
+        println!("error {}: {count} times", named(uri, *error));
     }
     if figures.mismatch_count > 0 {
         println!("wrong bytes: {} times", figures.mismatch_count);
@@ -133,15 +205,21 @@ fn table(figures: &Figures) {
 }
 
 fn json(figures: &Figures) -> serde_json::Value {
+    let events: Vec<_> =
+        figures.events.iter().map(|(at, what)| serde_json::json!([at.as_secs_f64(), what])).collect();
     serde_json::json!({
         "reads": figures.reads,
         "writes": figures.writes,
+        "flushes": figures.flushes,
         "bytes": figures.bytes,
         "seconds": figures.elapsed.as_secs_f64(),
         "iops": figures.iops(),
         "p50_us": figures.latency_us(50.0),
         "p99_us": figures.latency_us(99.0),
         "p999_us": figures.latency_us(99.9),
+        "longest_gap_ms": figures.longest_gap.as_secs_f64() * 1e3,
+        "retries": figures.retries,
+        "path_events": events,
         "errors": figures.errors,
         "mismatches": figures.mismatch_count,
     })

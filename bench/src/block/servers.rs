@@ -1,4 +1,5 @@
-//! Servers to measure: ours as a user runs it, nbdkit and qemu-nbd, each pinned to the second processor.
+//! Servers to measure: ours as a user runs it, nbdkit and qemu-nbd, each pinned to the second processor, and an
+//! NVMe/TCP target that somebody else has started.
 
 use std::fs::File;
 use std::net::TcpListener;
@@ -15,6 +16,11 @@ pub(super) const SIZE_BYTES: u64 = 256 << 20;
 const START: Duration = Duration::from_secs(20);
 /// The processor of the server; the client has the first.
 const SERVER_CPU: usize = 1;
+
+/// NQN of our volumes, before their number.
+const NQN: &str = "nqn.2026-11.com.example:v";
+/// Connections that our server takes.
+const CONNECTIONS: u32 = 8192;
 
 /// What lies behind a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,46 +42,65 @@ impl Medium {
     }
 }
 
-/// Whose server.
+/// How it is spoken to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Protocol {
+    NvmeTcp,
+    Nbd,
+}
+
+impl Protocol {
+    pub fn name(self) -> &'static str {
+        match self {
+            Protocol::NvmeTcp => "nvme-tcp",
+            Protocol::Nbd => "nbd",
+        }
+    }
+}
+
+/// Whose server.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Ours,
     Nbdkit,
     Qemu,
+    /// Another NVMe/TCP target, which runs already.
+    Other(String),
 }
 
 impl Kind {
-    pub fn name(self) -> &'static str {
+    pub fn name(&self) -> &'static str {
         match self {
             Kind::Ours => "tidegate",
             Kind::Nbdkit => "nbdkit",
             Kind::Qemu => "qemu-nbd",
+            Kind::Other(_) => "other target",
         }
     }
 
-    fn program(self) -> &'static str {
-        match self {
-            Kind::Ours => "tidegate-dataplane",
-            Kind::Nbdkit => "nbdkit",
-            Kind::Qemu => "qemu-nbd",
+    /// The target at an address with an NQN.
+    pub fn other(place: &[String]) -> Option<Kind> {
+        match place {
+            [address, nqn] => Some(Kind::Other(format!("nvme+tcp://{address}/{nqn}"))),
+            _ => None,
         }
     }
 }
 
-/// The others that can serve a medium and are installed; says aloud which are not.
-pub(super) fn peers(_medium: Medium) -> Vec<Kind> {
-    let there = |kind: &Kind| {
-        let found = Command::new(kind.program())
-            .arg("--version")
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status()
-            .is_ok_and(|status| status.success());
-        if !found {
-            eprintln!("{} is not installed and not compared with", kind.program());
-        }
-        found
-    };
+/// Whether a program is there; if not, says aloud what that means.
+pub(super) fn is_installed(program: &str, without: &str) -> bool {
+    let mut version = Command::new(program);
+    let status = version.arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    let found = status.is_ok_and(|status| status.success());
+    if !found {
+        eprintln!("{program} is not installed: {without}");
+    }
+    found
+}
+
+/// The NBD servers that are installed.
+pub(super) fn peers() -> Vec<Kind> {
+    let there = |kind: &Kind| is_installed(kind.name(), "no comparison with it");
     [Kind::Nbdkit, Kind::Qemu].into_iter().filter(there).collect()
 }
 
@@ -86,24 +111,31 @@ pub(super) struct Spent {
     pub kernel_ns: u64,
 }
 
-/// A running server, killed when it is dropped.
+/// A running server, killed when it is dropped unless somebody else has started it.
 pub(super) struct Server {
-    child: Child,
+    child: Option<Child>,
+    /// With `@` for the number of the volume.
     uri: String,
-    kind: Kind,
 }
 
 impl Server {
-    pub fn start(kind: Kind, medium: Medium, volumes: u32, folder: &Path) -> Outcome<Server> {
+    pub fn start(
+        kind: &Kind,
+        protocol: Protocol,
+        medium: Medium,
+        volumes: u32,
+        folder: &Path,
+    ) -> Outcome<Server> {
         let port = free_port()?;
+        let words = match kind {
+            Kind::Ours => ours(protocol, medium, volumes, port, folder)?,
+            Kind::Nbdkit => nbdkit(medium, port, folder)?,
+            Kind::Qemu => qemu(medium, port, folder)?,
+            Kind::Other(uri) => return Ok(Server { child: None, uri: uri.clone() }),
+        };
         let log = folder.join(format!("{}.log", kind.name()));
         let output = File::create(&log).map_err(|error| format!("{}: {error}", log.display()))?;
         let errors = output.try_clone().map_err(|error| format!("{}: {error}", log.display()))?;
-        let words = match kind {
-            Kind::Ours => ours(medium, volumes, port, folder)?,
-            Kind::Nbdkit => nbdkit(medium, port, folder)?,
-            Kind::Qemu => qemu(medium, port, folder)?,
-        };
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--", "taskset", "-c", &SERVER_CPU.to_string()])
             .args(words)
@@ -112,12 +144,15 @@ impl Server {
             .stderr(errors)
             .spawn()
             .map_err(|error| format!("cannot run setpriv (package util-linux): {error}"))?;
-        let export = if kind == Kind::Ours { "v0" } else { "" };
-        let mut server = Server { child, uri: format!("nbd://127.0.0.1:{port}/{export}"), kind };
+        let uri = match (kind, protocol) {
+            (Kind::Ours, Protocol::NvmeTcp) => format!("nvme+tcp://127.0.0.1:{port}/{NQN}@"),
+            (Kind::Ours, Protocol::Nbd) => format!("nbd://127.0.0.1:{port}/v@"),
+            _ => format!("nbd://127.0.0.1:{port}/"),
+        };
+        let mut server = Server { child: Some(child), uri };
         let until = Instant::now() + START;
         while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-            let ended = server.child.try_wait().is_ok_and(|status| status.is_some());
-            if ended || Instant::now() > until {
+            if server.has_ended() || Instant::now() > until {
                 let said = std::fs::read_to_string(&log).unwrap_or_default();
                 return Err(format!("{} does not serve: {}", kind.name(), said.trim()));
             }
@@ -126,13 +161,19 @@ impl Server {
         Ok(server)
     }
 
-    pub fn uri(&self) -> Outcome<Uri> {
-        self.uri.parse()
+    fn has_ended(&mut self) -> bool {
+        self.child.as_mut().is_none_or(|child| child.try_wait().is_ok_and(|status| status.is_some()))
     }
 
-    /// What all its threads have used, as of the kernel's last timer ticks.
+    /// Where volume `number` is.
+    pub fn uri(&self, number: u32) -> Outcome<Uri> {
+        self.uri.replace('@', &number.to_string()).parse()
+    }
+
+    /// What all its threads have used, as of the kernel's last timer ticks; nothing is known of others' targets.
     pub fn spent(&self) -> Outcome<Spent> {
-        let path = format!("/proc/{}/stat", self.child.id());
+        let Some(child) = &self.child else { return Ok(Spent::default()) };
+        let path = format!("/proc/{}/stat", child.id());
         let text = std::fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))?;
         // proc_pid_stat(5): fields 14 and 15, counted from behind the name, in ticks of 10 ms.
         let fields: Vec<&str> = text.rsplit(") ").next().unwrap_or_default().split(' ').collect();
@@ -141,16 +182,18 @@ impl Server {
             (Some(user), Some(kernel)) => {
                 Ok(Spent { user_ns: user * 10_000_000, kernel_ns: kernel * 10_000_000 })
             }
-            _ => Err(format!("{path} of {} cannot be read", self.kind.name())),
+            _ => Err(format!("{path} cannot be read")),
         }
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Both fail only when it has ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        if let Some(child) = &mut self.child {
+            // Both fail only when it has ended already.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 
@@ -161,21 +204,28 @@ fn free_port() -> Outcome<u16> {
 }
 
 /// The daemon that was built beside this bench.
-fn ours(medium: Medium, volumes: u32, port: u16, folder: &Path) -> Outcome<Vec<String>> {
+fn ours(protocol: Protocol, medium: Medium, volumes: u32, port: u16, folder: &Path) -> Outcome<Vec<String>> {
     let me = std::env::current_exe().map_err(|error| format!("this program: {error}"))?;
     let daemon = me.with_file_name("tidegate-dataplane");
     if !daemon.exists() {
         return Err(format!("{} is not there; `cargo xtask bench block` builds it", daemon.display()));
     }
     let socket = folder.join("control.sock");
+    let listen = match protocol {
+        Protocol::NvmeTcp => "nvme",
+        Protocol::Nbd => "nbd",
+    };
     let mut text = format!(
-        "[node]\nname = \"bench\"\ncontrol_socket = \"{}\"\nmetrics = \"off\"\n[[worker]]\n[nbd]\n\
-         listen = [\"127.0.0.1:{port}\"]\n[serve]\nmemory = \"256MiB\"\n",
+        "[node]\nname = \"bench\"\ncontrol_socket = \"{}\"\nmetrics = \"off\"\n[[worker]]\n[{listen}]\n\
+         listen = [\"127.0.0.1:{port}\"]\n[serve]\nmemory = \"256MiB\"\nconnections = {CONNECTIONS}\n",
         socket.display()
     );
     for volume in 0..volumes {
-        text.push_str(&format!("[[export]]\nname = \"v{volume}\"\nmedium = \"{}\"\n", medium.name()));
-        if medium == Medium::File {
+        let medium = medium.name();
+        text.push_str(&format!(
+            "[[export]]\nname = \"v{volume}\"\nnqn = \"{NQN}{volume}\"\nmedium = \"{medium}\"\n"
+        ));
+        if medium == Medium::File.name() {
             let directory = folder.join(format!("v{volume}"));
             // Left by the run before.
             if directory.exists() {

@@ -14,17 +14,16 @@ use wire::nbd::handshake::{
 use wire::nbd::transmission::{Command, CommandFlags, ErrorCode, Request, SimpleReply};
 
 use super::uri::{Place, Uri};
+use super::{Answer, Ending, Op, Request as Wish};
 use crate::Outcome;
 
-/// Bytes received at once.
-const RECEIVE_BYTES: usize = 256 << 10;
 /// With so much waiting to be sent, no more is added.
 const SEND_BYTES: usize = 1 << 20;
 /// A server that says nothing for so long during the handshake is not there.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// Both kinds of socket.
-trait Socket: Read + Write {
+trait Socket: Read + Write + std::fmt::Debug {
     fn nonblocking(&self) -> io::Result<()>;
 }
 
@@ -40,63 +39,64 @@ impl Socket for UnixStream {
     }
 }
 
-/// What came back for a request.
-pub(super) struct Answer {
-    /// Whose.
-    pub slot: u32,
-    /// How it ended.
-    pub error: ErrorCode,
-    /// What was read, if that was to be kept.
-    pub payload: Vec<u8>,
-}
-
 /// Where in the server's bytes we are.
+#[derive(Debug)]
 enum Input {
     Head { octets: [u8; SimpleReply::BYTES], have: usize },
     Payload { slot: u32, left: usize, kept: Vec<u8> },
 }
 
+/// A request under way: its cookie, and the payload of its answer.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    cookie: u64,
+    payload_bytes: u32,
+}
+
 /// A connection past its handshake.
+#[derive(Debug)]
 pub(super) struct Connection {
     socket: Box<dyn Socket>,
     place: String,
     out: Vec<u8>,
     sent: usize,
-    scratch: Vec<u8>,
     input: Input,
     /// In the upper half of each cookie, so that an old answer is not taken for a new one.
     round: u32,
-    cookies: Vec<u64>,
+    /// By slot, the lower half of the cookie.
+    asked: Vec<Option<Asked>>,
+    keep: bool,
 }
 
 impl Connection {
-    /// Connects and chooses the export; returns its size in bytes as well.
-    pub fn open(uri: &Uri) -> Outcome<(Connection, u64)> {
+    /// Connects and chooses the export; returns its size in bytes as well. What is read is kept if `keep`.
+    pub fn open(uri: &Uri, depth: u32, keep: bool) -> Outcome<(Connection, u64)> {
         let failed = |error: &dyn std::fmt::Display| format!("{uri}: {error}");
         let mut socket: Box<dyn Socket> = match &uri.place {
-            Place::Tcp(host) => {
+            Place::Nbd(host) => {
                 let socket = TcpStream::connect(host.as_str()).map_err(|error| failed(&error))?;
                 socket.set_nodelay(true).map_err(|error| failed(&error))?;
                 socket.set_read_timeout(Some(HANDSHAKE)).map_err(|error| failed(&error))?;
                 Box::new(socket)
             }
-            Place::Unix(path) => {
+            Place::NbdUnix(path) => {
                 let socket = UnixStream::connect(path).map_err(|error| failed(&error))?;
                 socket.set_read_timeout(Some(HANDSHAKE)).map_err(|error| failed(&error))?;
                 Box::new(socket)
             }
+            Place::NvmeTcp(_) => return Err(format!("{uri} is no NBD server")),
         };
-        let size_bytes = handshake(&mut *socket, &uri.export).map_err(|why| failed(&why))?;
+        let size_bytes = handshake(&mut *socket, &uri.name).map_err(|why| failed(&why))?;
         socket.nonblocking().map_err(|error| failed(&error))?;
         let connection = Connection {
             socket,
             place: uri.to_string(),
             out: Vec::new(),
             sent: 0,
-            scratch: vec![0; RECEIVE_BYTES],
             input: HEAD,
             round: 0,
-            cookies: Vec::new(),
+            asked: vec![None; depth as usize],
+            keep,
         };
         Ok((connection, size_bytes))
     }
@@ -106,17 +106,27 @@ impl Connection {
         self.out.len() - self.sent < SEND_BYTES
     }
 
-    /// Queues a request.
-    pub fn ask(&mut self, command: Command, slot: u32, offset_bytes: u64, length_bytes: u32, payload: &[u8]) {
+    /// Queues a request under a slot that is free.
+    pub fn ask(&mut self, slot: u32, wish: &Wish, payload: &[u8]) {
         self.round = self.round.wrapping_add(1);
         let cookie = u64::from(self.round) << 32 | u64::from(slot);
-        if self.cookies.len() <= slot as usize {
-            self.cookies.resize(slot as usize + 1, 0);
-        }
-        self.cookies[slot as usize] = cookie;
-        let request = Request { flags: CommandFlags::NONE, command, cookie, offset_bytes, length_bytes };
-        self.out.extend_from_slice(&request.octets());
+        let (command, payload, payload_bytes) = match wish.op {
+            Op::Read => (Command::READ, &[][..], wish.bytes),
+            Op::Write => (Command::WRITE, payload, 0),
+            Op::Flush => (Command::FLUSH, &[][..], 0),
+        };
+        self.asked[slot as usize] = Some(Asked { cookie, payload_bytes });
+        let (offset_bytes, length_bytes) = match wish.op {
+            // "offset and length are set to zero".
+            Op::Flush => (0, 0),
+            _ => (wish.offset_bytes, wish.bytes),
+        };
+        self.push(&Request { flags: CommandFlags::NONE, command, cookie, offset_bytes, length_bytes });
         self.out.extend_from_slice(payload);
+    }
+
+    fn push(&mut self, request: &Request) {
+        self.out.extend_from_slice(&request.octets());
     }
 
     /// Sends what the socket takes.
@@ -133,19 +143,17 @@ impl Connection {
         Ok(())
     }
 
-    /// Takes what has arrived. `length` says how much payload a slot's answer has, or that there is none
-    /// under way; payload is kept if `keep`.
-    pub fn receive(&mut self, keep: bool, length: impl Fn(u32) -> Option<u32>) -> Outcome<Vec<Answer>> {
-        let mut answers = Vec::new();
-        let count = match self.socket.read(&mut self.scratch) {
+    /// Takes what has arrived.
+    pub fn receive(&mut self, scratch: &mut [u8], answers: &mut Vec<Answer>) -> Outcome {
+        let count = match self.socket.read(scratch) {
             Ok(0) => return Err(format!("{}: the server has closed the connection", self.place)),
             Ok(count) => count,
-            Err(error) if is_transient(&error) => return Ok(answers),
+            Err(error) if is_transient(&error) => return Ok(()),
             Err(error) => return Err(format!("{}: {error}", self.place)),
         };
         let mut at = 0;
         while at < count {
-            let rest = &self.scratch[at..count];
+            let rest = &scratch[at..count];
             match &mut self.input {
                 Input::Head { octets, have } => {
                     let take = rest.len().min(SimpleReply::BYTES - *have);
@@ -158,13 +166,17 @@ impl Connection {
                     let reply =
                         SimpleReply::parse(octets).map_err(|error| format!("{}: {error}", self.place))?;
                     let slot = reply.cookie as u32;
-                    let known = self.cookies.get(slot as usize) == Some(&reply.cookie);
-                    let Some(length) = length(slot).filter(|_| known) else {
+                    let asked = self.asked.get_mut(slot as usize);
+                    let known = asked.and_then(|one| one.take_if(|asked| asked.cookie == reply.cookie));
+                    let Some(Asked { payload_bytes, .. }) = known else {
                         return Err(format!("{}: an answer to {:#x}, never asked", self.place, reply.cookie));
                     };
-                    let left = if reply.error != ErrorCode::OK { 0 } else { length as usize };
+                    let (ending, left) = match reply.error {
+                        ErrorCode::OK => (Ending::Done, payload_bytes as usize),
+                        error => (Ending::Failed(error.0), 0),
+                    };
                     if left == 0 {
-                        answers.push(Answer { slot, error: reply.error, payload: Vec::new() });
+                        answers.push(Answer { slot, ending, payload: Vec::new() });
                         self.input = HEAD;
                     } else {
                         self.input = Input::Payload { slot, left, kept: Vec::new() };
@@ -172,25 +184,26 @@ impl Connection {
                 }
                 Input::Payload { slot, left, kept } => {
                     let take = rest.len().min(*left);
-                    if keep {
+                    if self.keep {
                         kept.extend_from_slice(&rest[..take]);
                     }
                     *left -= take;
                     at += take;
                     if *left == 0 {
                         let payload = std::mem::take(kept);
-                        answers.push(Answer { slot: *slot, error: ErrorCode::OK, payload });
+                        answers.push(Answer { slot: *slot, ending: Ending::Done, payload });
                         self.input = HEAD;
                     }
                 }
             }
         }
-        Ok(answers)
+        Ok(())
     }
 
     /// Says that nothing more comes.
     pub fn close(&mut self) {
-        self.ask(Command::DISC, 0, 0, 0, &[]);
+        let (flags, command) = (CommandFlags::NONE, Command::DISC);
+        self.push(&Request { flags, command, cookie: 0, offset_bytes: 0, length_bytes: 0 });
         // The server may have gone first; nothing is under way.
         let _ = self.send();
     }

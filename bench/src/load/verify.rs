@@ -38,7 +38,8 @@ impl Blocks {
             ));
         }
         Ok(Blocks {
-            volume: u64::from(crc32c::crc32c(export.as_bytes())),
+            // Blocks of another length are not ours either.
+            volume: u64::from(block_bytes) << 32 | u64::from(crc32c::crc32c(export.as_bytes())),
             known: vec![Known::No; blocks as usize],
             under_way: vec![false; blocks as usize],
             sequence: 0,
@@ -108,7 +109,7 @@ fn judge(payload: &[u8], volume: u64, block: u64, known: Known) -> Result<(), St
     }
     let word = |at: usize| payload[at..].first_chunk().map_or(0, |octets| u64::from_le_bytes(*octets));
     let (sequence, crc) = (word(24) as u32, (word(24) >> 32) as u32);
-    if word(0) != MAGIC {
+    if word(0) != MAGIC || (known == Known::No && word(8) != volume) {
         // Before the first write of this run anything may stand there.
         return if known == Known::No { Ok(()) } else { Err(format!("block {block} does not name itself")) };
     }
@@ -154,6 +155,9 @@ mod tests {
         assert!(read(1, &second).contains("holds block 2"));
         assert!(read(2, &second[..100]).contains("100 bytes"));
         assert_eq!(read(3, &[0; 512]), "", "never written");
+        let mut foreign = second;
+        foreign[8] ^= 1;
+        assert_eq!(read(3, &foreign), "", "another volume's, from before this run");
         let mut torn = second;
         torn[511] ^= 1;
         assert!(read(2, &torn).contains("torn"));
