@@ -3,6 +3,7 @@
 //! - [`rate`]: nanoseconds per packet for pipelines, frame sizes and numbers of rules.
 //! - [`peers`]: testpmd and OVS-DPDK interleaved with ours, fed the same packets.
 //! - [`block`]: served volumes beside other servers, under [`load`], which `tidegate-load` is made of.
+//! - [`trace`]: what following I/Os costs.
 //! - [`idle`]: what falling asleep saves and costs.
 //! - [`traffic`] makes packets and configurations, [`cell`] runs one real [`engine::Node`] and measures it,
 //!   [`cpu`] reads what threads and processors spend, [`report`] writes tables, JSON lines and plots.
@@ -22,6 +23,7 @@ pub mod peers;
 pub mod rate;
 pub mod report;
 pub mod space;
+pub mod trace;
 pub mod traffic;
 
 /// A result whose error is a sentence for the person at the terminal.

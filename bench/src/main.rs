@@ -21,6 +21,8 @@ enum Command {
     Peers(bench::peers::Args),
     /// Served volumes over NVMe/TCP and NBD, beside nbdkit, qemu-nbd and any other target, interleaved
     Block(bench::block::Args),
+    /// What following none, one in 64 and each of the requests costs, in turns
+    Trace(bench::peers::Args),
     /// CPU share and latency of a worker that falls asleep, beside spinning and blocking (root)
     Idle(bench::idle::Args),
 }
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
         Command::Rate(args) => bench::rate::run(&args),
         Command::Peers(args) => bench::peers::run(&args),
         Command::Block(args) => bench::block::run(&args),
+        Command::Trace(args) => bench::trace::run(&args),
         Command::Idle(args) => bench::idle::run(&args),
     };
     match outcome {

@@ -5,7 +5,7 @@ use crate::tools::{self, Outcome, cargo, show};
 /// Options of `cargo xtask bench`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// rate, peers, block or idle, and their options; `cargo xtask bench rate --help` lists them
+    /// rate, peers, block, trace or idle, and their options; `cargo xtask bench rate --help` lists them
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
     words: Vec<String>,
 }
@@ -25,7 +25,18 @@ pub fn run(args: &Args) -> Outcome {
             return Err(format!("{} cannot be compared with: not installed", missing.join(", ")));
         }
     }
-    if args.words.first().is_some_and(|what| what == "block") {
+    if args.words.first().is_some_and(|what| what == "trace") {
+        show(cargo().args([
+            "build",
+            "--release",
+            "--quiet",
+            "--package",
+            "bench",
+            "--bin",
+            "tidegate-load",
+        ]))?;
+    }
+    if args.words.first().is_some_and(|what| what == "block" || what == "trace") {
         // It is measured as a user runs it.
         show(cargo().args(["build", "--release", "--quiet", "--package", "tidegate-dataplane"]))?;
     }

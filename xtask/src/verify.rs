@@ -84,6 +84,15 @@ const CLAIMS: &[Claim] = &[
         says: "no input panics; the throttle equals exact arithmetic",
         steps: &[Step::Test { package: "throttle", test: "trace", filter: "" }, Step::Fuzz],
     },
+    Claim {
+        number: 9,
+        says: "spans add up to the host's latency; delayed writes are found with their stage; what that costs",
+        steps: &[
+            Step::Test { package: "trace", test: "", filter: "" },
+            Step::Test { package: "tests", test: "serve", filter: "trace::" },
+            Step::Bench(&["trace"]),
+        ],
+    },
 ];
 
 /// Shows a claim, or lists them.

@@ -414,6 +414,15 @@ impl Round<'_> {
     fn set(&self, wanted: &Wanted, volume: VolumeId) {
         self.node.limit(wanted.worker, volume, &(self.limits)(wanted));
         self.node.sample(wanted.worker, volume, wanted.sample);
+        self.drill(wanted, volume);
+    }
+
+    /// What goes wrong at its medium on purpose.
+    fn drill(&self, wanted: &Wanted, volume: VolumeId) {
+        if wanted.faults.is_some() {
+            warn!(export = wanted.name, "things go wrong at its medium on purpose, as configured");
+        }
+        self.node.set_faults(wanted.worker, volume, &wanted.faults.clone().unwrap_or_default());
     }
 
     /// Gives a volume to its worker.
@@ -427,6 +436,7 @@ impl Round<'_> {
         let target = target.with_subsystem(subsystem).with_sampling(wanted.sample);
         let served = self.node.serve(wanted.worker, target, &(self.limits)(&wanted));
         served.map_err(|source| failed(source.into()))?;
+        self.drill(&wanted, volume);
         info!(export = wanted.name, nqn = listed.nqn, "served");
         let served = Served { volume, size, blocks, offer, listed, wanted };
         self.fit(served)

@@ -216,6 +216,8 @@ fn export(one: &Served, figures: &ServedFigures) -> Export {
         ("flushes", target.flushes),
         ("discards", target.discards),
         ("errors", target.errors),
+        ("faults_delayed", target.faults_delayed),
+        ("faults_failed", target.faults_failed),
         ("connections_refused", figures.refused),
     ];
     Export {

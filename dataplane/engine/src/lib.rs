@@ -43,4 +43,4 @@ pub use snapshot::{PoolSize, Pools, Snapshot, Throttle};
 pub use worker::{VolumeFigures, WorkerDied};
 
 /// What a configuration is built of, for crates that may use the engine but not what lies below it.
-pub use {block, frame, overlay, port, rustls, session, throttle, trace, volume, wire};
+pub use {block, frame, media, overlay, port, rustls, session, throttle, trace, volume, wire};

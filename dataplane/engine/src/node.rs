@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use block::VolumeId;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use frame::{Backing, Consumer, Frame, IoSlab, Pool, Producer, Slab, ring};
+use media::FaultSpec;
 use overlay::{NeighbourLimits, Neighbours, Tables};
 use session::nvme_tcp::Access;
 use throttle::{Limits, PoolError, Shaper, ShaperConfig};
@@ -376,6 +377,13 @@ impl Node {
     /// Follows one in `one_in` requests of a served volume from now on; 0 = none. False when its worker has ended.
     pub fn sample(&self, worker: usize, volume: VolumeId, one_in: u32) -> bool {
         let sent = self.at(worker, volume).map(|worker| worker.send(Command::Sample { volume, one_in }));
+        sent == Some(Ok(()))
+    }
+
+    /// Has things go wrong at the medium of a served volume from now on, as a drill. False when its worker has ended.
+    pub fn set_faults(&self, worker: usize, volume: VolumeId, spec: &FaultSpec) -> bool {
+        let spec = Box::new(spec.clone());
+        let sent = self.at(worker, volume).map(|worker| worker.send(Command::Faults { volume, spec }));
         sent == Some(Ok(()))
     }
 

@@ -38,7 +38,7 @@ use std::sync::Arc;
 use ::session::nvme_tcp::{Access, Subsystem};
 use block::{Done, IO_BYTES_MAX, Io, Tag, TraceId, VolumeId};
 use frame::{IO_REGION_BYTES, IoBuffer, IoPool, IoShare, IoSlab, IoSlabConfig};
-use media::{FileMedia, Media};
+use media::{FaultSpec, FileMedia, Media};
 use throttle::{Limits, ParkLimits, Shaper, ShaperConfig};
 use trace::{Medium, Stage, Tracer};
 use tracing::{debug, warn};
@@ -276,6 +276,15 @@ impl Server {
     pub fn set_sampling(&mut self, volume: VolumeId, one_in: u32) {
         if let Some(target) = self.targets.get_mut(volume.0 as usize).and_then(Option::as_mut) {
             target.sampler.set(one_in);
+        }
+    }
+
+    /// Has things go wrong at the medium of a volume from now on.
+    pub fn set_faults(&mut self, volume: VolumeId, spec: &FaultSpec) {
+        if let Some(target) = self.targets.get_mut(volume.0 as usize).and_then(Option::as_mut)
+            && let Err(refused) = target.set_faults(spec)
+        {
+            warn!(%volume, "faults of a served volume: {refused}");
         }
     }
 

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use block::VolumeId;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, never};
 use frame::{BATCH, DropReason, Pool};
+use media::FaultSpec;
 use overlay::PortId;
 use port::Port;
 use session::nvme_tcp::Access;
@@ -53,6 +54,8 @@ pub(crate) enum Command {
     Limit { volume: VolumeId, limits: Box<Limits> },
     /// Follow one in so many requests of a served volume.
     Sample { volume: VolumeId, one_in: u32 },
+    /// Have things go wrong at the medium of a served volume.
+    Faults { volume: VolumeId, spec: Box<FaultSpec> },
     /// Make a served volume larger.
     Grow { volume: VolumeId, blocks: u64, reply: Reply<()> },
     /// Let a served volume go.
@@ -271,6 +274,11 @@ impl Worker {
             Command::Limit { volume, limits } => {
                 if let Some(server) = &mut self.server {
                     server.set_limits(now_ns, volume, &limits);
+                }
+            }
+            Command::Faults { volume, spec } => {
+                if let Some(server) = &mut self.server {
+                    server.set_faults(volume, &spec);
                 }
             }
             Command::Sample { volume, one_in } => {

@@ -5,6 +5,8 @@
 //! I/O, registered buffers) and [`MemoryMedia`] (bytes in hugepages, or no bytes at all, for measuring what lies
 //! above).
 //!
+//! [`Faults`] stands between a volume and its medium and makes things go wrong, from a seed.
+//!
 //! A worker calls [`Media::submit`] for what its volumes ask, as long as there is [`Media::room`], then
 //! [`Media::poll`] once per turn. Before it blocks it adds [`Media::wait_fd`] to its wait point.
 //!
@@ -13,9 +15,11 @@
 //!
 //! Not yet: a bound on open files (each file of each volume stays open); I/O by polling the device.
 
+mod faults;
 mod file;
 mod memory;
 
+pub use faults::{FaultCounters, FaultSpec, Faults, NoProbability};
 pub use file::{Attached, FileConfig, FileError, FileMedia, Notice};
 pub use memory::MemoryMedia;
 

@@ -1,6 +1,6 @@
 //! Volumes served by the daemon that a user runs, to clients over NBD and NVMe/TCP: programs that we did not write, a
 //! writer that survives kill -9, an owner that is replaced while it is stopped, volumes that come, grow and go, limits
-//! as a client feels them, a bit that turned, and clients that mean no good.
+//! as a client feels them, where the time of I/Os went, a bit that turned, and clients that mean no good.
 //!
 //! No test here needs root. A program that is not installed is skipped aloud.
 
@@ -19,3 +19,4 @@ mod moves;
 mod nvme;
 mod place;
 mod tls;
+mod trace;

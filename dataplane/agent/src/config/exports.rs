@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use engine::block::{BlockSize, VOLUME_BYTES_MAX};
 use engine::frame::IoSlabConfig;
+use engine::media::FaultSpec;
 use engine::session::nvme_tcp::{CONTROLLER_LAST, Hosts, SubsystemLimits, is_nqn};
 use engine::throttle::Limits;
 use engine::volume::{self, format::LEAF_BYTES};
@@ -54,6 +55,8 @@ pub struct Wanted {
     pub hosts: Hosts,
     /// One in how many of its requests is followed.
     pub sample: u32,
+    /// What goes wrong at its medium on purpose.
+    pub faults: Option<FaultSpec>,
 }
 
 /// Where the bytes of a volume are.
@@ -300,6 +303,7 @@ fn one(file: &File, export: &file::Export, workers: usize) -> Result<Wanted, Low
         let what = format!("{wrong:?} is no NVMe qualified name, like nqn.2026-11.com.example:disk");
         return Err(error(&place, what));
     }
+    let faults = export.faults.as_ref().map(|keys| faults(&place, keys)).transpose()?;
     Ok(Wanted {
         name: export.name.clone(),
         description: export.description.clone(),
@@ -311,6 +315,7 @@ fn one(file: &File, export: &file::Export, workers: usize) -> Result<Wanted, Low
         nqn: export.nqn.clone(),
         hosts: export.hosts.clone().map_or(Hosts::Any, Hosts::Only),
         sample: traces::sample(file, export),
+        faults,
     })
 }
 
@@ -353,6 +358,19 @@ fn identity(place: &str, text: &str) -> Result<[u8; 16], LowerError> {
     let is_hex = digits.len() == 32 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
     let value = u128::from_str_radix(&digits, 16).ok().filter(|value| is_hex && *value != 0);
     value.map(u128::to_be_bytes).ok_or_else(wrong)
+}
+
+fn faults(place: &str, keys: &file::MediumFaults) -> Result<FaultSpec, LowerError> {
+    let spec = FaultSpec {
+        seed: keys.seed,
+        read_delay: keys.read_delay,
+        write_delay: keys.write_delay,
+        delay_ns: keys.delay_by.map_or(1_000_000, |delay| delay.0),
+        read_error: keys.read_error,
+        write_error: keys.write_error,
+    };
+    spec.check().map_err(|wrong| error(place, format!("faults: {wrong}")))?;
+    Ok(spec)
 }
 
 fn blocks(place: &str, bytes: u64, size: BlockSize) -> Result<u64, LowerError> {

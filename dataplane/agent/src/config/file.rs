@@ -636,6 +636,26 @@ pub struct Export {
     pub weight: Option<u64>,
     /// Follow one in so many requests, 0 = none. Default: trace.sample.
     pub sample: Option<u32>,
+    /// Things to go wrong at its medium on purpose.
+    pub faults: Option<MediumFaults>,
+}
+
+/// `export.faults`: probabilities between 0 and 1.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MediumFaults {
+    /// Same seed, same faults. Default 0.
+    pub seed: u64,
+    /// Reads answered late by `delay_by`.
+    pub read_delay: f64,
+    /// Writes answered late by `delay_by`.
+    pub write_delay: f64,
+    /// How late. Default 1ms.
+    pub delay_by: Option<Nanos>,
+    /// Reads that fail.
+    pub read_error: f64,
+    /// Writes that fail.
+    pub write_error: f64,
 }
 
 /// `export.medium`

@@ -106,6 +106,7 @@ fn want(pools: &[(Pool, PathBuf)], placed: &Placed, workers: usize) -> Result<Wa
         nqn: None,
         hosts: Hosts::Any,
         sample: 0,
+        faults: None,
     })
 }
 

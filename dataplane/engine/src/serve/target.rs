@@ -4,9 +4,9 @@ use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 
 use arrayvec::ArrayVec;
-use block::{BlockSize, Done, Finished, Io, Mark, Op, Status, Step, TraceId, VolumeId};
+use block::{BlockSize, Done, Finished, Io, Mark, Op, Request, Status, Step, TraceId, VolumeId};
 use frame::{Backing, IoBuffer, IoPool, SlabError};
-use media::{FileError, FileMedia, Media, MemoryMedia};
+use media::{FaultSpec, Faults, FileError, FileMedia, Media, MemoryMedia, NoProbability};
 use session::nvme_tcp::{Access, Subsystem};
 use trace::{DEPENDENCIES_MAX, Medium, Sampler};
 use volume::{FlatVolume, Health, Volume};
@@ -14,6 +14,7 @@ use volume::{FlatVolume, Health, Volume};
 use super::change::{Change, ChangeError, Leave, Stage};
 use super::follow::Follower;
 use super::session::{Guest, Session};
+use crate::clock::Stopwatch;
 use crate::wait::WaitError;
 
 /// Requests of a flat volume under way, at most.
@@ -59,6 +60,10 @@ pub struct TargetCounters {
     pub discards: u64,
     /// Requests answered with an error.
     pub errors: u64,
+    /// Answers of the medium that were delayed on purpose.
+    pub faults_delayed: u64,
+    /// Requests to the medium that failed on purpose.
+    pub faults_failed: u64,
 }
 
 /// A volume on its way to a worker, or there.
@@ -90,6 +95,8 @@ pub struct Target {
     pub(super) sampler: Sampler,
     /// Followed writes since the last flush.
     pub(super) unsynced: Unsynced,
+    /// What goes wrong on purpose at its medium.
+    faults: Option<Box<Faults>>,
 }
 
 /// Followed writes that the next flush makes durable.
@@ -174,6 +181,7 @@ impl Target {
             health,
             sampler: Sampler::new(0, u64::from(volume.0) + 1),
             unsynced: Unsynced::default(),
+            faults: None,
         }
     }
 
@@ -210,9 +218,22 @@ impl Target {
         self.volume
     }
 
+    /// What goes wrong at its medium from now on.
+    pub(super) fn set_faults(&mut self, spec: &FaultSpec) -> Result<(), NoProbability> {
+        match &mut self.faults {
+            Some(faults) => faults.set(spec),
+            None if *spec == FaultSpec::default() => Ok(()),
+            None => {
+                self.faults = Some(Box::new(Faults::new(spec)?));
+                Ok(())
+            }
+        }
+    }
+
     /// What it has done.
     pub fn counters(&self) -> TargetCounters {
-        self.counters
+        let faults = self.faults.as_ref().map_or_else(Default::default, |faults| faults.counters());
+        TargetCounters { faults_delayed: faults.delayed, faults_failed: faults.failed, ..self.counters }
     }
 
     pub(super) fn directory(&self) -> Option<&Path> {
@@ -251,8 +272,12 @@ impl Target {
         now_ns: u64,
         follower: &mut Follower<'_>,
     ) {
+        while let Some(finished) = self.faults.as_mut().and_then(|faults| faults.due(now_ns)) {
+            self.answered(finished, pool, now_ns, follower);
+        }
+        let faults = &mut self.faults;
         match &mut self.body {
-            Body::Flat(flat) => flat.pump(&mut self.queue, pool, follower),
+            Body::Flat(flat) => flat.pump(&mut self.queue, pool, faults, now_ns, follower),
             Body::Thin { volume, .. } => {
                 while volume.room() > 0
                     && let Some(io) = self.queue.pop_front()
@@ -262,7 +287,10 @@ impl Target {
                 volume.step(pool, now_ns);
                 follower.book(volume.marks());
                 let Some(files) = files else { return };
-                while let Some(request) = volume.dispatch() {
+                while files.room() > 0
+                    && let Some(request) = volume.dispatch()
+                {
+                    let Some(request) = begin(faults, request, now_ns) else { continue };
                     if let Err(request) = files.submit(request, pool) {
                         volume.put_back(request);
                         return;
@@ -275,6 +303,18 @@ impl Target {
 
     /// Takes an answer of the files.
     pub(super) fn complete(
+        &mut self,
+        finished: Finished<IoBuffer>,
+        pool: &mut IoPool,
+        now_ns: u64,
+        follower: &mut Follower<'_>,
+    ) {
+        if let Some(finished) = end(&mut self.faults, finished, follower.watch) {
+            self.answered(finished, pool, now_ns, follower);
+        }
+    }
+
+    fn answered(
         &mut self,
         finished: Finished<IoBuffer>,
         pool: &mut IoPool,
@@ -337,17 +377,22 @@ impl Target {
         }
     }
 
-    /// When [`Target::pump`] should ask again for room that the medium refused.
+    /// When [`Target::pump`] should ask again for room that the medium refused, or has an answer that was kept back.
     pub(super) fn retry_at_ns(&self) -> Option<u64> {
-        match &self.body {
+        let room_ns = match &self.body {
             Body::Thin { volume, .. } => volume.retry_at_ns(),
             _ => None,
-        }
+        };
+        let kept_ns = self.faults.as_ref().and_then(|faults| faults.next_ns());
+        room_ns.into_iter().chain(kept_ns).min()
     }
 
     /// No more requests come: what the log says is to stand in a checkpoint, so that the next owner need not tell
     /// from the log alone what was durable.
     pub(super) fn rest(&mut self) {
+        if let Some(faults) = &mut self.faults {
+            faults.cease();
+        }
         if let Body::Thin { volume, .. } = &mut self.body {
             volume.checkpoint();
         }
@@ -455,6 +500,30 @@ impl Target {
     }
 }
 
+/// What is left of a request when things go wrong on purpose.
+fn begin(
+    faults: &mut Option<Box<Faults>>,
+    request: Request<IoBuffer>,
+    now_ns: u64,
+) -> Option<Request<IoBuffer>> {
+    match faults {
+        Some(faults) => faults.begin(request, now_ns),
+        None => Some(request),
+    }
+}
+
+/// The same of an answer. A delay counts from now, whenever the turn began.
+fn end(
+    faults: &mut Option<Box<Faults>>,
+    finished: Finished<IoBuffer>,
+    watch: &Stopwatch,
+) -> Option<Finished<IoBuffer>> {
+    match faults {
+        Some(faults) => faults.end(finished, watch.now_ns()),
+        None => Some(finished),
+    }
+}
+
 /// A volume over a medium without a kernel, which carries out at once what it is asked.
 struct Flat {
     volume: FlatVolume,
@@ -471,7 +540,14 @@ impl Flat {
         Flat { volume, media, medium, answers: Vec::new(), marks: Vec::new() }
     }
 
-    fn pump(&mut self, queue: &mut VecDeque<Io<IoBuffer>>, pool: &mut IoPool, follower: &mut Follower<'_>) {
+    fn pump(
+        &mut self,
+        queue: &mut VecDeque<Io<IoBuffer>>,
+        pool: &mut IoPool,
+        faults: &mut Option<Box<Faults>>,
+        now_ns: u64,
+        follower: &mut Follower<'_>,
+    ) {
         let Flat { volume, media, answers, marks, .. } = self;
         loop {
             while volume.room() > 0
@@ -483,14 +559,17 @@ impl Flat {
                 volume.process(io, pool);
             }
             follower.book(marks.drain(..));
-            while let Some(request) = volume.dispatch() {
+            while media.room() > 0
+                && let Some(request) = volume.dispatch()
+            {
+                let Some(request) = begin(faults, request, now_ns) else { continue };
                 if let Err(request) = media.submit(request, pool) {
                     volume.put_back(request);
                     break;
                 }
             }
             media.poll(answers);
-            for answer in answers.drain(..) {
+            for answer in answers.drain(..).filter_map(|answer| end(faults, answer, follower.watch)) {
                 volume.complete(answer, pool);
             }
             if queue.is_empty() || volume.room() == 0 {

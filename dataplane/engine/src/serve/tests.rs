@@ -425,3 +425,67 @@ fn a_flush_names_the_writes_before_it_and_who_leaves_is_followed_no_more() {
     assert_eq!(bench.server.tracer.counters(), ended);
     bench.server.stop(bench.now_ns);
 }
+
+#[test]
+fn nobody_who_reads_traces_is_waited_for() {
+    const READS: u64 = 20_000;
+    let mut bench = Bench::new(64, null().with_sampling(1), Limits::unlimited());
+    let mut client = bench.connect();
+    let mut answer = [0; 16 + 4096];
+    for cookie in 0..READS {
+        client.write_all(&request(READ, 0, cookie, (cookie % BLOCKS) << 12, 4096)).unwrap();
+        bench.turn();
+        client.read_exact(&mut answer).unwrap();
+    }
+    // Four records at most of each are in a ring of 4096.
+    let all = followed(&mut bench);
+    assert!(all.len() >= 1000 && bench.reader.lost() > 0, "{} kept, {} lost", all.len(), bench.reader.lost());
+    let blocks: Vec<u64> = all.iter().map(|(record, _)| record.link).collect();
+    assert!(blocks.is_sorted() && blocks.last() == Some(&(READS - 1)), "in order, to the last");
+    bench.server.stop(bench.now_ns);
+}
+
+/// From the client's bytes to the collector, in virtual time: nothing but what is injected takes any.
+#[test]
+fn writes_that_the_medium_answers_late_are_the_outliers() {
+    const WRITES: u64 = 20_000;
+    const DELAY_NS: u64 = 5_000_000;
+    let spec = media::FaultSpec { seed: 1, write_delay: 0.01, delay_ns: DELAY_NS, ..Default::default() };
+    let (target, _) = Target::memory(VolumeId(0), BlockSize::B4096, BLOCKS, false).unwrap();
+    let mut bench = Bench::new(64, target.with_sampling(1), Limits::unlimited());
+    bench.server.set_faults(VolumeId(0), &spec);
+    let outlier = trace::OutlierConfig { per_second_max: u32::MAX, ..Default::default() };
+    let config = trace::CollectorConfig { outliers_max: WRITES as usize, outlier, ..Default::default() };
+    let reader = std::mem::replace(&mut bench.reader, trace::ring(2).1);
+    let mut collector = trace::Collector::new(vec![reader], config);
+    let mut client = bench.connect();
+    client.set_nonblocking(true).unwrap();
+    let (mut octets, mut answer, mut late) = (Vec::new(), [0; 16], Vec::new());
+    for cookie in 0..WRITES {
+        octets.clear();
+        octets.extend(request(WRITE, 0, cookie, (cookie % BLOCKS) << 12, 4096));
+        octets.resize(octets.len() + 4096, cookie as u8);
+        client.write_all(&octets).unwrap();
+        let asked_ns = bench.now_ns;
+        bench.turn();
+        while client.read(&mut answer).is_err() {
+            bench.now_ns += 100_000;
+            bench.turn();
+        }
+        late.extend((bench.now_ns - asked_ns >= DELAY_NS).then_some(cookie));
+        collector.collect(usize::MAX);
+    }
+    let delayed = bench.server.figures(bench.now_ns)[0].target.faults_delayed;
+    assert_eq!(late.len() as u64, delayed, "all that was delayed, and nothing else, was late");
+    let query = trace::Query { outliers: true, limit: usize::MAX, ..Default::default() };
+    let outliers = collector.find(&query);
+    let named =
+        outliers.iter().filter(|(_, found)| found.is_some_and(|(_, culprit)| culprit == Stage::Media));
+    let found = named.filter(|(trace, _)| late.binary_search(&trace.lba.0).is_ok()).count() as f64;
+    let (precision, recall) = (found / outliers.len() as f64, found / late.len() as f64);
+    assert!(
+        late.len() > 150 && precision >= 0.99 && recall >= 0.99,
+        "precision {precision}, recall {recall}"
+    );
+    bench.server.stop(bench.now_ns);
+}
