@@ -201,7 +201,9 @@ fn words(kit: &Kit, folder: &Path, archive: &Path, socket: &Path) -> Vec<String>
     let fixed = "-nodefaults -no-user-config -display none -no-reboot -machine q35 -accel tcg -cpu Nehalem \
                  -smp 2 -m 640 -netdev user,id=net -device virtio-net-pci,netdev=net,romfile=";
     words.extend(fixed.split_whitespace().map(str::to_owned));
-    let console = "console=ttyS0 quiet loglevel=5 printk.time=1 panic=-1 mitigations=off random.trust_cpu=1";
+    // The check of the timer counts on ticks in a moment in which a busy machine may not let the emulator run.
+    let console = "console=ttyS0 quiet loglevel=5 printk.time=1 panic=-1 mitigations=off random.trust_cpu=1 \
+                   no_timer_check";
     words.extend(["-kernel".to_owned(), at(&kit.kernel), "-initrd".to_owned(), at(archive)]);
     words.extend(["-append".to_owned(), console.to_owned()]);
     words.extend(["-serial".to_owned(), format!("file:{}", at(&folder.join("kernel.log")))]);

@@ -385,6 +385,24 @@ fn trimmed_pages_go_back_to_the_disk() {
 }
 
 #[test]
+fn many_pages_that_are_trimmed_go_back_without_waiting_for_the_log() {
+    let disk = disk(64 << 20, BlockSize::B4096);
+    let mut bed = Bed::open(&disk, Config { reuse_pages_max: 8, ..small() }).expect("opens");
+    for page in 0..500 {
+        assert_eq!(bed.write(page, &filled(PAGE, 1)), Status::Ok);
+    }
+    bed.checkpoint();
+    let (before, checkpoints) = (disk.pages(), bed.volume().stats().checkpoints);
+    for first in (0..500).step_by(100) {
+        assert_eq!(bed.run(Op::Discard, first, 100, None).status, Status::Ok);
+    }
+    bed.settle();
+    assert!(disk.pages() < before - 400, "{} of {before} pages", disk.pages());
+    assert!(bed.volume().stats().checkpoints > checkpoints);
+    bed.kill();
+}
+
+#[test]
 fn random_small_writes_take_little_more_than_their_payload() {
     let disk = disk(1 << 40, BlockSize::B4096);
     let config = Config { log_segment_bytes: 256 << 10, extent_bytes: 8 << 20, ..small() };

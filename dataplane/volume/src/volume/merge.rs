@@ -68,6 +68,8 @@ pub(super) struct Merge {
     sides: [Option<FileId>; 2],
     /// One should begin as soon as it can.
     pub wanted: bool,
+    /// Pages discarded since the last one began.
+    discarded_pages: u64,
     /// The size in blocks that the volume is to have.
     blocks: Option<u64>,
     /// The size in blocks that the one under way says.
@@ -94,6 +96,7 @@ impl Merge {
             number,
             sides: [None, None],
             wanted: false,
+            discarded_pages: 0,
             blocks: None,
             written_blocks: None,
             stage: Stage::Idle,
@@ -111,6 +114,13 @@ impl Merge {
     /// Files to remove.
     pub fn start(&mut self, leftovers: Vec<FileName>) {
         self.leftovers = leftovers;
+    }
+
+    /// Pages were discarded. Those that leaves map are free only with the next checkpoint; so many that the volume would
+    /// not keep them are worth one.
+    pub fn discarded(&mut self, pages: u64, most: usize) {
+        self.discarded_pages = self.discarded_pages.saturating_add(pages);
+        self.wanted |= self.discarded_pages > most as u64;
     }
 
     /// A checkpoint file that recovery made.
@@ -202,7 +212,7 @@ impl Volume {
         }
         // A new segment, so that the old ones can go; without room for one, what follows stays in this one.
         let Some(segment) = self.commit.rotate().or(self.commit.segment()) else { return };
-        self.merge.wanted = false;
+        (self.merge.wanted, self.merge.discarded_pages) = (false, 0);
         (self.merge.batch, self.merge.segment, self.merge.cursor) = (self.commit.completed, segment, 0);
         self.map.merging = Some(std::mem::take(&mut self.map.delta));
         self.merge.stage = Stage::Leaves;

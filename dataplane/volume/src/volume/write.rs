@@ -237,6 +237,7 @@ impl Volume {
         if first < end {
             at = put_hole(bytes, at, first, end - first);
             self.map.delta.punch(first, end, |old| space.free(batch, old));
+            self.merge.discarded(end - first, self.config.reuse_pages_max);
         }
         at
     }
