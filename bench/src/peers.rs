@@ -52,7 +52,7 @@ pub struct Args {
 
 impl Args {
     /// Whether a row of this name is to be measured.
-    pub(crate) fn wants(&self, name: &str) -> bool {
+    pub fn wants(&self, name: &str) -> bool {
         self.only.as_ref().is_none_or(|only| name.contains(only.as_str()))
     }
 }

@@ -31,13 +31,18 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("verdict", &[]),
     ("contract", &[]),
     ("control-core", &["contract", "verdict"]),
+    ("host", &["verdict"]),
+    ("shipped", &[]),
 ];
 
 /// Crates that may use everything and that nothing may use.
-const OUTSIDE: &[&str] = &["bench", "tests", "xtask"];
+const OUTSIDE: &[&str] = &["bench", "policy-bench", "tests", "xtask"];
 
 /// The only crates with `unsafe`; every other forbids it.
 const UNSAFE: &[&str] = &["frame", "port", "media"];
+
+/// The only other file with it, in one place: compiled policies are taken from a cache.
+const UNSAFE_FILE: &str = "policies/host/src/cache.rs";
 
 /// The only crates that may depend on tokio.
 const TOKIO: &[&str] = &["agent", "southbound", "server", "ctl", "bench", "tests"];
@@ -138,8 +143,10 @@ fn unsafe_stands_only_where_allowed() {
             .find(|file| file.exists())
             .expect("a crate has an entry file");
         let text = fs::read_to_string(&entry).expect("readable");
+        // A `deny` can be lifted in one place, and only one file may do that.
+        let lifts = root().join(UNSAFE_FILE).starts_with(&package.folder);
         assert!(
-            text.contains("#![forbid(unsafe_code)]"),
+            text.contains("#![forbid(unsafe_code)]") || lifts && text.contains("#![deny(unsafe_code)]"),
             "{} lacks #![forbid(unsafe_code)]; unsafe belongs to {UNSAFE:?}",
             entry.display()
         );
@@ -148,7 +155,9 @@ fn unsafe_stands_only_where_allowed() {
     for file in sources(&root()) {
         let text = fs::read_to_string(&file).expect("readable");
         if let Some(line) = text.lines().position(is_unsafe) {
-            let inside = allowed.iter().any(|folder| file.starts_with(folder));
+            let once = text.lines().filter(|line| is_unsafe(line)).count() == 1;
+            let inside = allowed.iter().any(|folder| file.starts_with(folder))
+                || once && file == root().join(UNSAFE_FILE);
             assert!(inside, "{}, line {}: unsafe belongs to {UNSAFE:?}", file.display(), line + 1);
         }
     }

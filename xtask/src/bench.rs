@@ -1,11 +1,12 @@
 //! Measuring: hands over to the `bench` binary, built with optimisation.
 
+use crate::policies;
 use crate::tools::{self, Outcome, cargo, show};
 
 /// Options of `cargo xtask bench`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// rate, peers, block, trace or idle, and their options; `cargo xtask bench rate --help` lists them
+    /// rate, peers, block, trace, idle or policy, and their options; `cargo xtask bench rate --help` lists them
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
     words: Vec<String>,
 }
@@ -39,6 +40,11 @@ pub fn run(args: &Args) -> Outcome {
     if args.words.first().is_some_and(|what| what == "block" || what == "trace") {
         // It is measured as a user runs it.
         show(cargo().args(["build", "--release", "--quiet", "--package", "tidegate-dataplane"]))?;
+    }
+    if args.words.first().is_some_and(|what| what == "policy") {
+        policies::target()?;
+        let bench = ["run", "--release", "--quiet", "--package", "policy-bench", "--"];
+        return show(cargo().args(bench).args(&args.words[1..]));
     }
     show(
         cargo()

@@ -9,6 +9,7 @@
 mod bench;
 mod fuzz;
 mod guest;
+mod policies;
 mod run;
 mod test;
 mod tools;
@@ -29,7 +30,7 @@ enum Command {
     Run(run::Args),
     /// Everything that CI runs
     Test(test::Args),
-    /// Measure: rate, peers or idle
+    /// Measure: rate, peers, block, idle or policy
     Bench(bench::Args),
     /// Show one numbered claim of the product (see README) on this machine
     Verify(verify::Args),

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use crate::tools::{self, Outcome, cargo, show};
-use crate::{fuzz, guest, run};
+use crate::{fuzz, guest, policies, run};
 
 /// Options of `cargo xtask test`.
 #[derive(clap::Args)]
@@ -26,10 +26,12 @@ pub fn run(args: &Args) -> Outcome {
     if let Err(why) = guest::fetch() {
         eprintln!("tests that need a Linux guest will say that they are skipped: {why}");
     }
+    policies::target()?;
     if !args.only_tests {
         show(cargo().args(["fmt", "--all", "--", "--check"]))?;
         show(cargo().args(["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]))?;
         deny()?;
+        policies::test()?;
         fuzz::loom()?;
         fuzz::short()?;
     }
@@ -52,7 +54,10 @@ fn deny() -> Outcome {
         eprintln!("skipped: cargo deny (install it with `cargo install cargo-deny --locked`)");
         return Ok(());
     }
-    show(cargo().args(["deny", "--offline", "check", "licenses", "bans", "sources"]))
+    let checks = ["check", "licenses", "bans", "sources"];
+    show(cargo().args(["deny", "--offline"]).args(checks))?;
+    let policies = ["--manifest-path", "policies/Cargo.toml", "--config", "deny.toml"];
+    show(cargo().args(["deny", "--offline"]).args(policies).args(checks))
 }
 
 fn cargo_home_has(program: &str) -> bool {

@@ -211,7 +211,7 @@ pub fn normalised(raw: &[u128]) -> Vec<u32> {
     let whole = u128::from(PPM);
     let mut shares: Vec<u32> = raw.iter().map(|&value| (value * whole / sum) as u32).collect();
     let mut order: Vec<usize> = (0..raw.len()).collect();
-    order.sort_by_key(|&row| std::cmp::Reverse(raw[row] * whole % sum));
+    order.sort_by_cached_key(|&row| std::cmp::Reverse(raw[row] * whole % sum));
     let rest = PPM.saturating_sub(shares.iter().sum()) as usize;
     for row in order.into_iter().take(rest) {
         shares[row] += 1;

@@ -183,6 +183,30 @@ impl Verdict {
         }
     }
 
+    /// Both would have the same done; how they say why does not matter.
+    pub fn decides_like(&self, other: &Verdict) -> bool {
+        match (self, other) {
+            (Verdict::Schedule(one), Verdict::Schedule(two)) => {
+                one.candidate == two.candidate && one.not_before_ms == two.not_before_ms
+            }
+            (Verdict::UpdateWeights(one), Verdict::UpdateWeights(two)) => {
+                one.weight_ppm == two.weight_ppm && one.ttl_ms == two.ttl_ms
+            }
+            (Verdict::PickVictims(one), Verdict::PickVictims(two)) => {
+                one.lease == two.lease && one.grace_ms == two.grace_ms
+            }
+            (Verdict::BuildProfile(one), Verdict::BuildProfile(two)) => {
+                let numbers =
+                    |profile: &Profile| (profile.origin_ms, profile.slot_ms, profile.confidence_ppm);
+                numbers(one) == numbers(two)
+                    && one.iops == two.iops
+                    && one.dirty_bytes_per_s == two.dirty_bytes_per_s
+            }
+            (Verdict::ChooseTime(one), Verdict::ChooseTime(two)) => one.choice == two.choice,
+            _ => false,
+        }
+    }
+
     /// Why, for a person.
     pub fn why(&self) -> &str {
         match self {

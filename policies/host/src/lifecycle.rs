@@ -1,0 +1,605 @@
+//! The life of policies: pushed, shadowed, activated, rolled back.
+//!
+//! Every change of what is active goes through [`Shared::install`]: new instances are made beside the running ones,
+//! then the locks of all seats are taken, state goes from the old instances to the new, and all swap or none does.
+//! A seat that is idle is swapped like a busy one, so when the call returns, every policy thread runs the new version.
+//!
+//! Lock order: control, then seats by number, then the log. Nobody waits for control while holding a seat.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use thiserror::Error;
+use verdict::Kind;
+
+use crate::engine::Engine;
+use crate::fault::{Fault, FaultClass};
+use crate::guest::{Guest, State};
+use crate::log::{Log, LogError, LogOptions, Record};
+use crate::policy::{AdmitError, Candidate, Gate, Policy};
+use crate::seat::{Live, Places, Seat, lock};
+use crate::shadow::Shadow;
+use crate::status::{Counters, KindStatus, LifeEvent, PolicyStatus, ShadowStatus, Status};
+
+/// Policies that are kept ready; those that neither run nor may be gone back to leave first.
+const LIBRARY_MAX: usize = 64;
+
+/// Events that are kept in memory.
+const EVENTS_MAX: usize = 256;
+
+/// How policies are run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// So many faults ...
+    pub faults_max: u64,
+    /// ... within so many decisions roll a policy back.
+    pub fault_window: u64,
+    /// A policy's state is kept each so many decisions.
+    pub checkpoint_every: u32,
+    /// Versions that can be gone back to.
+    pub previous_max: usize,
+    /// Where decisions are logged, if they are.
+    pub log: Option<LogOptions>,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { faults_max: 5, fault_window: 100, checkpoint_every: 256, previous_max: 8, log: None }
+    }
+}
+
+/// What a new version goes on from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// From what the active one has come to; if that is refused, the active one stays.
+    Carry,
+    /// From nothing.
+    Fresh,
+}
+
+/// Why a version does not become active, or a shadow.
+#[derive(Debug, Error)]
+pub enum ActivateError {
+    /// A new instance does not start; the old version goes on.
+    #[error("{policy} is not activated, and {stays} goes on: {fault}")]
+    Refused {
+        /// The new version.
+        policy: String,
+        /// What stays active.
+        stays: String,
+        /// Why.
+        fault: Fault,
+    },
+    /// There is nothing to go back to.
+    #[error("the native default decides about {0} already; there is nothing to go back to")]
+    NothingBefore(Kind),
+}
+
+/// What an activation or a rollback did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Activation {
+    /// What is active now.
+    pub active: Arc<str>,
+    /// What was.
+    pub before: Arc<str>,
+    /// Policy threads that run it: all there are.
+    pub seats: usize,
+    /// State that was handed over, of all seats.
+    pub state_bytes: usize,
+    /// How long decisions had to wait.
+    pub held_ns: u64,
+}
+
+/// All policies of a control plane; clones share them.
+#[derive(Clone, Debug)]
+pub struct Policies {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    engine: Engine,
+    gate: Gate,
+    options: Options,
+    native: Arc<str>,
+    control: Mutex<Control>,
+    log: Mutex<Journal>,
+    decisions: AtomicU64,
+    kinds: [KindShared; Kind::ALL.len()],
+}
+
+#[derive(Debug, Default)]
+struct KindShared {
+    counters: Counters,
+    /// Decisions of the active policy that failed, by number.
+    faults: Mutex<VecDeque<u64>>,
+}
+
+#[derive(Debug, Default)]
+struct Journal {
+    log: Option<Log>,
+    errors: u64,
+    last_error: Option<String>,
+}
+
+#[derive(Debug, Default)]
+struct Control {
+    library: Vec<Arc<Policy>>,
+    courses: [Course; Kind::ALL.len()],
+    seats: Vec<Weak<Mutex<Places>>>,
+    next_seat: u32,
+    events: VecDeque<LifeEvent>,
+}
+
+#[derive(Debug, Default)]
+struct Course {
+    active: Option<Arc<Policy>>,
+    previous: Vec<Version>,
+    shadow: Option<Arc<Policy>>,
+    generation: u64,
+    rolled_back: Option<String>,
+}
+
+/// A version that was active, with what each seat had come to.
+#[derive(Debug)]
+struct Version {
+    policy: Arc<Policy>,
+    states: BTreeMap<u32, State>,
+}
+
+/// Enough faults to go back.
+#[derive(Debug)]
+pub(crate) struct Trouble {
+    generation: u64,
+    why: String,
+}
+
+/// Where the state of an installed version comes from.
+enum Source<'a> {
+    Active,
+    ActiveElse(&'a BTreeMap<u32, State>),
+    Kept(&'a BTreeMap<u32, State>),
+    Nothing,
+}
+
+/// What an installation found and did.
+struct Installed {
+    before: BTreeMap<u32, State>,
+    seats: usize,
+    state_bytes: usize,
+    held_ns: u64,
+}
+
+impl Policies {
+    /// None yet: the native defaults decide.
+    pub fn new(engine: Engine, gate: Gate, options: Options) -> Result<Policies, LogError> {
+        let log = options.log.clone().map(Log::open).transpose()?;
+        let shared = Shared {
+            engine,
+            gate,
+            options,
+            native: Arc::from("native"),
+            control: Mutex::default(),
+            log: Mutex::new(Journal { log, ..Journal::default() }),
+            decisions: AtomicU64::new(0),
+            kinds: Default::default(),
+        };
+        Ok(Policies { shared: Arc::new(shared) })
+    }
+
+    /// A place for one policy thread, with an instance of each active policy.
+    pub fn seat(&self) -> Seat {
+        let shared = self.shared.clone();
+        let mut control = lock(&shared.control);
+        control.next_seat += 1;
+        let mut places = Places { seat: control.next_seat, ..Places::default() };
+        for kind in Kind::ALL {
+            let course = &control.courses[kind as usize];
+            let place = &mut places.of[kind as usize];
+            place.generation = course.generation;
+            // One that does not start now starts, or fails and is counted, with the first decision.
+            place.active = course.active.clone().map(|policy| Live::waiting(policy, None));
+            place.shadow = course.shadow.clone().map(|policy| Shadow::new(policy, None, None));
+        }
+        let places = Arc::new(Mutex::new(places));
+        control.seats.retain(|seat| seat.strong_count() > 0);
+        control.seats.push(Arc::downgrade(&places));
+        drop(control);
+        Seat { shared, places }
+    }
+
+    /// Admits a policy and keeps it ready. Nothing changes for decisions.
+    pub fn push(&self, candidate: &Candidate<'_>) -> Result<Arc<Policy>, AdmitError> {
+        let policy = self.shared.gate.admit(&self.shared.engine, candidate)?;
+        let mut control = lock(&self.shared.control);
+        if let Some(known) = control.library.iter().find(|known| known.id() == policy.id()) {
+            return Ok(known.clone());
+        }
+        control.reap();
+        control.library.push(policy.clone());
+        self.shared.tell(&mut control, policy.kind(), format!("{} is pushed", policy.id()));
+        Ok(policy)
+    }
+
+    /// The policy of that name or digest; of several the one that was pushed last.
+    pub fn find(&self, name_or_digest: &str) -> Option<Arc<Policy>> {
+        let control = lock(&self.shared.control);
+        let fits = |policy: &&Arc<Policy>| {
+            let id = policy.id();
+            id.name == name_or_digest
+                || (name_or_digest.len() >= 6 && id.digest.to_string().starts_with(name_or_digest))
+        };
+        control.library.iter().rev().find(fits).cloned()
+    }
+
+    /// Has a policy asked beside the active one.
+    pub fn shadow(&self, policy: &Arc<Policy>) -> Result<(), ActivateError> {
+        let shared = &self.shared;
+        let mut control = lock(&shared.control);
+        let kind = policy.kind();
+        let seats = control.seats();
+        let mut locked: Vec<_> = seats.iter().map(|seat| lock(seat)).collect();
+        let mut shadows = Vec::new();
+        for places in &mut locked {
+            let place = &mut places.of[kind as usize];
+            let state = place.active.as_mut().and_then(|live| live.export().0);
+            let guest = policy.start(state.as_ref()).map_err(|fault| control.refused(policy, fault))?;
+            shadows.push(Shadow::new(policy.clone(), Some(guest), state));
+        }
+        for (places, shadow) in locked.iter_mut().zip(shadows) {
+            places.of[kind as usize].shadow = Some(shadow);
+        }
+        drop(locked);
+        control.courses[kind as usize].shadow = Some(policy.clone());
+        shared.tell(&mut control, kind, format!("{} is a shadow", policy.id()));
+        Ok(())
+    }
+
+    /// Asks no shadow any more; true if there was one.
+    pub fn stop_shadow(&self, kind: Kind) -> bool {
+        let mut control = lock(&self.shared.control);
+        let stopped = control.stop_shadow(kind);
+        if stopped {
+            self.shared.tell(&mut control, kind, "the shadow is stopped".into());
+        }
+        stopped
+    }
+
+    /// Makes a policy the active one of its kind, on all policy threads.
+    pub fn activate(&self, policy: &Arc<Policy>, start: Start) -> Result<Activation, ActivateError> {
+        let shared = &self.shared;
+        let mut control = lock(&shared.control);
+        let kind = policy.kind();
+        let from = if start == Start::Carry { Source::Active } else { Source::Nothing };
+        let installed = match shared.install(&mut control, kind, Some(policy), from) {
+            Ok(installed) => installed,
+            Err(fault) => {
+                let refused = control.refused(policy, fault);
+                shared.tell(&mut control, kind, refused.to_string());
+                return Err(refused);
+            }
+        };
+        if control.courses[kind as usize].shadow.as_ref().is_some_and(|shadow| shadow.id() == policy.id()) {
+            control.stop_shadow(kind);
+        }
+        let before = control.label(kind, &shared.native);
+        let course = &mut control.courses[kind as usize];
+        if let Some(policy) = course.active.replace(policy.clone()) {
+            course.previous.push(Version { policy, states: installed.before.clone() });
+            let surplus = course.previous.len().saturating_sub(shared.options.previous_max);
+            course.previous.drain(..surplus);
+        }
+        course.rolled_back = None;
+        shared.counters(kind).activations.fetch_add(1, Ordering::Relaxed);
+        let activation = control.activation(kind, before, &installed, &shared.native);
+        let what = format!("{} is active in place of {}", activation.active, activation.before);
+        shared.tell(&mut control, kind, what);
+        Ok(activation)
+    }
+
+    /// Goes back to the version before, in the end to the native default.
+    pub fn roll_back(&self, kind: Kind) -> Result<Activation, ActivateError> {
+        let mut control = lock(&self.shared.control);
+        self.shared.roll_back(&mut control, kind, "by hand", false)
+    }
+
+    /// How everything stands.
+    pub fn status(&self) -> Status {
+        let control = lock(&self.shared.control);
+        let journal = lock(&self.shared.log);
+        let (log_errors, log_last_error) = (journal.errors, journal.last_error.clone());
+        drop(journal);
+        Status {
+            kinds: Kind::ALL.map(|kind| self.kind_status(&control, kind)).into(),
+            library: control.library.iter().map(|policy| PolicyStatus::from(&**policy)).collect(),
+            events: control.events.iter().cloned().collect(),
+            log_errors,
+            log_last_error,
+        }
+    }
+
+    fn kind_status(&self, control: &Control, kind: Kind) -> KindStatus {
+        let course = &control.courses[kind as usize];
+        let mut shadow = course.shadow.as_ref().map(|policy| ShadowStatus::of(policy));
+        let mut running = Vec::new();
+        for seat in control.seats.iter().filter_map(Weak::upgrade) {
+            let places = lock(&seat);
+            let place = &places.of[kind as usize];
+            let label = place.active.as_ref().map_or(&self.shared.native, Live::label);
+            running.push((places.seat, label.to_string()));
+            if let (Some(all), Some(one)) = (&mut shadow, &place.shadow) {
+                all.comparison.add(&one.comparison);
+            }
+        }
+        KindStatus {
+            kind: kind.name(),
+            active: course.active.as_ref().map(|policy| PolicyStatus::from(&**policy)),
+            running,
+            previous: course.previous.iter().map(|version| version.policy.id().to_string()).collect(),
+            shadow,
+            counters: self.shared.counters(kind).read(),
+            rolled_back: course.rolled_back.clone(),
+        }
+    }
+}
+
+impl Control {
+    fn seats(&mut self) -> Vec<Arc<Mutex<Places>>> {
+        self.seats.retain(|seat| seat.strong_count() > 0);
+        self.seats.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    fn label(&self, kind: Kind, native: &Arc<str>) -> Arc<str> {
+        let active = &self.courses[kind as usize].active;
+        active.as_ref().map_or_else(|| native.clone(), |policy| Arc::from(policy.id().to_string()))
+    }
+
+    fn refused(&self, policy: &Policy, fault: Fault) -> ActivateError {
+        let stays = self.label(policy.kind(), &Arc::from("the native default")).to_string();
+        ActivateError::Refused { policy: policy.id().to_string(), stays, fault }
+    }
+
+    fn activation(
+        &self,
+        kind: Kind,
+        before: Arc<str>,
+        installed: &Installed,
+        native: &Arc<str>,
+    ) -> Activation {
+        Activation {
+            active: self.label(kind, native),
+            before,
+            seats: installed.seats,
+            state_bytes: installed.state_bytes,
+            held_ns: installed.held_ns,
+        }
+    }
+
+    fn stop_shadow(&mut self, kind: Kind) -> bool {
+        for seat in self.seats() {
+            lock(&seat).of[kind as usize].shadow = None;
+        }
+        self.courses[kind as usize].shadow.take().is_some()
+    }
+
+    /// Makes room in the library.
+    fn reap(&mut self) {
+        while self.library.len() >= LIBRARY_MAX {
+            let in_use = |policy: &Arc<Policy>| {
+                self.courses.iter().any(|course| {
+                    let before = course.previous.iter().map(|version| &version.policy);
+                    course
+                        .active
+                        .iter()
+                        .chain(&course.shadow)
+                        .chain(before)
+                        .any(|used| used.id() == policy.id())
+                })
+            };
+            let Some(at) = self.library.iter().position(|policy| !in_use(policy)) else { return };
+            self.library.remove(at);
+        }
+    }
+}
+
+impl Shared {
+    pub(crate) fn options(&self) -> &Options {
+        &self.options
+    }
+
+    pub(crate) fn native_label(&self) -> Arc<str> {
+        self.native.clone()
+    }
+
+    fn counters(&self, kind: Kind) -> &Counters {
+        &self.kinds[kind as usize].counters
+    }
+
+    pub(crate) fn next_decision(&self, kind: Kind) -> u64 {
+        self.counters(kind).decisions.fetch_add(1, Ordering::Relaxed);
+        self.decisions.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    pub(crate) fn count(&self, kind: Kind, by_policy: bool, fault: Option<&Fault>) {
+        self.counters(kind).count(by_policy, fault.map(Fault::class));
+    }
+
+    /// Notes a fault; enough of them within the window are trouble.
+    pub(crate) fn trouble(
+        &self,
+        kind: Kind,
+        decision: u64,
+        generation: u64,
+        fault: &Fault,
+    ) -> Option<Trouble> {
+        let Options { faults_max, fault_window, .. } = self.options;
+        let mut faults = lock(&self.kinds[kind as usize].faults);
+        faults.push_back(decision);
+        while faults.front().is_some_and(|first| first + fault_window <= decision) {
+            faults.pop_front();
+        }
+        let count = faults.len() as u64;
+        (count >= faults_max).then(|| {
+            let why = format!("{count} faults within {fault_window} decisions, the last one: {fault}");
+            Trouble { generation, why }
+        })
+    }
+
+    /// Appends to the log. A log that fails is counted and does not stop decisions.
+    pub(crate) fn log(&self, record: impl FnOnce() -> Record) {
+        if self.options.log.is_none() {
+            return;
+        }
+        let record = record();
+        let mut journal = lock(&self.log);
+        let outcome = journal.log.as_mut().map(|log| log.append(&record));
+        if let Some(Err(error)) = outcome {
+            journal.errors += 1;
+            journal.last_error = Some(error.to_string());
+        }
+    }
+
+    fn tell(&self, control: &mut Control, kind: Kind, what: String) {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let at_ms = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
+        self.log(|| Record::Event { at_ms, kind, what: what.clone() });
+        if control.events.len() == EVENTS_MAX {
+            control.events.pop_front();
+        }
+        control.events.push_back(LifeEvent { at_ms, kind: kind.name(), what });
+    }
+
+    /// Goes back because of faults, unless somebody has changed the version meanwhile.
+    pub(crate) fn roll_back_from(&self, kind: Kind, trouble: &Trouble) {
+        let mut control = lock(&self.control);
+        if control.courses[kind as usize].generation == trouble.generation {
+            // It fails only when the native default decides already, and then there was no policy to fail.
+            let _ = self.roll_back(&mut control, kind, &trouble.why, true);
+        }
+    }
+
+    fn roll_back(
+        &self,
+        control: &mut Control,
+        kind: Kind,
+        why: &str,
+        automatic: bool,
+    ) -> Result<Activation, ActivateError> {
+        let before = control.label(kind, &self.native);
+        if control.courses[kind as usize].active.is_none() {
+            return Err(ActivateError::NothingBefore(kind));
+        }
+        // A version that does not start any more is skipped; the native default always does.
+        let installed = loop {
+            let version = control.courses[kind as usize].previous.pop();
+            let policy = version.as_ref().map(|version| &version.policy);
+            // What a failing policy has come to is not worth keeping.
+            let from = match &version {
+                Some(version) if automatic => Source::Kept(&version.states),
+                Some(version) => Source::ActiveElse(&version.states),
+                None => Source::Nothing,
+            };
+            match self.install(control, kind, policy, from) {
+                Ok(installed) => {
+                    control.courses[kind as usize].active = version.map(|version| version.policy);
+                    break installed;
+                }
+                Err(fault) => {
+                    let Some(version) = version else { continue };
+                    self.tell(
+                        control,
+                        kind,
+                        format!("{} does not start any more: {fault}", version.policy.id()),
+                    );
+                }
+            }
+        };
+        self.counters(kind).rollbacks.fetch_add(1, Ordering::Relaxed);
+        let activation = control.activation(kind, before, &installed, &self.native);
+        let what = format!("{} is rolled back to {}: {why}", activation.before, activation.active);
+        control.courses[kind as usize].rolled_back = Some(what.clone());
+        self.tell(control, kind, what);
+        Ok(activation)
+    }
+
+    /// Swaps all seats, or none.
+    fn install(
+        &self,
+        control: &mut Control,
+        kind: Kind,
+        policy: Option<&Arc<Policy>>,
+        from: Source<'_>,
+    ) -> Result<Installed, Fault> {
+        let seats = control.seats();
+        // Instances are made before anybody has to wait.
+        let start = |policy: &Arc<Policy>| policy.start(None);
+        let mut fresh = Vec::new();
+        for _ in &seats {
+            fresh.push(policy.map(start).transpose()?);
+        }
+        let mut locked: Vec<_> = seats.iter().map(|seat| lock(seat)).collect();
+        let held = Instant::now();
+        let mut ready = Vec::new();
+        let mut installed =
+            Installed { before: BTreeMap::new(), seats: seats.len(), state_bytes: 0, held_ns: 0 };
+        for (places, guest) in locked.iter_mut().zip(fresh) {
+            let seat = places.seat;
+            let now = places.of[kind as usize].active.as_mut().and_then(|live| live.export().0);
+            if let Some(state) = &now {
+                installed.before.insert(seat, state.clone());
+            }
+            let Some((policy, guest)) = policy.zip(guest) else { continue };
+            let live = hand_over(policy, guest, now, seat, &from)?;
+            installed.state_bytes += live.state_bytes();
+            ready.push(live);
+        }
+        control.courses[kind as usize].generation += 1;
+        lock(&self.kinds[kind as usize].faults).clear();
+        let mut ready = ready.into_iter();
+        for places in &mut locked {
+            let seat = places.seat;
+            let place = &mut places.of[kind as usize];
+            place.generation = control.courses[kind as usize].generation;
+            place.active = ready.next();
+            if let Some(live) = &place.active {
+                live.log_state(self, seat, true);
+            }
+        }
+        drop(locked);
+        installed.held_ns = u64::try_from(held.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        Ok(installed)
+    }
+}
+
+/// Gives a new instance what it goes on from.
+fn hand_over(
+    policy: &Arc<Policy>,
+    mut guest: Guest,
+    now: Option<State>,
+    seat: u32,
+    from: &Source<'_>,
+) -> Result<Live, Fault> {
+    let (state, otherwise) = match from {
+        Source::Active => (now, None),
+        Source::ActiveElse(kept) => (now, Some(kept.get(&seat).cloned())),
+        Source::Kept(kept) => (kept.get(&seat).cloned(), None),
+        Source::Nothing => (None, None),
+    };
+    let Some(given) = &state else { return Ok(Live::new(policy.clone(), guest, None)) };
+    match (guest.import_state(given), otherwise) {
+        (Ok(()), _) => Ok(Live::new(policy.clone(), guest, state)),
+        (Err(fault), None) => Err(fault),
+        // An older version need not read what a newer one has written; it goes on from what it left itself.
+        (Err(_), Some(kept)) => {
+            let guest = policy.start(kept.as_ref())?;
+            Ok(Live::new(policy.clone(), guest, kept))
+        }
+    }
+}
+
+/// The classes of faults, for status pages.
+pub(crate) fn class_index(class: FaultClass) -> usize {
+    FaultClass::ALL.iter().position(|known| *known == class).unwrap_or(0)
+}

@@ -1,0 +1,244 @@
+//! A policy thread's place: one live instance of each kind's active policy, and one of its shadow.
+//!
+//! [`Seat::decide`] holds the seat's lock for one decision. An activation takes the locks of all seats, so that each
+//! swap falls between two decisions and no state is lost in between (see [`crate::lifecycle`]).
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use verdict::{By, Decide, Decided, Kind, Question, Tick, Verdict};
+
+use crate::fault::Fault;
+use crate::guest::{Answer, Guest, Spent, State};
+use crate::lifecycle::{Shared, Trouble};
+use crate::log::{DecisionRecord, Instead, Record, StateRecord};
+use crate::policy::{Policy, checked};
+use crate::shadow::Shadow;
+
+/// Decides on one thread, with the active policies of its [`crate::Policies`].
+#[derive(Debug)]
+pub struct Seat {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) places: Arc<Mutex<Places>>,
+}
+
+/// What a seat has of each kind.
+#[derive(Debug, Default)]
+pub(crate) struct Places {
+    pub(crate) seat: u32,
+    pub(crate) of: [Place; Kind::ALL.len()],
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Place {
+    pub(crate) active: Option<Live>,
+    pub(crate) shadow: Option<Shadow>,
+    /// Rises with each change of the active policy.
+    pub(crate) generation: u64,
+}
+
+/// A policy with its instance.
+#[derive(Debug)]
+pub(crate) struct Live {
+    pub(crate) policy: Arc<Policy>,
+    label: Arc<str>,
+    /// `None` after a fault, until the next decision.
+    guest: Option<Guest>,
+    /// What it last exported, or started from.
+    state: Option<State>,
+    since_checkpoint: u32,
+}
+
+/// What came of asking.
+struct Outcome {
+    verdict: Verdict,
+    instead: Option<(Option<Fault>, String)>,
+    spent: Spent,
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic while it was held left plain values behind, and each decision checks what it uses.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Seat {
+    /// What the active policy of a kind has come to here.
+    pub fn state(&self, kind: Kind) -> Option<State> {
+        lock(&self.places).of[kind as usize].active.as_mut().and_then(|live| live.export().0)
+    }
+}
+
+impl Decide for Seat {
+    fn decide(&mut self, tick: Tick, question: &Question) -> Decided<Verdict> {
+        let (decided, trouble) = lock(&self.places).decide(&self.shared, tick, question);
+        // Without the seat's lock: going back takes the locks of all seats.
+        if let Some(trouble) = trouble {
+            self.shared.roll_back_from(question.kind(), &trouble);
+        }
+        decided
+    }
+}
+
+impl Places {
+    fn decide(
+        &mut self,
+        shared: &Shared,
+        tick: Tick,
+        question: &Question,
+    ) -> (Decided<Verdict>, Option<Trouble>) {
+        let (kind, seat) = (question.kind(), self.seat);
+        let place = &mut self.of[kind as usize];
+        let number = shared.next_decision(kind);
+        let Some(live) = &mut place.active else {
+            let verdict = question.native(tick);
+            shared.log(|| decision(number, seat, None, tick, question, &verdict, None, &Spent::default()));
+            let by = By { policy: shared.native_label(), decision: number, instead: None };
+            if let Some(shadow) = &mut place.shadow {
+                shadow.compare(tick, question, number, &verdict, &Spent::default(), shared.options());
+            }
+            return (Decided { verdict, by }, None);
+        };
+        let outcome = live.decide(shared, seat, tick, question);
+        let fault = outcome.instead.as_ref().and_then(|(fault, _)| fault.clone());
+        let instead =
+            outcome.instead.map(|(fault, why)| Instead { fault: fault.as_ref().map(Fault::class), why });
+        let id = Some(live.policy.id());
+        let (verdict, spent) = (outcome.verdict, outcome.spent);
+        shared.log(|| decision(number, seat, id, tick, question, &verdict, instead.as_ref(), &spent));
+        let why = instead.map(|instead| instead.why);
+        let by = By { policy: live.label.clone(), decision: number, instead: why };
+        let fault = fault.or_else(|| live.checkpoint(shared, seat));
+        shared.count(kind, by.instead.is_none(), fault.as_ref());
+        let trouble = fault.and_then(|fault| shared.trouble(kind, number, place.generation, &fault));
+        if let Some(shadow) = &mut place.shadow {
+            shadow.compare(tick, question, number, &verdict, &spent, shared.options());
+        }
+        (Decided { verdict, by }, trouble)
+    }
+}
+
+#[allow(clippy::too_many_arguments, reason = "one per field of the record")]
+fn decision(
+    number: u64,
+    seat: u32,
+    policy: Option<&crate::PolicyId>,
+    tick: Tick,
+    question: &Question,
+    verdict: &Verdict,
+    instead: Option<&Instead>,
+    spent: &Spent,
+) -> Record {
+    Record::Decision(Box::new(DecisionRecord {
+        number,
+        seat,
+        policy: policy.cloned(),
+        tick,
+        question: question.clone(),
+        verdict: verdict.clone(),
+        instead: instead.cloned(),
+        fuel: spent.fuel,
+        duration_ns: spent.ns,
+        lines: spent.log.clone(),
+    }))
+}
+
+impl Live {
+    pub(crate) fn new(policy: Arc<Policy>, guest: Guest, state: Option<State>) -> Live {
+        Live { guest: Some(guest), ..Live::waiting(policy, state) }
+    }
+
+    /// Without an instance yet; the first decision makes one.
+    pub(crate) fn waiting(policy: Arc<Policy>, state: Option<State>) -> Live {
+        let label = Arc::from(policy.id().to_string());
+        Live { policy, label, guest: None, state, since_checkpoint: 0 }
+    }
+
+    pub(crate) fn state_bytes(&self) -> usize {
+        self.state.as_ref().map_or(0, |state| state.bytes.len())
+    }
+
+    pub(crate) fn label(&self) -> &Arc<str> {
+        &self.label
+    }
+
+    /// What it has come to. A policy that cannot say, says what it last said.
+    pub(crate) fn export(&mut self) -> (Option<State>, Option<Fault>) {
+        let fault = match self.guest.as_mut().map(Guest::export_state) {
+            Some(Ok(state)) => {
+                self.state = Some(state);
+                None
+            }
+            Some(Err(fault)) => {
+                self.guest = None;
+                Some(fault)
+            }
+            None => None,
+        };
+        (self.state.clone(), fault)
+    }
+
+    pub(crate) fn log_state(&self, shared: &Shared, seat: u32, started: bool) {
+        shared.log(|| {
+            Record::State(Box::new(StateRecord {
+                seat,
+                kind: self.policy.kind(),
+                policy: self.policy.id().clone(),
+                config: self.policy.config().clone(),
+                state: self.state.clone(),
+                started,
+            }))
+        });
+    }
+
+    fn decide(&mut self, shared: &Shared, seat: u32, tick: Tick, question: &Question) -> Outcome {
+        let (fault, spent) = match self.ask(shared, seat, tick, question) {
+            Ok(Answer { verdict, spent }) => match checked(tick, question, &verdict) {
+                Ok(()) if verdict.abstains() => {
+                    let why = format!("the policy abstains: {}", verdict.why());
+                    return Outcome { verdict: question.native(tick), instead: Some((None, why)), spent };
+                }
+                Ok(()) => return Outcome { verdict, instead: None, spent },
+                Err(invalid) => (Fault::Invalid(invalid), spent),
+            },
+            Err(failed) => failed,
+        };
+        if fault.poisons() {
+            self.guest = None;
+        }
+        let why = fault.to_string();
+        Outcome { verdict: question.native(tick), instead: Some((Some(fault), why)), spent }
+    }
+
+    fn ask(
+        &mut self,
+        shared: &Shared,
+        seat: u32,
+        tick: Tick,
+        question: &Question,
+    ) -> Result<Answer, (Fault, Spent)> {
+        if self.guest.is_none() {
+            // A new instance in place of one that was dropped goes on from the last checkpoint.
+            let guest = self.policy.start(self.state.as_ref()).map_err(|fault| (fault, Spent::default()))?;
+            self.guest = Some(guest);
+            self.since_checkpoint = 0;
+            self.log_state(shared, seat, true);
+        }
+        let Some(guest) = &mut self.guest else {
+            return Err((Fault::Start("there is no instance".into()), Spent::default()));
+        };
+        guest.ask(tick, question)
+    }
+
+    /// From time to time keeps what it has come to.
+    fn checkpoint(&mut self, shared: &Shared, seat: u32) -> Option<Fault> {
+        self.since_checkpoint += 1;
+        if self.since_checkpoint < shared.options().checkpoint_every || self.guest.is_none() {
+            return None;
+        }
+        self.since_checkpoint = 0;
+        let (_, fault) = self.export();
+        if fault.is_none() {
+            self.log_state(shared, seat, false);
+        }
+        fault
+    }
+}

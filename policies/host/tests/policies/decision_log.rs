@@ -1,0 +1,136 @@
+//! What is logged can be read and decided again, whole, cut short, and in bounded space.
+
+use std::fs;
+
+use host::log::{LogOptions, Record, read};
+use host::replay::{config_in, decided_by, replay, told};
+use host::{Options, Start};
+use verdict::Kind;
+
+use crate::{Folder, Rig};
+
+/// Decisions of the replay test in each kind; `cargo xtask bench policy` replays 100,000.
+const DECISIONS: u64 = 1_500;
+
+fn rig(folder: &Folder) -> Rig {
+    Rig::with(Options { log: Some(folder.log()), checkpoint_every: 50, ..Options::default() })
+}
+
+#[test]
+fn a_replay_is_bit_identical_for_the_same_version_and_lists_what_differs_for_another() {
+    let folder = Folder::new("replay");
+    let mut rig = rig(&folder);
+    for kind in Kind::ALL {
+        let names: Vec<&str> =
+            shipped::all().map(|(name, _)| name).filter(|name| name.starts_with(kind.name())).collect();
+        let policy = rig.push(names[0], &[]);
+        rig.policies.activate(&policy, Start::Fresh).expect("it starts");
+        (0..DECISIONS).for_each(|number| drop(rig.decide(kind, number)));
+        let same = replay(&folder.log().folder, &policy).expect("the log can be read");
+        assert!(same.same_version && same.is_identical(), "{kind}: {:?}", same.differences.first());
+        assert_eq!((same.decisions, same.skipped), (DECISIONS, 0), "{kind}");
+        assert!(same.states >= DECISIONS / 50 - 1, "{kind}: {} states compared", same.states);
+
+        let other = rig.push(names[1], &[]);
+        let differs = replay(&folder.log().folder, &other).expect("the log can be read");
+        assert!(!differs.same_version && differs.different > 0, "{kind}: two policies that decide alike");
+        assert_eq!(differs.identical + differs.different, DECISIONS, "{kind}");
+        let difference = differs.differences.first().expect("in words");
+        assert!(difference.decision > 0 && difference.logged != difference.replayed, "{difference:?}");
+    }
+    let counts = decided_by(&folder.log().folder).expect("the log can be read");
+    assert_eq!(counts.values().sum::<u64>(), DECISIONS * 3, "{counts:?}");
+}
+
+#[test]
+fn faults_abstentions_and_rollbacks_are_replayed_too() {
+    let folder = Folder::new("replay-faults");
+    let mut rig = rig(&folder);
+    for fault in ["panic", "endless-loop", "memory-bomb", "lie-sum", "abstain"] {
+        let policy = rig.push("misbehaving", &[("fault", fault), ("after", "12")]);
+        rig.policies.activate(&policy, Start::Fresh).expect("it starts well");
+        (0..80).for_each(|number| drop(rig.decide(Kind::Leasing, number)));
+        let same = replay(&folder.log().folder, &policy).expect("the log can be read");
+        assert!(same.same_version && same.is_identical(), "{fault}: {:?}", same.differences.first());
+        assert!(same.decisions >= 17 && same.skipped == 0, "{fault}: {same:?}");
+        let known = config_in(&folder.log().folder, policy.id().digest, "misbehaving").expect("readable");
+        assert!(known.expect("it is in the log").iter().any(|(key, _)| key == "fault"));
+    }
+}
+
+#[test]
+fn a_decision_is_logged_with_all_that_it_hung_on() {
+    let folder = Folder::new("log-record");
+    let mut rig = rig(&folder);
+    let policy = rig.push("leasing-capacity-weighted", &[("ttl-ms", "9000")]);
+    rig.policies.activate(&policy, Start::Fresh).expect("it starts");
+    let (tick, question, decided) = rig.decide(Kind::Leasing, 0);
+    let records: Vec<Record> =
+        read(&folder.log().folder).expect("the log can be read").collect::<Result<_, _>>().expect("whole");
+    let Some(Record::Decision(record)) = records.last() else { panic!("{records:?}") };
+    assert_eq!(record.policy.as_ref(), Some(policy.id()));
+    assert_eq!((record.number, record.tick, &record.question), (decided.by.decision, tick, &question));
+    assert_eq!((&record.verdict, &record.instead), (&decided.verdict, &None));
+    assert!(record.fuel > 0 && record.duration_ns > 0);
+    assert!(told(&record.verdict).contains("by capacity"));
+    let started = records.iter().any(|record| matches!(record, Record::State(state) if state.started));
+    let event = |record: &Record| matches!(record, Record::Event { what, .. } if what.contains("is active"));
+    assert!(started && records.iter().any(event));
+}
+
+#[test]
+fn a_log_that_was_cut_or_damaged_is_read_up_to_there_and_goes_on_in_a_new_file() {
+    let folder = Folder::new("log-cut");
+    let decisions = |folder: &Folder| {
+        let records = read(&folder.log().folder).expect("the log can be read");
+        records.filter(|record| matches!(record, Ok(Record::Decision(_)))).count()
+    };
+    let mut first = rig(&folder);
+    (0..10).for_each(|number| drop(first.decide(Kind::Scheduling, number)));
+    drop(first);
+    let file = folder.log().folder.join("decisions-00000001.log");
+    let whole = fs::read(&file).expect("it was written");
+    assert_eq!(decisions(&folder), 10);
+    fs::write(&file, &whole[..whole.len() - 3]).expect("ours");
+    assert_eq!(decisions(&folder), 9);
+    let mut damaged = whole.clone();
+    let middle = whole.len() / 2;
+    damaged[middle] ^= 1;
+    fs::write(&file, &damaged).expect("ours");
+    assert!(decisions(&folder) < 9);
+    let before = decisions(&folder);
+    let mut second = rig(&folder);
+    (0..5).for_each(|number| drop(second.decide(Kind::Scheduling, number)));
+    assert_eq!(decisions(&folder), before + 5);
+    fs::write(&file, b"not a log, but of some length").expect("ours");
+    assert!(read(&file).expect("opened when read").next().expect("one item").is_err());
+}
+
+#[test]
+fn a_log_takes_no_more_room_than_it_was_given() {
+    let folder = Folder::new("log-bounded");
+    let log = LogOptions { file_bytes: 20_000, files: 3, ..folder.log() };
+    let mut rig = Rig::with(Options { log: Some(log.clone()), ..Options::default() });
+    (0..400).for_each(|number| drop(rig.decide(Kind::Scheduling, number)));
+    let sizes: Vec<u64> = fs::read_dir(&log.folder)
+        .expect("it is there")
+        .map(|entry| entry.expect("readable").metadata().expect("readable").len())
+        .collect();
+    assert_eq!(sizes.len(), 3);
+    assert!(sizes.iter().all(|&bytes| bytes < 25_000), "{sizes:?}");
+    let newest = read(&log.folder).expect("the log can be read").last().expect("records").expect("whole");
+    assert!(matches!(newest, Record::Decision(decision) if decision.number == 400));
+    assert_eq!(rig.policies.status().log_errors, 0);
+}
+
+#[test]
+fn a_log_that_cannot_be_written_is_counted_and_stops_no_decision() {
+    let folder = Folder::new("log-gone");
+    let log = LogOptions { file_bytes: 10, ..folder.log() };
+    let mut rig = Rig::with(Options { log: Some(log.clone()), ..Options::default() });
+    fs::remove_dir_all(&log.folder).expect("ours");
+    (0..3).for_each(|number| drop(rig.decide(Kind::Scheduling, number)));
+    let status = rig.policies.status();
+    assert!(status.log_errors > 0, "the next file cannot be begun");
+    assert!(status.log_last_error.expect("it says why").contains("decision log"));
+}
