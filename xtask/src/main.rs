@@ -11,6 +11,7 @@ mod fuzz;
 mod guest;
 mod policies;
 mod run;
+mod sim;
 mod test;
 mod tools;
 mod verify;
@@ -36,6 +37,8 @@ enum Command {
     Verify(verify::Args),
     /// A stock Linux kernel, in QEMU, attaches to served volumes
     Guest(guest::Args),
+    /// Simulate the control plane in worlds where everything fails
+    Sim(sim::Args),
     /// Fuzz every parser and the whole pipeline
     Fuzz(fuzz::Args),
     /// Model-check rings, wake-ups and counters for every interleaving
@@ -49,6 +52,7 @@ fn main() -> std::process::ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Guest(args) => guest::run(&args),
+        Command::Sim(args) => sim::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Loom => fuzz::loom(),
     };

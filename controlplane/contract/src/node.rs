@@ -7,6 +7,8 @@
 //!   instruction above the last [`ToNodeBody::Forget`] (docs/decisions/045).
 //! - A node carries an instruction out once for each [`InstructionKey`], remembers the outcome across its own
 //!   restarts, and says it in every report until it is told to forget it.
+//! - An instruction ends whatever else is unfinished with the same volume, and one that is older than the last
+//!   that was taken for its volume is refused: what was given up never hits what came after it.
 //! - A node opens a volume under a grant if the media know no higher one, and reopens it after its own restart
 //!   under the same grant only if that was its own (docs/decisions/044).
 
@@ -155,7 +157,7 @@ pub enum ToNodeBody {
     Snapshot(Box<NodeSnapshot>),
     /// Carry this out, once.
     Instruct(Instruction),
-    /// Stop this if it is under way, and report it as failed.
+    /// Stop this if it is under way, and report it as failed; also if it was never heard of, and then never do it.
     Cancel(InstructionKey),
     /// The outcome of these is recorded.
     Forget(Vec<InstructionKey>),

@@ -300,6 +300,14 @@ impl OperationKind {
         OperationKind::MoveNode,
         OperationKind::Failover,
     ];
+
+    /// Whether it reserves room for the volume's next head.
+    pub fn takes_lease(self) -> bool {
+        matches!(
+            self,
+            OperationKind::Create | OperationKind::Clone | OperationKind::MoveNode | OperationKind::Failover
+        )
+    }
 }
 
 impl fmt::Display for OperationKind {

@@ -43,6 +43,12 @@ pub(crate) struct Asks {
 }
 
 impl Core {
+    /// How long the oldest question has been open.
+    pub fn oldest_question_ms(&self) -> u64 {
+        let first = self.asks.open.values().map(|asked| asked.tick.now_ms).min();
+        first.map_or(0, |asked| self.now().saturating_sub(asked))
+    }
+
     /// Asks; the answer arrives at [`Core::decided`], now or later.
     pub(crate) fn ask(&mut self, purpose: Purpose, question: Question) {
         self.counters.decisions += 1;

@@ -254,11 +254,26 @@ impl Core {
             )));
         }
         let id = self.add_volume(volume);
-        self.ask_for(id, Work::Create, on, None)
+        self.make(id, Work::Create, on)
+    }
+
+    /// Registers the work that makes a volume; without it there is no volume.
+    fn make(&mut self, id: VolumeId, work: Work, on: Option<NodeId>) -> Result<Answer, Refused> {
+        let asked = self.ask_for(id, work, on, None);
+        if asked.is_err() {
+            self.remove_volume(id);
+        }
+        asked
     }
 
     pub(crate) fn remove_volume(&mut self, id: VolumeId) {
         let Some(gone) = self.volumes.remove(id) else { return };
+        for operation in self.index.operations_of.get(&id).cloned().unwrap_or_default() {
+            self.finish(operation, Phase::Cancelled, Some("the volume is gone"));
+        }
+        for lease in self.index.leases_of.get(&contract::Holder::Volume(id)).cloned().unwrap_or_default() {
+            self.end_lease(lease);
+        }
         self.index.volumes.remove(&gone.name);
         if let Some(count) = self.index.volumes_of.get_mut(&gone.tenant) {
             *count = count.saturating_sub(1);
@@ -284,16 +299,7 @@ impl Core {
         }
         let trigger = Trigger::Request;
         let what = Registration { kind, volume, trigger, work, target, deadline_ms };
-        let registered = self.register(what);
-        let (event, operation) = match registered {
-            Ok(registered) => registered,
-            Err(why) => {
-                if state == Some(VolumeState::Creating) {
-                    self.remove_volume(volume);
-                }
-                return Err(why);
-            }
-        };
+        let (event, operation) = self.register(what)?;
         let (volume, event, operation) = (Some(volume), Some(event), Some(operation));
         Ok(Answer { volume, event, operation, ..Answer::default() })
     }
@@ -301,8 +307,20 @@ impl Core {
     fn volume_limit(&mut self, id: VolumeId, limits: VolumeLimits) -> Result<Answer, Refused> {
         limits_are_possible(&limits)?;
         let Some(volume) = self.volumes.get(id) else { return Err(missing(&id)()) };
-        let (before, after) = (volume.limits.sustained(), limits.sustained());
+        let reserves = |operation: &&contract::OperationId| {
+            self.operations.get(**operation).is_some_and(|operation| {
+                let leases = !matches!(operation.work, Work::Clone { from } if from == id);
+                operation.phase.counts() && leases && operation.work.kind().takes_lease()
+            })
+        };
+        let under_way = self.index.operations_of.get(&id).into_iter().flatten().find(reserves);
+        if let Some(operation) = under_way {
+            let why = format!("{operation} is reserving room for it; wait until that is over");
+            return Err(Refused::Conflict(why));
+        }
+        let after = limits.sustained();
         if let Some(head) = volume.head {
+            let before = self.leases.get(head.lease).map_or(Resources::NONE, |lease| lease.resources);
             let more = after.minus(before);
             if !more.is_none() && !self.accounts.fits(head.node, volume.class, more, false) {
                 let room = self.accounts.node(head.node).firm_room();
@@ -377,7 +395,7 @@ impl Core {
             )));
         }
         let id = self.add_volume(copy);
-        self.ask_for(id, Work::Clone { from }, None, None)
+        self.make(id, Work::Clone { from }, None)
     }
 
     fn volume_move(

@@ -8,8 +8,8 @@
 use std::collections::BTreeSet;
 
 use contract::{
-    EventKind, Holder, LeaseId, NodeId, NodeState, OperationId, PolicyRef, Serving, Trigger, VolumeId,
-    VolumeState, Work,
+    EventKind, Holder, NodeId, NodeState, OperationId, PolicyRef, Serving, Trigger, VolumeId, VolumeState,
+    Work,
 };
 
 use crate::registry::Registration;
@@ -33,6 +33,16 @@ impl Failovers {
         self.held.remove(&id);
     }
 
+    /// The next one that may start.
+    pub fn next(&mut self) -> Option<OperationId> {
+        self.waiting.pop_first()
+    }
+
+    /// Whether any may start.
+    pub fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     /// Something changed that they may have waited for.
     pub fn retry(&mut self) {
         self.waiting.append(&mut self.held);
@@ -40,22 +50,13 @@ impl Failovers {
 }
 
 impl Core {
-    /// Starts whatever failover can run.
-    pub(crate) fn start_failovers(&mut self) {
-        while let Some(id) = self.failovers.waiting.pop_first() {
-            self.start_failover(id);
-        }
-    }
-
-    fn start_failover(&mut self, id: OperationId) {
+    /// Starts a failover, or says what holds it.
+    pub(crate) fn start_failover(&mut self, id: OperationId) {
         let Some(operation) = self.operations.get(id) else { return };
         let volume = operation.volume;
         if self.came_back(id) {
-            self.finish(id, contract::Phase::Cancelled, Some("its node came back before anybody took over"));
-            if let Some(volume) = self.volumes.change(volume) {
-                volume.state = VolumeState::Serving;
-            }
-            return;
+            let why = "its node came back before anybody took over";
+            return self.finish(id, contract::Phase::Cancelled, Some(why));
         }
         let Ok((source, _)) = self.source_of(id) else {
             self.finish(id, contract::Phase::Cancelled, Some("the volume is gone"));
@@ -94,14 +95,21 @@ impl Core {
         serves && operation.granted.is_none() && self.liveness.state(head.node) != NodeState::Lost
     }
 
+    /// Whether a failover has no volume left to serve.
+    pub(crate) fn is_pointless(&self, id: OperationId) -> bool {
+        let Some(operation) = self.operations.get(id) else { return true };
+        let state = self.volumes.get(operation.volume).map(|volume| volume.state);
+        operation.work == Work::Failover && matches!(state, None | Some(VolumeState::Deleting))
+    }
+
     /// Nobody serves this volume: its node is lost, or cannot.
     pub(crate) fn head_lost(&mut self, id: VolumeId, trigger: Trigger) {
         let Some(volume) = self.volumes.get(id) else { return };
         if matches!(volume.state, VolumeState::Deleting | VolumeState::Failed) {
             return;
         }
-        let creating = volume.state == VolumeState::Creating && volume.head.is_none();
-        if creating {
+        // Until a head was granted, whoever makes it looks after it.
+        if volume.epoch == contract::Epoch(0) {
             return;
         }
         let recovering = volume.state == VolumeState::Recovering;
@@ -127,20 +135,11 @@ impl Core {
         let under_way: Vec<OperationId> =
             self.index.operations_at.get(&id).into_iter().flatten().copied().collect();
         self.drive.extend(under_way);
-        let volumes: Vec<VolumeId> = self.index.volumes_at.get(&id).into_iter().flatten().copied().collect();
-        for volume in volumes {
-            let Some(object) = self.volumes.get(volume) else { continue };
-            if object.head.is_some_and(|head| head.node == id) {
-                self.head_lost(volume, Trigger::Failure);
-            } else {
-                self.find_standby(volume);
-            }
-        }
-        let leases: Vec<LeaseId> = self.index.leases_at.get(&id).into_iter().flatten().copied().collect();
-        for lease in leases {
-            let holder = self.leases.get(lease).map(|lease| lease.holder.clone());
+        self.unsettled.extend(self.index.volumes_at.get(&id).into_iter().flatten());
+        for lease in self.index.leases_at.get(&id).into_iter().flatten() {
+            let holder = self.leases.get(*lease).map(|lease| &lease.holder);
             if matches!(holder, Some(Holder::Consumer(_))) {
-                self.end_lease(lease);
+                self.orphaned.insert(*lease);
             }
         }
         self.recheck_later();
@@ -149,19 +148,25 @@ impl Core {
     /// A lost node is heard again: what nobody took over is its own still.
     pub(crate) fn node_returned(&mut self, id: NodeId) {
         self.mark(id);
-        let volumes: Vec<VolumeId> = self.index.volumes_at.get(&id).into_iter().flatten().copied().collect();
-        for volume in volumes {
-            let Some(object) = self.volumes.get(volume) else { continue };
-            let ours = object.head.is_some_and(|head| head.node == id);
-            if ours
-                && object.state == VolumeState::Recovering
-                && !self.is_shared(volume)
-                && let Some(object) = self.volumes.change(volume)
-            {
-                object.state = VolumeState::Serving;
-            }
-        }
+        self.unsettled.extend(self.index.volumes_at.get(&id).into_iter().flatten());
         self.recheck_later();
+    }
+
+    /// Looks at a volume whose node was lost or came back.
+    pub(crate) fn settle(&mut self, id: VolumeId) {
+        let Some(volume) = self.volumes.get(id) else { return };
+        let Some(head) = volume.head else { return };
+        if self.liveness.state(head.node) == NodeState::Lost {
+            self.head_lost(id, Trigger::Failure);
+            return;
+        }
+        if volume.state == VolumeState::Recovering
+            && !self.is_shared(id)
+            && let Some(volume) = self.volumes.change(id)
+        {
+            volume.state = VolumeState::Serving;
+        }
+        self.find_standby(id);
     }
 
     /// Chooses who stands by for a volume on a shared pool.

@@ -38,7 +38,8 @@ pub enum Input {
     },
 }
 
-/// What the shell does after a step, in this order: all of `writes` in one transaction, and only when that is
+/// What the shell does after a step, in this order: all of `writes` (at most [`crate::WRITES_MAX`], each key once) in one
+/// transaction, and only when that is
 /// durable the rest. If it cannot be made durable, nothing of it may be done: the process ends and recovers.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Effects {

@@ -81,11 +81,8 @@ impl Core {
     /// Gives back what was reserved for a next head that there will not be.
     pub(crate) fn end_reserved_lease(&mut self, id: OperationId) {
         let Some(operation) = self.operations.get(id) else { return };
-        let takes_leases = matches!(
-            operation.work.kind(),
-            OperationKind::Create | OperationKind::Clone | OperationKind::MoveNode | OperationKind::Failover
-        );
-        let Some(target) = operation.target.filter(|_| takes_leases) else { return };
+        let takes_lease = operation.work.kind().takes_lease();
+        let Some(target) = operation.target.filter(|_| takes_lease) else { return };
         let head = self.volumes.get(operation.volume).and_then(|volume| volume.head);
         if let Some(lease) = self.lease_at(operation.volume, target)
             && head.is_none_or(|head| head.lease != lease)
@@ -206,7 +203,7 @@ impl Core {
         for row in &answer.lease {
             let victim = rows.get(*row as usize).copied();
             // Room that came meanwhile saves who is next.
-            if self.accounts.node(node).deficit().is_none() {
+            if self.accounts.node(node).deficit().is_none() || self.is_enough() {
                 break;
             }
             match victim {
@@ -216,7 +213,7 @@ impl Core {
         }
         // Those who were picked may be gone, or others came since.
         if !self.accounts.node(node).deficit().is_none() {
-            self.recheck_later();
+            self.recheck_soon();
         }
         let there = self.index.operations_at.get(&node);
         self.drive.extend(there.into_iter().flatten().copied());

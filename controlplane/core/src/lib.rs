@@ -73,6 +73,13 @@ use record::Table;
 use registry::{Answers, Index};
 use schedule::Queue;
 
+/// Writes of one step, at most: what etcd takes in one transaction.
+pub const WRITES_MAX: usize = 128;
+
+/// Changed objects after which a step leaves the rest of its work to the next one. What one piece of work changes
+/// beyond that stays well below [`WRITES_MAX`].
+const WRITES_ENOUGH: usize = 64;
+
 /// The control plane.
 #[derive(Debug)]
 pub struct Core {
@@ -105,6 +112,10 @@ pub struct Core {
     flights: BTreeMap<OperationId, Flight>,
     /// Operations to look at before the step ends.
     drive: BTreeSet<OperationId>,
+    /// Volumes whose node was lost or came back.
+    unsettled: BTreeSet<VolumeId>,
+    /// Leases of consumers whose producer was lost.
+    orphaned: BTreeSet<LeaseId>,
     /// Operations whose step waits for room or for a node.
     waiting_for_room: BTreeSet<OperationId>,
     /// Nodes whose snapshot is to be sent.
@@ -185,30 +196,42 @@ impl Core {
         let mut out = std::mem::take(&mut self.out);
         // The watcher is never away for long without knowing it.
         let idle_ms = (self.config.watcher_gap_ms / 2).max(1);
-        let next = self.timers.first().map_or(u64::MAX, |(due, _)| *due);
+        let next = if self.has_more() { 0 } else { self.timers.first().map_or(u64::MAX, |(due, _)| *due) };
         out.wake_ms = now_ms.saturating_add(next.saturating_sub(self.now()).clamp(1, idle_ms));
         out
     }
 
-    /// Whatever is due, until nothing is.
+    /// Whatever is due, until nothing is or enough was changed.
     fn work(&mut self) {
-        loop {
-            while let Some(&(due, timer)) = self.timers.first() {
-                if due > self.now() {
-                    break;
-                }
-                self.timers.pop_first();
+        while !self.is_enough() {
+            if let Some(&(due, timer)) = self.timers.first().filter(|(due, _)| *due <= self.clock.now_ms) {
+                self.timers.remove(&(due, timer));
                 self.fire(timer);
-            }
-            self.start_failovers();
-            self.round();
-            if self.drive.is_empty() {
+            } else if let Some(id) = self.unsettled.pop_first() {
+                self.settle(id);
+            } else if let Some(id) = self.failovers.next() {
+                self.start_failover(id);
+            } else if let Some(id) = self.orphaned.pop_first() {
+                self.end_lease(id);
+            } else if let Some(id) = self.drive.pop_first() {
+                self.drive_operation(id);
+            } else if !self.round() {
                 break;
             }
-            while let Some(id) = self.drive.pop_first() {
-                self.drive_operation(id);
-            }
         }
+    }
+
+    /// Whether this step changed as much as it should.
+    fn is_enough(&self) -> bool {
+        let dirty = self.volumes.dirty_len() + self.operations.dirty_len() + self.events.dirty_len();
+        let others = self.leases.dirty_len() + self.nodes.dirty_len() + self.tenants.dirty_len();
+        dirty + others + self.out.writes.len() >= WRITES_ENOUGH
+    }
+
+    /// Whether a step left work to the next one.
+    fn has_more(&self) -> bool {
+        let is_empty = self.unsettled.is_empty() && self.orphaned.is_empty() && self.drive.is_empty();
+        !is_empty || self.failovers.has_waiting()
     }
 
     fn fire(&mut self, timer: Timer) {

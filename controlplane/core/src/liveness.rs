@@ -16,6 +16,8 @@ use crate::config::Config;
 
 /// Losses closer together than this make a node flap.
 const FLAP_MS: u64 = 60_000;
+/// Nodes declared lost by one judgement; the others are by the next.
+const LOST_AT_ONCE: usize = 16;
 /// Most doublings of the time to return.
 const FLAPS_MAX: u32 = 6;
 
@@ -144,7 +146,7 @@ impl Liveness {
         if !self.valve(&dead, now_ms, config, &mut verdicts) {
             return verdicts;
         }
-        for id in dead {
+        for id in dead.into_iter().take(LOST_AT_ONCE) {
             let Some(node) = self.nodes.get_mut(&id) else { continue };
             let again = node.lost_ms.is_some_and(|lost| lost > 0 && since(lost) < FLAP_MS);
             node.flaps = if again { (node.flaps + 1).min(FLAPS_MAX) } else { 0 };

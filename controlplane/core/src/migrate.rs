@@ -135,6 +135,11 @@ impl Core {
     /// Tries again to plan what could not be planned.
     pub(crate) fn plan_again(&mut self) {
         for id in std::mem::take(&mut self.plans.unplanned) {
+            if self.is_enough() {
+                self.plans.unplanned.insert(id);
+                self.recheck_soon();
+                continue;
+            }
             let waits = self.operations.get(id).is_some_and(|operation| operation.phase == Phase::Waiting);
             if waits {
                 self.plan(id);

@@ -190,7 +190,12 @@ impl Core {
     }
 
     fn node_is(&mut self, id: NodeId, state: NodeState) {
-        if let Some(node) = self.nodes.change(id) {
+        // A suspicion is not worth a write.
+        let before = self.nodes.get(id).map(|node| node.state);
+        let suspicion = state == NodeState::Suspect || before == Some(NodeState::Suspect);
+        let node =
+            if suspicion && state != NodeState::Lost { self.nodes.touch(id) } else { self.nodes.change(id) };
+        if let Some(node) = node {
             node.state = state;
         }
         match state {
@@ -257,11 +262,15 @@ impl Core {
         }
         for condition in report.conditions.iter().take(max) {
             let known = self.volumes.get(condition.volume).and_then(|volume| volume.head);
-            if known.is_some_and(|head| head.node == id) {
+            // What is left is said again.
+            if known.is_some_and(|head| head.node == id) && !self.is_enough() {
                 self.condition(condition.kind, condition.volume, condition.trigger);
             }
         }
         for lease in report.released.into_iter().take(max) {
+            if self.is_enough() {
+                break;
+            }
             self.released(id, lease);
         }
         let under_way: Vec<OperationId> =

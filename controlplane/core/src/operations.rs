@@ -70,10 +70,24 @@ impl Core {
                             }
                             self.begin_step(id);
                         }
-                        Flow::Wait | Flow::Over => return,
+                        Flow::Wait => return self.waits(id, step),
+                        Flow::Over => return,
                     }
                 }
                 Phase::Waiting | Phase::Done | Phase::Failed | Phase::Cancelled => return,
+            }
+        }
+    }
+
+    /// A step waits; if it did not say for what, then for a node.
+    fn waits(&mut self, id: OperationId, step: Step) {
+        let Some(operation) = self.operations.get(id) else { return };
+        let source = matches!(step, Step::Source(_) | Step::Refresh | Step::Withdraw);
+        let node = if source { operation.source } else { operation.target };
+        if let Some(node) = node.filter(|_| operation.blocked_on.is_none()) {
+            let state = self.liveness.state(node);
+            if let Some(operation) = self.operations.touch(id) {
+                operation.blocked_on = Some(Blocked::Node { node, state });
             }
         }
     }
@@ -416,6 +430,12 @@ impl Core {
             self.alarm(crate::Alarm::GaveUp { operation: id, why });
         }
         self.close_event(id, phase);
+        if kind == OperationKind::Failover
+            && phase == Phase::Cancelled
+            && let Some(volume) = self.volumes.change(volume).filter(|volume| volume.head.is_some())
+        {
+            volume.state = VolumeState::Serving;
+        }
         let made = matches!(kind, OperationKind::Create | OperationKind::Clone);
         match (kind, phase) {
             (OperationKind::Delete, Phase::Done) => self.remove_volume(volume),

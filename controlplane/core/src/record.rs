@@ -178,6 +178,11 @@ impl<K: Ord + Copy, V> Table<K, V> {
         self.dirty.contains(&id)
     }
 
+    /// How many the store does not know as they are.
+    pub fn dirty_len(&self) -> usize {
+        self.dirty.len()
+    }
+
     /// All, by id.
     pub fn iter(&self) -> impl Iterator<Item = (K, &V)> {
         self.objects.iter().map(|(id, object)| (*id, object))

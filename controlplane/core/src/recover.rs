@@ -72,6 +72,8 @@ impl Core {
             asks: Asks::default(),
             flights: BTreeMap::new(),
             drive: BTreeSet::new(),
+            unsettled: BTreeSet::new(),
+            orphaned: BTreeSet::new(),
             waiting_for_room: BTreeSet::new(),
             marked: BTreeSet::new(),
             timers: BTreeSet::new(),
@@ -130,6 +132,10 @@ impl Core {
         }
         self.index_leases();
         self.index_operations();
+        // Whatever a lost node had and was not given to others before.
+        let lost = self.nodes.iter().filter(|(_, node)| node.state == contract::NodeState::Lost);
+        let lost: Vec<_> = lost.map(|(id, _)| id).collect();
+        lost.into_iter().for_each(|id| self.node_lost(id));
     }
 
     fn index_leases(&mut self) {

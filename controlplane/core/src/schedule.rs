@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use contract::{
     Blocked, Dim, NodeId, OperationId, OperationKind, Phase, PolicyKind, PolicyRef, Scope, Trigger, Usage,
-    Work,
+    VolumeState, Work,
 };
 use verdict::scheduling::Candidate;
 use verdict::{Accounts, Assignments, Question, Schedule, Tenants};
@@ -86,6 +86,11 @@ impl Core {
     /// A new operation, or one that must begin anew, goes where it waits.
     pub(crate) fn admit(&mut self, id: OperationId) {
         let Some(operation) = self.operations.get(id) else { return };
+        let state = self.volumes.get(operation.volume).map(|volume| volume.state);
+        let goes = matches!(state, None | Some(VolumeState::Deleting));
+        if goes && !matches!(operation.work, Work::Delete { .. }) {
+            return self.finish(id, Phase::Cancelled, Some("the volume is being deleted"));
+        }
         match operation.work {
             Work::Failover => self.failovers.add(id),
             Work::MoveNode { at_once: false } => self.plan(id),
@@ -116,11 +121,22 @@ impl Core {
         }
     }
 
-    /// Holds a round if one may be held and there is anything to decide.
-    pub(crate) fn round(&mut self) {
+    pub(crate) fn recheck_soon(&mut self) {
+        self.at(self.now() + 1, Timer::Recheck);
+    }
+
+    /// Holds a round if one may be held and there is anything to decide. Says whether it led to work.
+    pub(crate) fn round(&mut self) -> bool {
         for id in self.queue.due.clone() {
-            self.start_due(id);
+            if !self.is_enough() {
+                self.start_due(id);
+            }
         }
+        self.hold_round();
+        !self.drive.is_empty()
+    }
+
+    fn hold_round(&mut self) {
         if self.queue.asked || self.queue.ready.is_empty() {
             return;
         }
@@ -163,6 +179,9 @@ impl Core {
         let starving: Vec<OperationId> =
             self.queue.passed_over_ms.iter().filter(|(_, since)| long(since)).map(|(id, _)| *id).collect();
         for id in starving {
+            if self.is_enough() {
+                break;
+            }
             self.alarm(Alarm::Starving(id));
             self.make_due(id);
             self.start_due(id);
@@ -257,6 +276,11 @@ impl Core {
         self.queue.asked = false;
         let mut chosen = 0;
         for (at, row) in answer.candidate.iter().enumerate() {
+            // What is left is asked about again.
+            if self.is_enough() {
+                self.queue.next_round_ms = self.now() + 1;
+                break;
+            }
             let not_before = answer.not_before_ms.get(at).copied().unwrap_or(0);
             let started = rows.get(*row as usize).is_some_and(|(id, target)| {
                 self.queue.ready.contains(id)

@@ -27,6 +27,10 @@ impl Core {
 
     /// Takes a firm lease for the next head and makes room for it, or says why it must wait.
     fn step_reserve(&mut self, id: OperationId) -> Flow {
+        if self.is_pointless(id) {
+            self.finish(id, Phase::Cancelled, Some("the volume is being deleted"));
+            return Flow::Over;
+        }
         if self.came_back(id) {
             self.finish(id, Phase::Cancelled, Some("its node came back before anybody took over"));
             return Flow::Over;
@@ -78,7 +82,7 @@ impl Core {
         }
         let state = self.liveness.state(node);
         if state == NodeState::Lost {
-            return self.executor_lost(id, node);
+            return self.executor_lost(id, step, node);
         }
         let Some(operation) = self.operations.get(id) else { return Flow::Over };
         let late = self.now() >= operation.step_ends_ms;
@@ -181,10 +185,11 @@ impl Core {
         }
         let failures = operation.failures.saturating_add(1);
         let enough = failures > self.config.tries_max;
-        if undoing && (enough || !again) {
+        // What is frozen must go on, however often that fails.
+        if undoing && (enough || !again) && step != NodeStep::Thaw {
             return Flow::Next;
         }
-        if enough || !(again || self.now() >= operation.step_ends_ms) {
+        if !undoing && (enough || !(again || self.now() >= operation.step_ends_ms)) {
             self.fail(id, &format!("{node}: {step}: {why}"));
             return Flow::Over;
         }
@@ -233,18 +238,27 @@ impl Core {
                 if let Some(volume) = self.volumes.change(volume) {
                     volume.credits = credits;
                 }
+                self.mark_volume(volume);
             }
             _ => {}
         }
     }
 
     /// The node that should do a step is lost.
-    fn executor_lost(&mut self, id: OperationId, node: NodeId) -> Flow {
+    fn executor_lost(&mut self, id: OperationId, step: NodeStep, node: NodeId) -> Flow {
         let Some(operation) = self.operations.get(id) else { return Flow::Over };
-        if operation.phase == Phase::Undoing {
-            return Flow::Next;
-        }
         let (began, pinned, volume) = (operation.step_began_ms, operation.pinned, operation.volume);
+        if operation.phase == Phase::Undoing {
+            // What is frozen must be told to go on, whenever its node is back, unless it is served elsewhere.
+            let head = self.volumes.get(volume).and_then(|volume| volume.head);
+            let frozen = step == NodeStep::Thaw && head.is_some_and(|head| head.node == node);
+            if !frozen && self.now().saturating_sub(began) >= self.config.patience_ms {
+                return Flow::Next;
+            }
+            self.blocked(id, Blocked::Node { node, state: NodeState::Lost });
+            self.waiting_for_room.insert(id);
+            return Flow::Wait;
+        }
         let shared = self.is_shared(volume);
         let why = format!("{node} was lost");
         match operation.work.kind() {
@@ -283,6 +297,10 @@ impl Core {
         let late = self.now() >= operation.step_ends_ms;
         let Some(target) = operation.target else { return Flow::Over };
         let Some(epoch) = granted else {
+            if self.is_pointless(id) {
+                self.finish(id, Phase::Cancelled, Some("the volume is being deleted"));
+                return Flow::Over;
+            }
             if kind == OperationKind::Failover && self.came_back(id) {
                 self.finish(id, Phase::Cancelled, Some("its node came back before anybody took over"));
                 return Flow::Over;
@@ -291,6 +309,9 @@ impl Core {
         };
         let head = self.volumes.get(volume).and_then(|volume| volume.head);
         if head.is_none_or(|head| head.epoch != epoch) {
+            if kind == OperationKind::Failover {
+                return self.fail_over_again(id, "the lease that it was to serve under was revoked");
+            }
             let why = "a failover took the volume over meanwhile";
             let served = matches!(kind, OperationKind::Create | OperationKind::Clone);
             self.finish(id, if served { Phase::Done } else { Phase::Failed }, Some(why));
@@ -309,6 +330,10 @@ impl Core {
                 operation.blocked_on = Some(Blocked::Node { node: target, state });
             }
             return Flow::Wait;
+        }
+        if self.volumes.get(volume).is_some_and(|volume| volume.state == VolumeState::Deleting) {
+            self.finish(id, Phase::Cancelled, Some("the volume is being deleted"));
+            return Flow::Over;
         }
         self.does_not_serve(id, volume, target, kind)
     }
@@ -329,21 +354,26 @@ impl Core {
             return Flow::Wait;
         }
         if kind == OperationKind::Failover {
-            // The next one; the grant that nobody serves under stays the head until it is replaced.
-            self.give_back(id);
-            if let Some(operation) = self.operations.change(id) {
-                (operation.source, operation.target) = (Some(target), None);
-                (operation.granted, operation.at) = (None, 0);
-                operation.phase = Phase::Waiting;
-                operation.tries = operation.tries.saturating_add(1);
-                operation.why = format!("{target} did not serve it");
-            }
-            self.failovers.add(id);
-            return Flow::Over;
+            return self.fail_over_again(id, &format!("{target} did not serve it"));
         }
         self.head_lost(volume, contract::Trigger::Failure);
         self.waiting_for_room.insert(id);
         Flow::Wait
+    }
+
+    /// The next node; a grant that nobody serves under stays the head until it is replaced.
+    fn fail_over_again(&mut self, id: OperationId, why: &str) -> Flow {
+        self.end_reserved_lease(id);
+        self.give_back(id);
+        if let Some(operation) = self.operations.change(id) {
+            (operation.source, operation.target) = (None, None);
+            (operation.granted, operation.at) = (None, 0);
+            operation.phase = Phase::Waiting;
+            operation.tries = operation.tries.saturating_add(1);
+            why.clone_into(&mut operation.why);
+        }
+        self.failovers.add(id);
+        Flow::Over
     }
 
     fn grant_epoch(&mut self, id: OperationId, volume_id: VolumeId, target: NodeId) -> Flow {
@@ -351,6 +381,7 @@ impl Core {
             // It was ended meanwhile: take another one.
             if let Some(operation) = self.operations.change(id) {
                 operation.at = 0;
+                operation.tries = operation.tries.saturating_add(1);
             }
             self.begin_step(id);
             self.drive.insert(id);
@@ -380,6 +411,10 @@ impl Core {
         if let Some(operation) = self.operations.change(id) {
             operation.granted = Some(epoch);
         }
+        let state = self.liveness.state(target);
+        if let Some(operation) = self.operations.touch(id) {
+            operation.blocked_on = Some(Blocked::Node { node: target, state });
+        }
         Flow::Wait
     }
 
@@ -387,7 +422,9 @@ impl Core {
     fn serves(&mut self, id: VolumeId, target: NodeId) {
         let shared = self.is_shared(id);
         if let Some(volume) = self.volumes.change(id) {
-            volume.state = VolumeState::Serving;
+            if volume.state != VolumeState::Deleting {
+                volume.state = VolumeState::Serving;
+            }
             volume.home = if shared { None } else { Some(target) };
         }
         self.find_standby(id);

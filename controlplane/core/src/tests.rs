@@ -136,6 +136,27 @@ fn a_failover_goes_on_after_a_restart_at_any_step() {
 }
 
 #[test]
+fn a_node_with_many_volumes_is_given_to_others_in_steps_that_fit_a_transaction() {
+    let mut fleet = Fleet::new(3, Config::default());
+    let volumes: Vec<_> =
+        (0..300).map(|at| fleet.create(&format!("v{at}"), "shared", Class::Firm, iops(1))).collect();
+    fleet.run(6_000);
+    let serving =
+        |fleet: &Fleet| fleet.core.volumes().filter(|one| one.state == VolumeState::Serving).count();
+    assert_eq!(serving(&fleet), 300);
+    let heads = |fleet: &Fleet, at: usize| {
+        volumes.iter().filter(|answer| fleet.head(answer.volume.expect("made")).0 == at).count()
+    };
+    assert!(heads(&fleet, 0) > 60, "{}", heads(&fleet, 0));
+    fleet.kill(0);
+    fleet.run(1_750);
+    fleet.restart();
+    fleet.run(6_000);
+    assert_eq!((serving(&fleet), heads(&fleet, 0)), (300, 0));
+    assert_eq!(fleet.core.leases().count(), 300);
+}
+
+#[test]
 fn a_node_that_comes_back_keeps_what_nobody_took() {
     let mut fleet = Fleet::new(2, Config::default());
     let volume = fleet.volume("a", "own", iops(100));

@@ -131,6 +131,7 @@ impl Fleet {
     pub fn step(&mut self, input: Input) {
         let Effects { writes, sends, replies, asks, alarms, wake_ms } = self.core.step(self.now, input);
         assert!(wake_ms > self.now, "it must not spin");
+        assert!(writes.len() <= crate::WRITES_MAX, "{} writes", writes.len());
         for write in writes {
             match write.record {
                 Some(record) => self.store.insert(write.key, record),
