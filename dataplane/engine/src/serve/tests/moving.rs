@@ -148,9 +148,14 @@ fn a_busy_volume_in_files_goes_back_and_forth_and_its_clients_notice_nothing() {
         .collect();
     let mut moves = 0;
     while clients.iter().any(|client| !client.is_finished()) {
-        let moved = pair.go(|pair| pair.now_ns = crate::clock::monotonic_ns()).unwrap();
-        assert!(moved.connections <= 4);
-        moves += 1;
+        match pair.go(|pair| pair.now_ns = crate::clock::monotonic_ns()) {
+            Ok(moved) => {
+                assert!(moved.connections <= 4);
+                moves += 1;
+            }
+            // A disk that others use may take a second; then it stays, and goes the next time.
+            Err(why) => assert_eq!(why, MoveError::Slow),
+        }
     }
     assert!(clients.into_iter().all(|client| client.join().unwrap()));
     assert!(moves > 20, "{moves}");
