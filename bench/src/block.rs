@@ -33,6 +33,7 @@ use servers::{Kind, Medium, Protocol, Server};
 
 /// What `bench block` takes.
 #[derive(Clone, Debug, clap::Args)]
+#[group(id = "block")]
 pub struct Args {
     #[command(flatten)]
     common: peers::Args,
