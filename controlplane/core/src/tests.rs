@@ -505,6 +505,11 @@ fn a_failed_step_is_taken_back_and_the_volume_stays_where_it_was() {
     fleet.run(2_000);
     fleet.kill(1 - at);
     fleet.run(4_000);
+    // What was copied is removed when the node is back.
+    assert_eq!(fleet.phase(id), Phase::Undoing);
+    fleet.nodes[1 - at].busy_ms = 0;
+    fleet.revive(1 - at);
+    fleet.run(4_000);
     assert_eq!(fleet.phase(id), Phase::Failed);
     assert_eq!(fleet.head(volume), (at, epoch));
     assert!(fleet.why(id).contains("was lost"), "{}", fleet.why(id));
