@@ -139,6 +139,17 @@ impl Client {
         tokio::time::timeout(PATIENCE, asked).await.map_err(|_elapsed| AskError::Silent)?
     }
 
+    /// Sends bytes, for example a component.
+    pub async fn put<T: DeserializeOwned>(&self, path: &str, bytes: Vec<u8>) -> Result<T, AskError> {
+        let asked = async {
+            let answer =
+                self.send(Method::POST, path, "application/octet-stream", Bytes::from(bytes)).await?;
+            let body = answer.into_body().collect().await.map_err(broken)?.to_bytes();
+            serde_json::from_slice(&body).map_err(broken)
+        };
+        tokio::time::timeout(PATIENCE, asked).await.map_err(|_elapsed| AskError::Silent)?
+    }
+
     /// Opens an answer that does not end, for example a watch.
     pub async fn open(&self, path: &str) -> Result<Incoming, AskError> {
         Ok(self.send(Method::GET, path, "application/json", Bytes::new()).await?.into_body())

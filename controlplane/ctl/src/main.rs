@@ -2,7 +2,7 @@
 //!
 //! - [`client`] asks the API, [`ask`] is what the commands share: names become ids, answers become tables or JSON,
 //!   long work is waited for.
-//! - [`objects`] has nodes, tenants, volumes, leases, operations, events; [`explain`] says why.
+//! - [`objects`] has nodes, tenants, volumes, leases, operations, events; [`policy`] has policies; [`explain`] says why.
 //! - [`up`] starts a control plane and two data planes on this machine.
 
 #![forbid(unsafe_code)]
@@ -11,6 +11,7 @@ mod ask;
 mod client;
 mod explain;
 mod objects;
+mod policy;
 mod table;
 mod up;
 
@@ -88,6 +89,9 @@ enum Command {
     /// What happened and was asked for
     #[command(subcommand)]
     Event(objects::EventCommand),
+    /// What decides, and its versions
+    #[command(subcommand)]
+    Policy(policy::PolicyCommand),
     /// Why something waits, or was decided so
     Explain {
         /// Like operation/7, volume/2, lease/3, node/1 or event/4
@@ -145,6 +149,7 @@ fn run(common: Common, command: Command) -> Result<(), Failure> {
             Command::Lease(command) => objects::lease(&asker, command).await,
             Command::Operation(command) => objects::operation(&asker, command).await,
             Command::Event(command) => objects::event(&asker, command).await,
+            Command::Policy(command) => policy::run(&asker, command).await,
             Command::Explain { id } => explain::run(&asker, &id).await,
             Command::Status => asker.show_value("/v1/status").await,
             Command::Watch { prefix } => asker.watch(&prefix).await,

@@ -1,7 +1,8 @@
 //! What people and programs can ask over HTTP, in JSON.
 //!
 //! One route changes things: `POST /v1/requests` takes a [`contract::Request`], the same words as everywhere else,
-//! with its idempotency key and expected revision (docs/decisions/049). Everything else reads.
+//! with its idempotency key and expected revision (docs/decisions/049). Everything else reads. Policies have
+//! routes of their own ([`crate::policies`]), since components are bytes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use crate::audit::Audit;
 use crate::doors::Peer;
 use crate::driver::{Busy, CORE, Driver};
 use crate::nodes::{self, Live};
+use crate::policies;
 
 /// Objects of one answer at most, and by default.
 const LIST_MAX: usize = 10_000;
@@ -46,6 +48,8 @@ pub struct Shell {
     pub store: Arc<dyn Store>,
     /// Who asked for what.
     pub audit: Arc<Audit>,
+    /// Policies.
+    pub policies: policies::Policies,
     /// Places for watches.
     pub watches: Arc<Semaphore>,
 }
@@ -67,6 +71,7 @@ pub fn routes() -> Router<Shell> {
         .route("/v1/status", get(status))
         .route("/v1/{sort}", get(list))
         .route("/v1/{sort}/{id}", get(one))
+        .merge(policies::routes())
         .route(southbound::PATH, any(nodes::link))
         .fallback(async || refusal(StatusCode::NOT_FOUND, "there is no such route; `tidegate` knows them"))
 }

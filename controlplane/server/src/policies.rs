@@ -1,51 +1,432 @@
-//! Who decides: questions of the core go to a thread, answers come back to the core.
+//! Who decides: the policies of `policies/host`, one thread for each kind of decision.
 //!
-//! Invariant: the core never waits for a policy; a question for which there is no place is answered by the core itself
-//! when its time is over.
+//! A question of the core goes to the thread of its kind, the answer comes back to the core. Components lie as files
+//! beside the store, under their digests; what is active stands in the store, so a control plane that starts again
+//! decides as before. The shipped policies are there from the beginning, and none of them is active.
+//!
+//! Invariants: the core never waits for a policy; a question for which there is no place is answered by the core
+//! itself when its time is over; what the API says is active is active on every thread.
 
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use axum::extract::{DefaultBodyLimit, Query, State};
+use axum::http::StatusCode;
+use axum::routing::{get, post};
+use axum::{Extension, Json, Router, body::Bytes};
 use crossbeam_channel::{Receiver, Sender, bounded};
-use tracing::warn;
-use verdict::{Decide, Native};
+use host::log::{LogOptions, Record};
+use host::{ActivateError, Cache, Candidate, Config, Engine, Gate, Limits, Options, Policy, Seat, Start};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use store::{Store, StoreError, Transaction};
+use tracing::{error, info, warn};
+use verdict::{Decide, Kind};
 
+use crate::api::{No, Shell, refusal};
+use crate::doors::Peer;
 use crate::driver::Driver;
 
-/// Questions that wait.
-const QUEUE: usize = 1024;
+/// Questions that wait for each thread.
+const QUEUE: usize = 256;
+/// Largest component that is taken, bytes.
+const COMPONENT_BYTES_MAX: usize = 16 << 20;
+/// Decisions of one answer.
+const LOG_MAX: usize = 1_000;
 
-/// Asks whoever decides.
-pub struct Policies {
-    questions: Sender<control_core::Ask>,
+/// See the module's documentation; clones are the same.
+#[derive(Clone)]
+pub struct Policies(Arc<Inner>);
+
+struct Inner {
+    host: host::Policies,
+    folder: PathBuf,
+    log: PathBuf,
+    store: Arc<dyn Store>,
+    questions: BTreeMap<&'static str, Sender<control_core::Ask>>,
 }
 
 /// Why nobody can decide.
 #[derive(Debug, thiserror::Error)]
 pub enum PoliciesError {
-    /// No thread.
-    #[error("cannot start the thread of policies: {0}")]
-    Thread(#[from] std::io::Error),
+    /// The folder of policies.
+    #[error("{}: {source}", path.display())]
+    Folder {
+        /// Where.
+        path: PathBuf,
+        /// What is wrong.
+        source: std::io::Error,
+    },
+    /// The engine.
+    #[error(transparent)]
+    Engine(#[from] host::EngineError),
+    /// The decision log.
+    #[error(transparent)]
+    Log(#[from] host::log::LogError),
+    /// What is active.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What stands beside a component.
+#[derive(Serialize, Deserialize)]
+struct Beside {
+    config: Config,
 }
 
 impl Policies {
-    /// Starts the thread; answers go to `driver`.
-    pub fn open(driver: Driver) -> Result<Policies, PoliciesError> {
-        let (questions, asked) = bounded(QUEUE);
-        std::thread::Builder::new()
-            .name("tidegate-policy".to_owned())
-            .spawn(move || decide(&asked, &driver))?;
-        Ok(Policies { questions })
+    /// Opens what is kept in `folder` and starts the threads; answers go to `driver`.
+    pub fn open(folder: &Path, store: Arc<dyn Store>, driver: &Driver) -> Result<Policies, PoliciesError> {
+        let kept = folder.join("policies");
+        let log = folder.join("decisions");
+        let failed = |path: &Path, source| PoliciesError::Folder { path: path.to_owned(), source };
+        std::fs::create_dir_all(&kept).map_err(|source| failed(&kept, source))?;
+        let compiled = folder.join("compiled");
+        let cache = Cache::open(&compiled).map_err(|source| failed(&compiled, source))?;
+        let gate = Gate { cache: Some(cache), ..Gate::default() };
+        let options = Options { log: Some(LogOptions::in_folder(&log)), ..Options::default() };
+        let host = host::Policies::new(Engine::new(Limits::default())?, gate, options)?;
+        let mut questions = BTreeMap::new();
+        for kind in Kind::ALL {
+            let (sender, asked) = bounded(QUEUE);
+            let (seat, driver) = (host.seat(), driver.clone());
+            std::thread::Builder::new()
+                .name(format!("tidegate-{kind}"))
+                .spawn(move || decide(&asked, seat, &driver))
+                .map_err(|source| failed(&kept, source))?;
+            questions.insert(kind.name(), sender);
+        }
+        let policies = Policies(Arc::new(Inner { host, folder: kept, log, store, questions }));
+        policies.restore()?;
+        let shipped = policies.clone();
+        // Compiling takes a while the first time, and nothing waits for it.
+        std::thread::spawn(move || shipped.push_shipped());
+        Ok(policies)
     }
 
     /// Asks; the answer goes to the driver.
     pub fn ask(&self, ask: control_core::Ask) {
-        if self.questions.try_send(ask).is_err() {
+        let questions = self.0.questions.get(ask.question.kind().name());
+        if questions.is_none_or(|questions| questions.try_send(ask).is_err()) {
             warn!("more questions wait than policies can answer; the native default answers this one");
         }
     }
+
+    /// Brings back what was pushed and what was active.
+    fn restore(&self) -> Result<(), PoliciesError> {
+        let failed = |source| PoliciesError::Folder { path: self.0.folder.clone(), source };
+        for entry in std::fs::read_dir(&self.0.folder).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            if path.extension().is_none_or(|extension| extension != "wasm") {
+                continue;
+            }
+            if let Err(why) = self.push_file(&path) {
+                error!("{} is left out: {why}", path.display());
+            }
+        }
+        for kind in Kind::ALL {
+            let Some(entry) = self.0.store.get(&active_key(kind))? else { continue };
+            let id = String::from_utf8_lossy(&entry.value).into_owned();
+            let Some(policy) = self.0.host.find(&id) else {
+                error!("{id} was active for {kind} and is not there any more; the native default decides");
+                continue;
+            };
+            match self.0.host.activate(&policy, Start::Fresh) {
+                Ok(_) => info!(%kind, policy = %policy.id(), "active again"),
+                Err(why) => error!("{why}"),
+            }
+        }
+        Ok(())
+    }
+
+    fn push_file(&self, path: &Path) -> Result<(), String> {
+        let component = std::fs::read(path).map_err(|error| error.to_string())?;
+        let beside = std::fs::read(path.with_extension("json")).map_err(|error| error.to_string())?;
+        let Beside { config } = serde_json::from_slice(&beside).map_err(|error| error.to_string())?;
+        let candidate = Candidate { component: &component, signature: None, config };
+        self.0.host.push(&candidate).map(drop).map_err(|error| error.to_string())
+    }
+
+    fn push_shipped(&self) {
+        for (name, component) in shipped::all() {
+            if self.0.host.find(name).is_some() {
+                continue;
+            }
+            let candidate = Candidate { component, signature: None, config: Config::new() };
+            if let Err(why) = self.0.host.push(&candidate) {
+                error!("the shipped policy {name} is left out: {why}");
+            }
+        }
+    }
+
+    /// Admits a policy and keeps it.
+    fn push(&self, component: &[u8], config: Config) -> Result<Arc<Policy>, No> {
+        let candidate = Candidate { component, signature: None, config: config.clone() };
+        let policy = self.0.host.push(&candidate);
+        let policy = policy.map_err(|why| refusal(StatusCode::UNPROCESSABLE_ENTITY, why.to_string()))?;
+        let id = policy.id();
+        let path = self.0.folder.join(format!("{}-{}.wasm", id.digest, id.config.short()));
+        let keep = || -> std::io::Result<()> {
+            // What is read back at the start is the component: its companion comes first.
+            std::fs::write(path.with_extension("json"), serde_json::to_vec(&Beside { config })?)?;
+            let beside = path.with_extension("new");
+            std::fs::write(&beside, component)?;
+            std::fs::File::open(&beside)?.sync_all()?;
+            std::fs::rename(&beside, &path)
+        };
+        keep().map_err(|error| {
+            let what = format!("{}: {error}; it is ready, but gone after a restart", path.display());
+            refusal(StatusCode::INTERNAL_SERVER_ERROR, what)
+        })?;
+        Ok(policy)
+    }
+
+    fn find(&self, name: &str) -> Result<Arc<Policy>, No> {
+        let what =
+            || format!("there is no policy {name}; `tidegate policy list` shows those that were pushed");
+        self.0.host.find(name).ok_or_else(|| refusal(StatusCode::NOT_FOUND, what()))
+    }
+
+    fn activate(&self, name: &str, fresh: bool) -> Result<Value, No> {
+        let policy = self.find(name)?;
+        let start = if fresh { Start::Fresh } else { Start::Carry };
+        let done = self.0.host.activate(&policy, start).map_err(conflict)?;
+        self.remember(policy.kind(), Some(&policy))?;
+        Ok(told(&done))
+    }
+
+    fn roll_back(&self, kind: Kind) -> Result<Value, No> {
+        let done = self.0.host.roll_back(kind).map_err(conflict)?;
+        self.remember(kind, self.active(kind).as_ref())?;
+        Ok(told(&done))
+    }
+
+    fn active(&self, kind: Kind) -> Option<Arc<Policy>> {
+        let status = self.0.host.status();
+        let active = status.kinds.iter().find(|one| one.kind == kind.name())?.active.as_ref()?;
+        self.0.host.find(&active.digest)
+    }
+
+    fn remember(&self, kind: Kind, policy: Option<&Arc<Policy>>) -> Result<(), No> {
+        let transaction = match policy {
+            Some(policy) => Transaction::new().put(active_key(kind), policy.id().digest.to_string()),
+            None => Transaction::new().delete(active_key(kind)),
+        };
+        let kept = self.0.store.transact(&transaction);
+        kept.map(drop).map_err(|error| refusal(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
+    }
+
+    /// The newest decisions, oldest first.
+    fn log(&self, limit: usize, kind: Option<Kind>) -> Result<Vec<Value>, No> {
+        let failed =
+            |error: &dyn std::fmt::Display| refusal(StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
+        let mut newest = std::collections::VecDeque::new();
+        for record in host::log::read(&self.0.log).map_err(|error| failed(&error))? {
+            let Record::Decision(one) = record.map_err(|error| failed(&error))? else { continue };
+            if kind.is_some_and(|kind| one.question.kind() != kind) {
+                continue;
+            }
+            newest.push_back(json!({
+                "number": one.number,
+                "function": one.question.function(),
+                "policy": one.policy.as_ref().map_or("native".to_owned(), ToString::to_string),
+                "why": one.verdict.why(),
+                "instead": one.instead.as_ref().map(|instead| instead.why.clone()),
+                "now_ms": one.tick.now_ms,
+                "fuel": one.fuel,
+                "duration_ns": one.duration_ns,
+            }));
+            if newest.len() > limit {
+                newest.pop_front();
+            }
+        }
+        Ok(newest.into())
+    }
 }
 
-fn decide(asked: &Receiver<control_core::Ask>, driver: &Driver) {
-    let mut native = Native::default();
+fn decide(asked: &Receiver<control_core::Ask>, mut seat: Seat, driver: &Driver) {
     for control_core::Ask { id, tick, question } in asked {
-        driver.decided(id, native.decide(tick, &question));
+        driver.decided(id, seat.decide(tick, &question));
     }
+}
+
+fn active_key(kind: Kind) -> String {
+    format!("policies/active/{kind}")
+}
+
+fn conflict(why: ActivateError) -> No {
+    refusal(StatusCode::CONFLICT, why.to_string())
+}
+
+fn told(done: &host::Activation) -> Value {
+    json!({
+        "active": &*done.active,
+        "before": &*done.before,
+        "threads": done.seats,
+        "state_bytes": done.state_bytes,
+        "held_ns": done.held_ns,
+    })
+}
+
+/// Routes of policies.
+pub fn routes() -> Router<Shell> {
+    Router::new()
+        .route("/v1/policies", get(list).post(push).layer(DefaultBodyLimit::max(COMPONENT_BYTES_MAX)))
+        .route("/v1/policies/shadow", post(shadow))
+        .route("/v1/policies/activate", post(activate))
+        .route("/v1/policies/rollback", post(rollback))
+        .route("/v1/policies/log", get(log))
+}
+
+/// Does something that takes a while, away from the threads that answer.
+async fn away<T: Send + 'static>(job: impl FnOnce() -> Result<T, No> + Send + 'static) -> Result<T, No> {
+    let done = tokio::task::spawn_blocking(job).await;
+    done.unwrap_or_else(|failure| Err(refusal(StatusCode::INTERNAL_SERVER_ERROR, failure.to_string())))
+}
+
+fn audited(shell: &Shell, peer: &Peer, asked: Value, outcome: &Result<Value, No>) {
+    let told = match outcome {
+        Ok(done) => json!({ "done": done }),
+        Err((status, _)) => json!({ "refused": status.as_u16() }),
+    };
+    shell.audit.write(peer, asked, told);
+}
+
+async fn list(State(shell): State<Shell>) -> Json<host::Status> {
+    Json(shell.policies.0.host.status())
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Pushed {
+    /// Its configuration: an object of texts, in JSON.
+    config: Option<String>,
+}
+
+async fn push(
+    State(shell): State<Shell>,
+    Extension(peer): Extension<Peer>,
+    Query(pushed): Query<Pushed>,
+    component: Bytes,
+) -> Result<Json<Value>, No> {
+    let config: BTreeMap<String, String> = match &pushed.config {
+        Some(text) => serde_json::from_str(text).map_err(|error| {
+            refusal(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                format!("config is an object of texts in JSON: {error}"),
+            )
+        })?,
+        None => BTreeMap::new(),
+    };
+    let asked = json!({ "policy_push": { "bytes": component.len(), "config": &config } });
+    let policies = shell.policies.clone();
+    let outcome = away(move || {
+        let policy = policies.push(&component, config.into_iter().collect())?;
+        let id = policy.id();
+        Ok(json!({
+            "name": id.name,
+            "version": id.version,
+            "kind": policy.kind().name(),
+            "digest": id.digest.to_string(),
+        }))
+    });
+    let outcome = outcome.await;
+    audited(&shell, &peer, asked, &outcome);
+    outcome.map(Json)
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Activate {
+    /// Name or digest.
+    policy: String,
+    /// Begin without the state of the version before.
+    #[serde(default)]
+    fresh: bool,
+}
+
+async fn activate(
+    State(shell): State<Shell>,
+    Extension(peer): Extension<Peer>,
+    Json(asked): Json<Activate>,
+) -> Result<Json<Value>, No> {
+    let said = json!({ "policy_activate": &asked });
+    let policies = shell.policies.clone();
+    let outcome = away(move || policies.activate(&asked.policy, asked.fresh)).await;
+    audited(&shell, &peer, said, &outcome);
+    outcome.map(Json)
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Shadowed {
+    /// Name or digest; none = ask nobody beside the active one of `kind` any more.
+    #[serde(default)]
+    policy: Option<String>,
+    /// Whose shadow ends.
+    #[serde(default)]
+    kind: Option<String>,
+}
+
+async fn shadow(
+    State(shell): State<Shell>,
+    Extension(peer): Extension<Peer>,
+    Json(asked): Json<Shadowed>,
+) -> Result<Json<Value>, No> {
+    let said = json!({ "policy_shadow": &asked });
+    let policies = shell.policies.clone();
+    let outcome = away(move || match (&asked.policy, &asked.kind) {
+        (Some(name), _) => {
+            let policy = policies.find(name)?;
+            policies.0.host.shadow(&policy).map_err(conflict)?;
+            Ok(json!({ "shadow": policy.id().to_string() }))
+        }
+        (None, kind) => {
+            let kind = named(kind.as_deref().unwrap_or_default())?;
+            Ok(json!({ "stopped": policies.0.host.stop_shadow(kind) }))
+        }
+    });
+    let outcome = outcome.await;
+    audited(&shell, &peer, said, &outcome);
+    outcome.map(Json)
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Rollback {
+    /// Which.
+    kind: String,
+}
+
+async fn rollback(
+    State(shell): State<Shell>,
+    Extension(peer): Extension<Peer>,
+    Json(asked): Json<Rollback>,
+) -> Result<Json<Value>, No> {
+    let said = json!({ "policy_rollback": &asked });
+    let kind = named(&asked.kind)?;
+    let policies = shell.policies.clone();
+    let outcome = away(move || policies.roll_back(kind)).await;
+    audited(&shell, &peer, said, &outcome);
+    outcome.map(Json)
+}
+
+fn named(kind: &str) -> Result<Kind, No> {
+    let what = "kind is scheduling, leasing or migration";
+    Kind::named(kind).ok_or_else(|| refusal(StatusCode::UNPROCESSABLE_ENTITY, what))
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Which {
+    kind: Option<String>,
+    limit: Option<usize>,
+}
+
+async fn log(State(shell): State<Shell>, Query(which): Query<Which>) -> Result<Json<Value>, No> {
+    let kind = which.kind.as_deref().map(named).transpose()?;
+    let policies = shell.policies.clone();
+    let limit = which.limit.unwrap_or(100).min(LOG_MAX);
+    Ok(Json(json!({ "items": away(move || policies.log(limit, kind)).await? })))
 }

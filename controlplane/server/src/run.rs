@@ -79,15 +79,21 @@ async fn serve(config: &Config, ready: impl FnOnce(&str)) -> Result<(), RunError
     let audit_path = folder.join("audit.log");
     let audit = Arc::new(Audit::open(&audit_path).map_err(|source| failed(&audit_path, source))?);
     let (driver, seat) = Driver::new();
-    let policies = Policies::open(driver.clone())?;
+    let policies = Policies::open(folder, Arc::clone(&store), &driver)?;
     let (core, meta) = driver::recover(&*store, core_config(config))?;
     info!(start = core.start(), volumes = core.volumes().count(), nodes = core.nodes().count(), "recovered");
     let (tell, mut ended) = oneshot::channel();
-    seat.start(Work { core, meta, store: Arc::clone(&store), policies }, tell)?;
+    seat.start(Work { core, meta, store: Arc::clone(&store), policies: policies.clone() }, tell)?;
     let doors = Doors::open(&config.file.listen, &config.places).await?;
     let line = format!("the control plane is running at {}", doors.shown().join(" and "));
-    let shell =
-        Shell { driver: driver.clone(), live: Live::default(), store, audit, watches: Shell::watches() };
+    let shell = Shell {
+        driver: driver.clone(),
+        live: Live::default(),
+        store,
+        audit,
+        policies,
+        watches: Shell::watches(),
+    };
     let router: Router =
         api::routes().layer(axum::middleware::from_fn_with_state(tokens, access::guard)).with_state(shell);
     tokio::spawn(axum::serve(doors, router.into_make_service_with_connect_info::<Peer>()).into_future());

@@ -214,7 +214,9 @@ impl Stack {
                 self.tidegate(&words)?;
             }
         }
-        Ok(())
+        wait_for("the shipped policies", Duration::from_secs(120), || {
+            self.tidegate(&["policy", "list"]).is_ok_and(|list| list.contains("leasing-pack-tight"))
+        })
     }
 
     fn print(&self, gateways: &Gateways) {
@@ -249,7 +251,12 @@ impl Stack {
         println!("  {tidegate} node list");
         println!("  {tidegate} volume list");
         println!("  {tidegate} volume create more --size 1GiB --tenant blue --wait");
-        println!("  {tidegate} explain volume/1\n");
+        println!("  {tidegate} explain volume/1");
+        println!("\nSwap what decides where leases come from, while fio runs:\n");
+        println!("  {tidegate} policy list");
+        println!("  {tidegate} policy shadow leasing-pack-tight");
+        println!("  {tidegate} policy activate leasing-pack-tight");
+        println!("  {tidegate} policy rollback leasing\n");
     }
 
     fn stop(self) -> Outcome {

@@ -1,0 +1,273 @@
+//! Policies on the command line. `new`, `check`, `bench` and `replay` need no control plane: they are the host's own
+//! author kit, with the engine settings of production.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use clap::{Subcommand, ValueEnum};
+use host::{Config, Engine, Limits, author};
+use serde_json::{Value, json};
+use verdict::Kind;
+
+use crate::ask::{Asker, Failure, encoded, print};
+use crate::table::Table;
+
+/// `tidegate policy`
+#[derive(Subcommand)]
+pub enum PolicyCommand {
+    /// Write a new policy that builds and answers like the native default
+    New {
+        /// What it decides
+        #[arg(long)]
+        kind: KindArg,
+        /// Its name
+        name: String,
+        /// Where its folder goes
+        #[arg(long, default_value = ".")]
+        into: PathBuf,
+    },
+    /// Say what admission would say, without a control plane
+    Check {
+        /// The component, or the core module that `cargo build` made
+        file: PathBuf,
+        /// What it is configured with, as KEY=VALUE
+        #[arg(long, value_parser = pair)]
+        config: Vec<(String, String)>,
+    },
+    /// Time it beside the native default
+    Bench {
+        /// The component, or the core module that `cargo build` made
+        file: PathBuf,
+        /// What it is configured with, as KEY=VALUE
+        #[arg(long, value_parser = pair)]
+        config: Vec<(String, String)>,
+        /// Decisions of each size
+        #[arg(long, default_value_t = 200)]
+        decisions: usize,
+    },
+    /// Decide again what a log has, and print what differs
+    Replay {
+        /// The decision log: a folder, or one file
+        log: PathBuf,
+        /// The component that decides again
+        #[arg(long)]
+        with: PathBuf,
+        /// What it is configured with, as KEY=VALUE; otherwise as the log has it
+        #[arg(long, value_parser = pair)]
+        config: Vec<(String, String)>,
+    },
+    /// Have it admitted and kept ready
+    Push {
+        /// The component, or the core module that `cargo build` made
+        file: PathBuf,
+        /// What it is configured with, as KEY=VALUE
+        #[arg(long, value_parser = pair)]
+        config: Vec<(String, String)>,
+    },
+    /// Have it asked beside the active one, and compare
+    Shadow {
+        /// Name or digest
+        #[arg(required_unless_present = "stop")]
+        policy: Option<String>,
+        /// End the shadow of this kind
+        #[arg(long, value_name = "KIND", conflicts_with = "policy")]
+        stop: Option<KindArg>,
+    },
+    /// Have it decide, from the next decision on
+    Activate {
+        /// Name or digest
+        policy: String,
+        /// Without the state of the version before
+        #[arg(long)]
+        fresh: bool,
+    },
+    /// Go back to the version before, in the end to the native default
+    Rollback {
+        /// Of which kind
+        kind: KindArg,
+    },
+    /// Show what decides, what is ready, and what happened
+    List,
+    /// Show the newest decisions
+    Log {
+        /// Of which kind; otherwise all
+        #[arg(long)]
+        kind: Option<KindArg>,
+        /// How many
+        #[arg(long, default_value_t = 20)]
+        limit: usize,
+    },
+}
+
+/// What a policy decides.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum KindArg {
+    /// Which waiting operations start
+    Scheduling,
+    /// Who lends how much, and which leases end
+    Leasing,
+    /// When volumes move
+    Migration,
+}
+
+impl KindArg {
+    fn kind(self) -> Kind {
+        match self {
+            KindArg::Scheduling => Kind::Scheduling,
+            KindArg::Leasing => Kind::Leasing,
+            KindArg::Migration => Kind::Migration,
+        }
+    }
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("write KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+fn other(error: impl std::fmt::Display) -> Failure {
+    Failure::Other(error.to_string())
+}
+
+/// Runs `tidegate policy`.
+pub async fn run(asker: &Asker, command: PolicyCommand) -> Result<(), Failure> {
+    let engine = || Engine::new(Limits::default()).map_err(other);
+    match command {
+        PolicyCommand::New { kind, name, into } => {
+            let folder = author::new(kind.kind(), &name, &into).map_err(other)?;
+            print(&format!("{}: read its README.md next\n", folder.display()))
+        }
+        PolicyCommand::Check { file, config } => {
+            let policy = author::check(&engine()?, &file, config).map_err(other)?;
+            asker.show_one(&json!({
+                "policy": policy.id().to_string(),
+                "kind": policy.kind().name(),
+                "summary": policy.summary(),
+            }))
+        }
+        PolicyCommand::Bench { file, config, decisions } => {
+            let policy = author::check(&engine()?, &file, config).map_err(other)?;
+            let timed = author::bench(&policy, &[10, 1_000, 10_000], decisions).map_err(other)?;
+            let mut table = Table::new(&[
+                "FUNCTION",
+                "ROWS",
+                "P50 us",
+                "P99 us",
+                "NATIVE P50 us",
+                "NATIVE P99 us",
+                "FUEL",
+            ]);
+            for one in &timed {
+                let us = |ns: u64| format!("{:.1}", ns as f64 / 1e3);
+                table.row(vec![
+                    one.function.to_owned(),
+                    one.rows.to_string(),
+                    us(one.p50_ns),
+                    us(one.p99_ns),
+                    us(one.native_p50_ns),
+                    us(one.native_p99_ns),
+                    one.fuel_max.to_string(),
+                ]);
+            }
+            print(&table.to_string())
+        }
+        PolicyCommand::Replay { log, with, config } => {
+            let config: Option<Config> = (!config.is_empty()).then_some(config);
+            let replayed = author::replay_file(&engine()?, &log, &with, config).map_err(other)?;
+            for one in &replayed.differences {
+                let said = format!(
+                    "{} {}: logged {}, now {}\n",
+                    one.decision, one.function, one.logged, one.replayed
+                );
+                print(&said)?;
+            }
+            print(&format!(
+                "{} decisions, {} identical, {} different, {} skipped\n",
+                replayed.decisions, replayed.identical, replayed.different, replayed.skipped
+            ))
+        }
+        PolicyCommand::Push { file, config } => {
+            let component = author::component_of(&file).map_err(other)?;
+            let config: BTreeMap<String, String> = config.into_iter().collect();
+            let config = serde_json::to_string(&config).map_err(other)?;
+            let path = format!("/v1/policies?config={}", encoded(&config));
+            asker.show_one(&asker.client.put::<Value>(&path, component).await?)
+        }
+        PolicyCommand::Shadow { policy, stop } => {
+            let asked = json!({ "policy": policy, "kind": stop.map(|kind| kind.kind().name()) });
+            asker.show_one(&asker.client.post::<Value>("/v1/policies/shadow", &asked).await?)
+        }
+        PolicyCommand::Activate { policy, fresh } => {
+            let asked = json!({ "policy": policy, "fresh": fresh });
+            asker.show_one(&asker.client.post::<Value>("/v1/policies/activate", &asked).await?)
+        }
+        PolicyCommand::Rollback { kind } => {
+            let asked = json!({ "kind": kind.kind().name() });
+            asker.show_one(&asker.client.post::<Value>("/v1/policies/rollback", &asked).await?)
+        }
+        PolicyCommand::List => list(asker).await,
+        PolicyCommand::Log { kind, limit } => {
+            let kind = kind.map_or(String::new(), |kind| format!("&kind={}", kind.kind().name()));
+            let found: Value = asker.client.get(&format!("/v1/policies/log?limit={limit}{kind}")).await?;
+            let items = found["items"].as_array().cloned().unwrap_or_default();
+            asker.show(&items, |items| {
+                let mut table = Table::new(&["NUMBER", "FUNCTION", "POLICY", "us", "WHY"]);
+                for one in items {
+                    let us = one["duration_ns"].as_u64().unwrap_or(0) as f64 / 1e3;
+                    let instead = one["instead"].as_str().map(|why| format!("natively instead: {why}; "));
+                    let why = one["why"].as_str().unwrap_or_default();
+                    table.row(vec![
+                        one["number"].to_string(),
+                        text(&one["function"]),
+                        text(&one["policy"]),
+                        format!("{us:.1}"),
+                        format!("{}{why}", instead.unwrap_or_default()),
+                    ]);
+                }
+                table
+            })
+        }
+    }
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+async fn list(asker: &Asker) -> Result<(), Failure> {
+    let status: Value = asker.client.get("/v1/policies").await?;
+    if asker.json {
+        return asker.json(&status);
+    }
+    let mut kinds =
+        Table::new(&["KIND", "ACTIVE", "SHADOW", "DECISIONS", "BY POLICY", "ABSTAINED", "FAULTS"]);
+    for kind in status["kinds"].as_array().into_iter().flatten() {
+        let named = |policy: &Value| match policy["name"].as_str() {
+            Some(name) => format!("{name} {}", policy["version"].as_str().unwrap_or_default()),
+            None => "-".to_owned(),
+        };
+        let active = named(&kind["active"]);
+        let faults = kind["counters"]["faults"].as_object();
+        kinds.row(vec![
+            text(&kind["kind"]),
+            if active == "-" { "native".to_owned() } else { active },
+            named(&kind["shadow"]["policy"]),
+            kind["counters"]["decisions"].to_string(),
+            kind["counters"]["by_policy"].to_string(),
+            kind["counters"]["abstained"].to_string(),
+            faults.map_or(0, |all| all.values().filter_map(Value::as_u64).sum::<u64>()).to_string(),
+        ]);
+    }
+    let mut library = Table::new(&["READY", "VERSION", "KIND", "DIGEST", "SUMMARY"]);
+    for policy in status["library"].as_array().into_iter().flatten() {
+        let digest: String = text(&policy["digest"]).chars().take(12).collect();
+        library.row(vec![
+            text(&policy["name"]),
+            text(&policy["version"]),
+            text(&policy["kind"]),
+            digest,
+            text(&policy["summary"]),
+        ]);
+    }
+    print(&format!("{kinds}\n{library}"))
+}
