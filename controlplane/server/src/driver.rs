@@ -1,7 +1,7 @@
 //! The one thread that owns the core.
 //!
 //! What others want goes into one bounded queue. A turn takes what is there, steps the core for each, makes the
-//! writes of all these steps durable in one transaction, and only then sends, answers and asks. So nobody hears of
+//! writes of all these steps durable together, and only then sends, answers and asks. So nobody hears of
 //! anything that a crash could undo, and a burst costs one sync of the disk.
 //!
 //! Invariants: the process ends when a transaction fails, since what it did is not known then; a full queue refuses
@@ -14,16 +14,17 @@ use std::time::{Duration, Instant};
 use contract::{Answer, FromNode, Refused, Request, ToNode};
 use control_core::{Core, Effects, Input, Key, Record};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use store::{KeyRange, Outcome, Store, StoreError, Transaction};
+use store::{KeyRange, Store, StoreError};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
 use verdict::{Decided, Verdict};
 
 use crate::policies::Policies;
+use crate::writes::Writes;
 
 /// What waits for the core at most.
 const QUEUE: usize = 4096;
-/// Steps that share a transaction at most.
+/// Steps that become durable together at most.
 const STEPS_MAX: usize = 256;
 /// Entries read at once when the store is read.
 const PAGE: usize = 4096;
@@ -175,40 +176,9 @@ pub fn recover(
     Ok((Core::recover(config, records), meta))
 }
 
-fn key(key: &Key) -> String {
+/// Where the store has a record of the core.
+pub fn key(key: &Key) -> String {
     format!("{CORE}{key}")
-}
-
-/// Makes the writes of a step durable; `None`: somebody else has the store. Returns the revision of the meta record.
-fn commit(
-    store: &dyn Store,
-    effects: &Effects,
-    meta: store::Revision,
-) -> Result<Option<store::Revision>, StoreError> {
-    if effects.writes.is_empty() {
-        return Ok(Some(meta));
-    }
-    // Of several steps the last write of a key counts.
-    let mut last: BTreeMap<String, Option<&Record>> = BTreeMap::new();
-    for write in &effects.writes {
-        last.insert(key(&write.key), write.record.as_ref());
-    }
-    let changes_meta = last.contains_key(&key(&Key::Meta));
-    let mut transaction = Transaction::new().expect(key(&Key::Meta), meta);
-    for (key, record) in last {
-        transaction = match record {
-            Some(record) => {
-                let value =
-                    serde_json::to_vec(record).map_err(|error| StoreError::Failed(Box::new(error)))?;
-                transaction.put(key, value)
-            }
-            None => transaction.delete(key),
-        };
-    }
-    Ok(match store.transact(&transaction)? {
-        Outcome::Done { revision } => Some(if changes_meta { revision } else { meta }),
-        Outcome::Conflict { .. } => None,
-    })
 }
 
 /// What the thread of the core works with.
@@ -226,8 +196,12 @@ pub struct Work {
 impl Seat {
     /// Starts the thread; `ended` hears when it ends, and why if it was not asked to.
     pub fn start(self, work: Work, ended: oneshot::Sender<Option<Ended>>) -> Result<(), StartError> {
+        let Work { core, meta, store, policies } = work;
         let turns = Turns {
-            work,
+            core,
+            writes: Writes::new(Arc::clone(&store), meta),
+            store,
+            policies,
             started: Instant::now(),
             sessions: BTreeMap::new(),
             replies: BTreeMap::new(),
@@ -243,7 +217,10 @@ impl Seat {
 }
 
 struct Turns {
-    work: Work,
+    core: Core,
+    writes: Writes,
+    store: Arc<dyn Store>,
+    policies: Policies,
     started: Instant,
     sessions: BTreeMap<u64, mpsc::Sender<ToNode>>,
     replies: BTreeMap<u64, oneshot::Sender<Result<Answer, Refused>>>,
@@ -263,24 +240,26 @@ impl Turns {
             };
             let (mut effects, mut looks, mut stop) = (Effects::default(), Vec::new(), false);
             if first.is_none() {
-                self.step(Input::Tick, &mut effects);
+                self.step(Input::Tick, &mut effects)?;
             }
             for job in first.into_iter().chain(jobs.try_iter()).take(STEPS_MAX) {
                 match job {
                     Job::Opened { session, to } => drop(self.sessions.insert(session, to)),
                     Job::Said { session, message } => {
-                        self.step(Input::Node { session, message }, &mut effects);
+                        self.step(Input::Node { session, message }, &mut effects)?;
                     }
                     Job::Closed { session } => {
                         self.sessions.remove(&session);
-                        self.step(Input::Closed { session }, &mut effects);
+                        self.step(Input::Closed { session }, &mut effects)?;
                     }
                     Job::Request { request, reply } => {
                         self.next_token += 1;
                         self.replies.insert(self.next_token, reply);
-                        self.step(Input::Request { token: self.next_token, request }, &mut effects);
+                        self.step(Input::Request { token: self.next_token, request }, &mut effects)?;
                     }
-                    Job::Decided { ask, decided } => self.step(Input::Decided { ask, decided }, &mut effects),
+                    Job::Decided { ask, decided } => {
+                        self.step(Input::Decided { ask, decided }, &mut effects)?
+                    }
                     Job::Look(look) => looks.push(look),
                     Job::Stop => {
                         stop = true;
@@ -291,11 +270,10 @@ impl Turns {
             if effects.wake_ms > 0 {
                 wake_ms = effects.wake_ms;
             }
-            let committed = commit(&*self.work.store, &effects, self.work.meta)?;
-            self.work.meta = committed.ok_or(Ended::Overtaken)?;
+            self.writes.commit()?;
             self.perform(effects);
-            looks.into_iter().for_each(|look| look(&self.work.core));
-            self.work.store.pass(passed.elapsed())?;
+            looks.into_iter().for_each(|look| look(&self.core));
+            self.store.pass(passed.elapsed())?;
             passed = Instant::now();
             if stop {
                 return Ok(());
@@ -303,15 +281,16 @@ impl Turns {
         }
     }
 
-    fn step(&mut self, input: Input, all: &mut Effects) {
+    fn step(&mut self, input: Input, all: &mut Effects) -> Result<(), Ended> {
         let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let effects = self.work.core.step(now_ms, input);
-        all.writes.extend(effects.writes);
+        let effects = self.core.step(now_ms, input);
+        self.writes.add(effects.writes)?;
         all.sends.extend(effects.sends);
         all.replies.extend(effects.replies);
         all.asks.extend(effects.asks);
         all.alarms.extend(effects.alarms);
         all.wake_ms = effects.wake_ms;
+        Ok(())
     }
 
     /// Everything but the writes, which are durable by now.
@@ -330,7 +309,7 @@ impl Turns {
             }
         }
         for ask in effects.asks {
-            self.work.policies.ask(ask);
+            self.policies.ask(ask);
         }
         for alarm in effects.alarms {
             info!("alarm: {alarm}");

@@ -19,6 +19,7 @@ mod driver;
 mod nodes;
 mod policies;
 mod run;
+mod writes;
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::extract::{DefaultBodyLimit, Query, State};
 use axum::http::StatusCode;
@@ -17,7 +17,9 @@ use axum::routing::{get, post};
 use axum::{Extension, Json, Router, body::Bytes};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use host::log::{LogOptions, Record};
-use host::{ActivateError, Cache, Candidate, Config, Engine, Gate, Limits, Options, Policy, Seat, Start};
+use host::{
+    ActivateError, Cache, Candidate, Config, Engine, Gate, Limits, Options, Policy, PolicyId, Seat, Start,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use store::{Store, StoreError, Transaction};
@@ -44,6 +46,8 @@ struct Inner {
     folder: PathBuf,
     log: PathBuf,
     store: Arc<dyn Store>,
+    /// What the store says is active, by kind.
+    stored: Mutex<BTreeMap<&'static str, PolicyId>>,
     questions: BTreeMap<&'static str, Sender<control_core::Ask>>,
 }
 
@@ -76,29 +80,33 @@ struct Beside {
 }
 
 impl Policies {
-    /// Opens what is kept in `folder` and starts the threads; answers go to `driver`.
-    pub fn open(folder: &Path, store: Arc<dyn Store>, driver: &Driver) -> Result<Policies, PoliciesError> {
-        let kept = folder.join("policies");
-        let log = folder.join("decisions");
+    /// Opens what is kept in `root` and starts the threads; answers go to `driver`.
+    pub fn open(root: &Path, store: Arc<dyn Store>, driver: &Driver) -> Result<Policies, PoliciesError> {
+        let kept = root.join("policies");
+        let log = root.join("decisions");
         let failed = |path: &Path, source| PoliciesError::Folder { path: path.to_owned(), source };
         std::fs::create_dir_all(&kept).map_err(|source| failed(&kept, source))?;
-        let compiled = folder.join("compiled");
+        let compiled = root.join("compiled");
         let cache = Cache::open(&compiled).map_err(|source| failed(&compiled, source))?;
         let gate = Gate { cache: Some(cache), ..Gate::default() };
         let options = Options { log: Some(LogOptions::in_folder(&log)), ..Options::default() };
         let host = host::Policies::new(Engine::new(Limits::default())?, gate, options)?;
-        let mut questions = BTreeMap::new();
+        let (mut questions, mut threads) = (BTreeMap::new(), Vec::new());
         for kind in Kind::ALL {
             let (sender, asked) = bounded(QUEUE);
-            let (seat, driver) = (host.seat(), driver.clone());
+            questions.insert(kind.name(), sender);
+            threads.push((kind, asked));
+        }
+        let (folder, stored) = (kept, Mutex::default());
+        let policies = Policies(Arc::new(Inner { host, folder, log, store, stored, questions }));
+        policies.restore()?;
+        for (kind, asked) in threads {
+            let (policies, seat, driver) = (policies.clone(), policies.0.host.seat(), driver.clone());
             std::thread::Builder::new()
                 .name(format!("tidegate-{kind}"))
-                .spawn(move || decide(&asked, seat, &driver))
-                .map_err(|source| failed(&kept, source))?;
-            questions.insert(kind.name(), sender);
+                .spawn(move || policies.decide(kind, &asked, seat, &driver))
+                .map_err(|source| failed(root, source))?;
         }
-        let policies = Policies(Arc::new(Inner { host, folder: kept, log, store, questions }));
-        policies.restore()?;
         let shipped = policies.clone();
         // Compiling takes a while the first time, and nothing waits for it.
         std::thread::spawn(move || shipped.push_shipped());
@@ -116,6 +124,14 @@ impl Policies {
     /// Brings back what was pushed and what was active.
     fn restore(&self) -> Result<(), PoliciesError> {
         let failed = |source| PoliciesError::Folder { path: self.0.folder.clone(), source };
+        let mut active = Vec::new();
+        for kind in Kind::ALL {
+            active.extend(self.0.store.get(&active_key(kind))?.map(|entry| (kind, entry.value)));
+        }
+        if !active.is_empty() {
+            // One of them may be it; it was compiled when it became active.
+            self.push_shipped();
+        }
         for entry in std::fs::read_dir(&self.0.folder).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
             if path.extension().is_none_or(|extension| extension != "wasm") {
@@ -125,18 +141,21 @@ impl Policies {
                 error!("{} is left out: {why}", path.display());
             }
         }
-        for kind in Kind::ALL {
-            let Some(entry) = self.0.store.get(&active_key(kind))? else { continue };
-            let id = String::from_utf8_lossy(&entry.value).into_owned();
-            let Some(policy) = self.0.host.find(&id) else {
-                error!("{id} was active for {kind} and is not there any more; the native default decides");
-                continue;
-            };
-            match self.0.host.activate(&policy, Start::Fresh) {
-                Ok(_) => info!(%kind, policy = %policy.id(), "active again"),
-                Err(why) => error!("{why}"),
+        for (kind, value) in active {
+            if let Err(why) = self.restore_active(kind, &value) {
+                error!("what was active for {kind} is not any more; the native default decides: {why}");
             }
         }
+        Ok(())
+    }
+
+    fn restore_active(&self, kind: Kind, value: &[u8]) -> Result<(), String> {
+        let id: PolicyId = serde_json::from_slice(value).map_err(|error| error.to_string())?;
+        self.stored().insert(kind.name(), id.clone());
+        let policy = self.0.host.find_by(|known| *known == id);
+        let policy = policy.ok_or_else(|| format!("{id} is not there"))?;
+        self.0.host.activate(&policy, Start::Fresh).map_err(|error| error.to_string())?;
+        info!(%kind, policy = %id, "active again");
         Ok(())
     }
 
@@ -192,29 +211,52 @@ impl Policies {
         let policy = self.find(name)?;
         let start = if fresh { Start::Fresh } else { Start::Carry };
         let done = self.0.host.activate(&policy, start).map_err(conflict)?;
-        self.remember(policy.kind(), Some(&policy))?;
+        self.remember(policy.kind()).map_err(unkept)?;
         Ok(told(&done))
     }
 
     fn roll_back(&self, kind: Kind) -> Result<Value, No> {
         let done = self.0.host.roll_back(kind).map_err(conflict)?;
-        self.remember(kind, self.active(kind).as_ref())?;
+        self.remember(kind).map_err(unkept)?;
         Ok(told(&done))
     }
 
-    fn active(&self, kind: Kind) -> Option<Arc<Policy>> {
-        let status = self.0.host.status();
-        let active = status.kinds.iter().find(|one| one.kind == kind.name())?.active.as_ref()?;
-        self.0.host.find(&active.digest)
+    /// Has the store say what is active, if it does not yet.
+    fn remember(&self, kind: Kind) -> Result<(), StoreError> {
+        let mut stored = self.stored();
+        let active = self.0.host.active(kind);
+        if active.as_ref().map(|policy| policy.id()) == stored.get(kind.name()) {
+            return Ok(());
+        }
+        match active {
+            Some(policy) => {
+                let id = policy.id();
+                let value = serde_json::to_vec(id).map_err(|error| StoreError::Failed(Box::new(error)))?;
+                self.0.store.transact(&Transaction::new().put(active_key(kind), value))?;
+                stored.insert(kind.name(), id.clone());
+            }
+            None => {
+                self.0.store.transact(&Transaction::new().delete(active_key(kind)))?;
+                stored.remove(kind.name());
+            }
+        }
+        Ok(())
     }
 
-    fn remember(&self, kind: Kind, policy: Option<&Arc<Policy>>) -> Result<(), No> {
-        let transaction = match policy {
-            Some(policy) => Transaction::new().put(active_key(kind), policy.id().digest.to_string()),
-            None => Transaction::new().delete(active_key(kind)),
-        };
-        let kept = self.0.store.transact(&transaction);
-        kept.map(drop).map_err(|error| refusal(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
+    fn stored(&self) -> MutexGuard<'_, BTreeMap<&'static str, PolicyId>> {
+        // What is in it is the store's, at every instant.
+        self.0.stored.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The life of a thread.
+    fn decide(&self, kind: Kind, asked: &Receiver<control_core::Ask>, mut seat: Seat, driver: &Driver) {
+        for control_core::Ask { id, tick, question } in asked {
+            driver.decided(id, seat.decide(tick, &question));
+            // A policy that misbehaves is rolled back while it decides.
+            if let Err(error) = self.remember(kind) {
+                error!("the store does not say what is active for {kind}: {error}");
+            }
+        }
     }
 
     /// The newest decisions, oldest first.
@@ -245,18 +287,17 @@ impl Policies {
     }
 }
 
-fn decide(asked: &Receiver<control_core::Ask>, mut seat: Seat, driver: &Driver) {
-    for control_core::Ask { id, tick, question } in asked {
-        driver.decided(id, seat.decide(tick, &question));
-    }
-}
-
 fn active_key(kind: Kind) -> String {
     format!("policies/active/{kind}")
 }
 
 fn conflict(why: ActivateError) -> No {
     refusal(StatusCode::CONFLICT, why.to_string())
+}
+
+fn unkept(error: StoreError) -> No {
+    let what = format!("it is done, and the store does not say so after a restart: {error}");
+    refusal(StatusCode::INTERNAL_SERVER_ERROR, what)
 }
 
 fn told(done: &host::Activation) -> Value {

@@ -14,6 +14,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use thiserror::Error;
 use verdict::Kind;
 
+use crate::digest::PolicyId;
 use crate::engine::Engine;
 use crate::fault::{Fault, FaultClass};
 use crate::guest::{Guest, State};
@@ -225,13 +226,21 @@ impl Policies {
 
     /// The policy of that name or digest; of several the one that was pushed last.
     pub fn find(&self, name_or_digest: &str) -> Option<Arc<Policy>> {
-        let control = lock(&self.shared.control);
-        let fits = |policy: &&Arc<Policy>| {
-            let id = policy.id();
+        self.find_by(|id| {
             id.name == name_or_digest
                 || (name_or_digest.len() >= 6 && id.digest.to_string().starts_with(name_or_digest))
-        };
-        control.library.iter().rev().find(fits).cloned()
+        })
+    }
+
+    /// The policy whose id is asked for; of several the one that was pushed last.
+    pub fn find_by(&self, fits: impl Fn(&PolicyId) -> bool) -> Option<Arc<Policy>> {
+        let control = lock(&self.shared.control);
+        control.library.iter().rev().find(|policy| fits(policy.id())).cloned()
+    }
+
+    /// What decides; `None` is the native default.
+    pub fn active(&self, kind: Kind) -> Option<Arc<Policy>> {
+        lock(&self.shared.control).courses[kind as usize].active.clone()
     }
 
     /// Has a policy asked beside the active one.
