@@ -14,7 +14,8 @@ mod placed;
 mod steps;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::time::Duration;
 
 use contract::node::{NodeInfo, ToNodeBody};
@@ -23,6 +24,7 @@ use contract::{
     Resources, ToNode,
 };
 use tokio::sync::{Notify, mpsc};
+use tokio::task::{JoinError, JoinHandle};
 use tokio_stream::wrappers::ReceiverStream;
 use tracing::{error, info, warn};
 
@@ -71,6 +73,8 @@ pub struct Follower {
     state: Mutex<State>,
     /// A snapshot waits to be applied.
     told: Notify,
+    /// Reports so far.
+    reports: AtomicU64,
 }
 
 struct State {
@@ -82,12 +86,15 @@ struct State {
     leaving: Vec<LeaseId>,
     serving: Serving,
     figures: Figures,
-    report_seq: u64,
 }
 
 impl Follower {
     /// Opens the book. Nothing is served yet.
     pub fn new(settings: Settings, daemon: &Arc<Daemon>) -> Result<Arc<Follower>, BookError> {
+        Follower::of(settings, Arc::downgrade(daemon))
+    }
+
+    fn of(settings: Settings, daemon: Weak<Daemon>) -> Result<Arc<Follower>, BookError> {
         let shelf = Shelf::open(&settings.state)?;
         let state = State {
             shelf,
@@ -96,10 +103,14 @@ impl Follower {
             leaving: Vec::new(),
             serving: Serving::default(),
             figures: Figures::default(),
-            report_seq: 0,
         };
-        let daemon = Arc::downgrade(daemon);
-        Ok(Arc::new(Follower { settings, daemon, state: Mutex::new(state), told: Notify::new() }))
+        Ok(Arc::new(Follower {
+            settings,
+            daemon,
+            state: Mutex::new(state),
+            told: Notify::new(),
+            reports: AtomicU64::new(0),
+        }))
     }
 
     /// Serves what was told last, then links for ever.
@@ -145,19 +156,46 @@ impl Follower {
             .map_err(|error| error.to_string())?;
         let mut due = tokio::time::interval(REPORT);
         due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // Workers are asked and the book is written beside this: that the node lives is said meanwhile.
+        let mut reading: Option<JoinHandle<figures::Read>> = None;
+        let mut hearing: Option<JoinHandle<Result<Option<FromNode>, BookError>>> = None;
+        let (mut ticks, mut last): (u64, Option<NodeReport>) = (0, None);
         loop {
-            tokio::select! {
-                message = heard.message() => match message {
-                    Ok(Some(message)) => self.hear(message, &say).await.map_err(|error| error.to_string())?,
+            let figures = tokio::select! {
+                message = heard.message(), if hearing.is_none() => match message {
+                    Ok(Some(message)) => {
+                        let follower = Arc::clone(self);
+                        hearing = Some(tokio::task::spawn_blocking(move || follower.hear(message)));
+                        continue;
+                    }
                     Ok(None) => return Ok(()),
                     Err(status) => return Err(status.message().to_owned()),
                 },
-                _ = due.tick() => {
-                    let report = self.report().await.ok_or("the data plane ends")?;
-                    if say.send(FromNode::Report(report)).await.is_err() {
+                answer = finished(&mut hearing) => {
+                    let answer = answer.map_err(|error| error.to_string())?;
+                    if let Some(answer) = answer.map_err(|error| error.to_string())?
+                        && say.send(answer).await.is_err()
+                    {
                         return Ok(());
                     }
+                    continue;
                 }
+                _ = due.tick() => {
+                    if reading.is_none() && ticks.is_multiple_of(WHOLE) {
+                        let daemon = self.daemon.upgrade().ok_or("the data plane ends")?;
+                        reading = Some(tokio::task::spawn_blocking(move || figures::read(&daemon)));
+                    }
+                    ticks += 1;
+                    None
+                }
+                read = finished(&mut reading) => Some(read.map_err(|error| error.to_string())?),
+            };
+            let Some(report) = self.report(figures).or_else(|| Some(self.still(last.as_ref()?))) else {
+                continue;
+            };
+            last = Some(report.clone());
+            if say.send(FromNode::Report(report)).await.is_err() {
+                return Ok(());
             }
         }
     }
@@ -174,12 +212,10 @@ impl Follower {
         }
     }
 
-    async fn hear(self: &Arc<Self>, message: ToNode, say: &mpsc::Sender<FromNode>) -> Result<(), BookError> {
+    /// Does what a message says; returns what is answered at once. Blocks while the book is written.
+    fn hear(self: &Arc<Follower>, message: ToNode) -> Result<Option<FromNode>, BookError> {
         match message.body {
-            ToNodeBody::Introduce => {
-                // A link that takes nothing ends by itself.
-                let _ = say.send(FromNode::Hello(self.introduction())).await;
-            }
+            ToNodeBody::Introduce => return Ok(Some(FromNode::Hello(self.introduction()))),
             ToNodeBody::Welcome { node } => {
                 let mut state = self.state();
                 if state.shelf.book.node != Some(node) {
@@ -198,7 +234,7 @@ impl Follower {
             ToNodeBody::Forget(keys) => self.state().shelf.forget(&keys, message.seq)?,
             ToNodeBody::Revoke { lease, .. } => self.revoke(lease),
         }
-        Ok(())
+        Ok(None)
     }
 
     fn take(&self, snapshot: NodeSnapshot) -> Result<(), BookError> {
@@ -326,18 +362,15 @@ impl Follower {
         });
     }
 
-    /// How things are now; `None` when the daemon ends.
-    async fn report(self: &Arc<Self>) -> Option<NodeReport> {
-        let whole = self.state().report_seq.is_multiple_of(WHOLE);
-        let daemon = self.daemon.upgrade()?;
-        // Asking the workers blocks.
-        let figures = match whole {
-            true => Some(tokio::task::spawn_blocking(move || figures::read(&daemon)).await.ok()?),
-            false => None,
+    /// How things are now, whole with `figures`; `None` while the book is written.
+    fn report(&self, figures: Option<figures::Read>) -> Option<NodeReport> {
+        let whole = figures.is_some();
+        let mut state = match self.state.try_lock() {
+            Ok(state) => state,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
         };
-        let mut state = self.state();
         let state = &mut *state;
-        state.report_seq += 1;
         let volumes = match figures {
             Some(read) => state.figures.volumes(read, &state.serving),
             None => Vec::new(),
@@ -348,7 +381,7 @@ impl Follower {
         });
         Some(NodeReport {
             incarnation: state.shelf.book.incarnation,
-            seq: state.report_seq,
+            seq: self.next_report(),
             running: state.serving.version,
             utilisation_ppm: state.figures.utilisation_ppm(self.settings.capacity),
             whole,
@@ -357,5 +390,50 @@ impl Follower {
             conditions: Vec::new(),
             released: state.released.clone(),
         })
+    }
+
+    /// That the node lives, and how things were.
+    fn still(&self, last: &NodeReport) -> NodeReport {
+        NodeReport { seq: self.next_report(), whole: false, volumes: Vec::new(), ..last.clone() }
+    }
+
+    fn next_report(&self) -> u64 {
+        self.reports.fetch_add(1, Ordering::Relaxed) + 1
+    }
+}
+
+/// What a task came to, once; without a task, never.
+async fn finished<T>(task: &mut Option<JoinHandle<T>>) -> Result<T, JoinError> {
+    let Some(running) = task else { return std::future::pending().await };
+    let outcome = running.await;
+    *task = None;
+    outcome
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_says_that_it_lives_while_its_book_is_written() {
+        let folder = std::env::temp_dir().join(format!("tidegate-follower-{}", std::process::id()));
+        let settings = Settings {
+            address: Address::Unix(folder.join("nobody.sock")),
+            token: None,
+            state: folder.clone(),
+            name: "one".parse().unwrap(),
+            capacity: Resources::NONE,
+            pools: Vec::new(),
+            addresses: Vec::new(),
+        };
+        let follower = Follower::of(settings, Weak::new()).unwrap();
+        let first = follower.report(None).unwrap();
+        let writes = follower.state();
+        assert!(follower.report(None).is_none());
+        let still = follower.still(&first);
+        drop(writes);
+        assert_eq!((still.seq, still.incarnation, still.whole), (first.seq + 1, first.incarnation, false));
+        assert_eq!(follower.report(None).unwrap().seq, still.seq + 1);
+        std::fs::remove_dir_all(folder).unwrap();
     }
 }
