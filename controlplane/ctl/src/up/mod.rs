@@ -233,10 +233,9 @@ impl Stack {
             println!("  data plane {}:", node.name);
             println!("  nbdinfo --list 'nbd+unix:///?socket={socket}'");
             println!("  {inside}nbdinfo --list nbd://{address}:{}", node.nbd_port);
-            println!(
-                "  {inside}nvme discover -t tcp -a {address} -s {}        # root, module nvme-tcp",
-                node.nvme_port
-            );
+            let port = node.nvme_port;
+            println!("  {inside}nvme discover -t tcp -a {address} -s {port}        # root, module nvme-tcp");
+            println!("  {inside}nvme connect-all -t tcp -a {address} -s {port}     # all that it offers");
             if let ("one", socket) = (node.name, &socket) {
                 let uri = format!("nbd+unix:///disk?socket={socket}");
                 println!(
