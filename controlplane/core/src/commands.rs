@@ -363,18 +363,24 @@ impl Core {
     }
 
     fn volume_delete(&mut self, id: VolumeId, wipe: bool) -> Result<Answer, Refused> {
-        let read_by: Vec<_> = self.index.operations_of.get(&id).into_iter().flatten().copied().collect();
-        for operation in read_by {
-            let Some(other) = self.operations.get(operation) else { continue };
-            if matches!(other.work, Work::Clone { from } if from == id) {
-                return Err(Refused::Conflict(format!("{operation} copies it; wait until that is over")));
-            }
-            // What only waits is pointless now.
-            if other.phase == Phase::Waiting && !matches!(other.work, Work::Delete { .. }) {
+        let open: Vec<_> = self.index.operations_of.get(&id).into_iter().flatten().copied().collect();
+        let reads = |operation: &&contract::OperationId| {
+            let work = self.operations.get(**operation).map(|other| &other.work);
+            matches!(work, Some(Work::Clone { from }) if *from == id)
+        };
+        if let Some(operation) = open.iter().find(reads) {
+            return Err(Refused::Conflict(format!("{operation} copies it; wait until that is over")));
+        }
+        let answer = self.ask_for(id, Work::Delete { wipe }, None, None)?;
+        // What only waits is pointless now, and only now: who is refused finds everything as it was.
+        for operation in open {
+            let waits = self.operations.get(operation).is_some_and(|other| {
+                other.phase == Phase::Waiting && !matches!(other.work, Work::Delete { .. })
+            });
+            if waits {
                 self.finish(operation, Phase::Cancelled, Some("the volume is being deleted"));
             }
         }
-        let answer = self.ask_for(id, Work::Delete { wipe }, None, None)?;
         if let Some(volume) = self.volumes.change(id) {
             volume.state = VolumeState::Deleting;
         }

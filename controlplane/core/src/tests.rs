@@ -1,6 +1,7 @@
 //! The core as a whole, in a fleet of obedient nodes.
 
 mod fleet;
+mod moves;
 
 use contract::{
     Class, Command, Dim, EventKind, Holder, LeaseId, Limit, NodeId, NodeState, NodeStep, Observed,

@@ -54,7 +54,8 @@ fn volumes(core: &Core, nodes: &[Node]) -> Option<String> {
             _ => works,
         };
         if !fine {
-            return Some(format!("{volume:?}; {}", describe(nodes, volume.id)));
+            let last = core.operations().filter(|one| one.volume == volume.id).last();
+            return Some(format!("{volume:?}; {last:?}; {}", describe(nodes, volume.id)));
         }
     }
     None
