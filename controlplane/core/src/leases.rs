@@ -256,6 +256,7 @@ impl Core {
         if let Some(volume) = self.volumes.change(id) {
             (volume.head, volume.standby) = (None, None);
         }
+        self.take_back_moves(id, "the volume lost its lease meanwhile");
         self.head_lost(id, Trigger::Routine);
     }
 

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use contract::{
     Blocked, Dim, Done, InstructionKey, NodeId, NodeState, NodeStep, OperationId, OperationKind, Phase,
-    Progress, Scope, Step, Usage, Version, VolumeState, Work,
+    Progress, Scope, Step, Usage, Version, VolumeId, VolumeState, Work,
 };
 
 use crate::registry::member;
@@ -384,6 +384,20 @@ impl Core {
         }
         self.begin_step(id);
         self.drive.insert(id);
+    }
+
+    /// A volume's head goes, and comes back under another grant: what a move copied of it before is old then.
+    pub(crate) fn take_back_moves(&mut self, volume: VolumeId, why: &str) {
+        for id in self.index.operations_of.get(&volume).cloned().unwrap_or_default() {
+            let goes_on = |one: &&contract::Operation| {
+                matches!(one.work, Work::MoveNode { .. })
+                    && one.granted.is_none()
+                    && matches!(one.phase, Phase::Scheduled | Phase::Running)
+            };
+            if self.operations.get(id).as_ref().is_some_and(goes_on) {
+                self.fail(id, why);
+            }
+        }
     }
 
     fn undo_steps(&self, id: OperationId) -> Vec<Step> {

@@ -249,9 +249,11 @@ impl Core {
         let Some(operation) = self.operations.get(id) else { return Flow::Over };
         let (began, pinned, volume) = (operation.step_began_ms, operation.pinned, operation.volume);
         if operation.phase == Phase::Undoing {
-            // What is frozen must be told to go on, whenever its node is back, unless it is served elsewhere.
-            let head = self.volumes.get(volume).and_then(|volume| volume.head);
-            let frozen = step == NodeStep::Thaw && head.is_some_and(|head| head.node == node);
+            // What is frozen must be told to go on, whenever its node is back, unless it is served elsewhere or
+            // goes. Without a head it may come back there.
+            let volume = self.volumes.get(volume).filter(|volume| volume.state != VolumeState::Deleting);
+            let here = volume.is_some_and(|volume| volume.head.is_none_or(|head| head.node == node));
+            let frozen = step == NodeStep::Thaw && here;
             if !frozen && self.now().saturating_sub(began) >= self.config.patience_ms {
                 return Flow::Next;
             }

@@ -1,6 +1,6 @@
 //! Moves and deletions that something comes in between of.
 
-use contract::{Class, Command, VolumeId, VolumeState};
+use contract::{Class, Command, NodeStep, OperationId, Phase, VolumeId, VolumeState};
 
 use super::fleet::{Fleet, iops, name};
 use crate::Config;
@@ -11,6 +11,58 @@ fn best_effort(pool: &str) -> (Fleet, VolumeId) {
     let answer = fleet.create("a", pool, Class::Revocable, iops(700));
     fleet.finish(answer.operation.expect("work"));
     (fleet, answer.volume.expect("made"))
+}
+
+/// A firm volume that leaves no room for the other one at a node.
+fn push_out(fleet: &mut Fleet, at: usize) {
+    let tenant = fleet.tenant();
+    let on = Some(fleet.nodes[at].id);
+    let (name, pool, limits) = (name("firm"), name("own"), iops(900));
+    let create =
+        Command::VolumeCreate { name, tenant, size_bytes: 4_096, pool, class: Class::Firm, limits, on };
+    fleet.request(create).expect("firm before revocable");
+}
+
+fn move_it(fleet: &mut Fleet, volume: VolumeId) -> OperationId {
+    let command = Command::VolumeMove { volume, to: None, at_once: true, deadline_ms: None };
+    fleet.request(command).expect("fine").operation.expect("work")
+}
+
+/// Runs until a node was told to do a step of an operation.
+fn run_to(fleet: &mut Fleet, at: usize, id: OperationId, step: NodeStep) {
+    let told = |fleet: &Fleet| {
+        let mut steps = fleet.nodes[at].steps.iter();
+        steps.any(|(key, (instruction, ..))| key.operation == id && instruction.step == step)
+    };
+    for _ in 0..400 {
+        if told(fleet) {
+            return;
+        }
+        fleet.run(50);
+    }
+    panic!("{step} was not asked for: {}", fleet.why(id));
+}
+
+#[test]
+fn a_copy_of_before_a_volume_lost_its_lease_is_never_served() {
+    let (mut fleet, volume) = best_effort("own");
+    let (at, epoch) = fleet.head(volume);
+    fleet.nodes[1 - at].busy_ms = 2_000;
+    let id = move_it(&mut fleet, volume);
+    run_to(&mut fleet, 1 - at, id, NodeStep::CopyBulk);
+    // The head goes, and comes back where it was once there is room: what is copied now is old then.
+    push_out(&mut fleet, at);
+    fleet.run(20_000);
+    assert_eq!(fleet.phase(id), Phase::Failed, "{}", fleet.why(id));
+    assert!(fleet.why(id).contains("lost its lease"), "{}", fleet.why(id));
+    let object = fleet.core.volume(volume).expect("there");
+    assert_eq!((object.state, object.head), (VolumeState::Recovering, None));
+    assert_eq!(object.home, Some(fleet.nodes[at].id), "its files are where they were");
+    let firm = fleet.core.volumes().find(|one| one.name == name("firm")).expect("there").id;
+    fleet.request(Command::VolumeDelete { volume: firm, wipe: false }).expect("fine");
+    fleet.run(10_000);
+    assert_eq!(fleet.head(volume), (at, epoch.next()));
+    assert_eq!(fleet.core.volume(volume).expect("there").state, VolumeState::Serving);
 }
 
 #[test]
