@@ -380,6 +380,11 @@ impl Core {
 
     fn grant_epoch(&mut self, id: OperationId, volume_id: VolumeId, target: NodeId) -> Flow {
         let Some(lease) = self.lease_at(volume_id, target) else {
+            // A move has frozen its source: that goes on now, and not when there is room again.
+            if matches!(self.operations.get(id).map(|one| &one.work), Some(Work::MoveNode { .. })) {
+                self.fail(id, "the lease that it was to serve under was revoked");
+                return Flow::Over;
+            }
             // It was ended meanwhile: take another one.
             if let Some(operation) = self.operations.change(id) {
                 operation.at = 0;

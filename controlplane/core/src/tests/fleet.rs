@@ -253,6 +253,10 @@ impl Fleet {
 }
 
 impl Node {
+    pub fn is_frozen(&self, volume: VolumeId) -> bool {
+        self.frozen.contains(&volume)
+    }
+
     fn hear(&mut self, message: ToNode, now: u64) {
         match message.body {
             ToNodeBody::Welcome { node } => self.id = node,

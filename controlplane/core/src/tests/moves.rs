@@ -43,6 +43,10 @@ fn run_to(fleet: &mut Fleet, at: usize, id: OperationId, step: NodeStep) {
     panic!("{step} was not asked for: {}", fleet.why(id));
 }
 
+fn was_told(fleet: &Fleet, at: usize, id: OperationId, step: u16) -> bool {
+    fleet.nodes[at].ran.iter().any(|key| key.operation == id && key.step == step)
+}
+
 #[test]
 fn a_copy_of_before_a_volume_lost_its_lease_is_never_served() {
     let (mut fleet, volume) = best_effort("own");
@@ -63,6 +67,24 @@ fn a_copy_of_before_a_volume_lost_its_lease_is_never_served() {
     fleet.run(10_000);
     assert_eq!(fleet.head(volume), (at, epoch.next()));
     assert_eq!(fleet.core.volume(volume).expect("there").state, VolumeState::Serving);
+}
+
+#[test]
+fn a_volume_goes_on_when_the_room_that_it_was_to_move_to_is_taken() {
+    let (mut fleet, volume) = best_effort("own");
+    let (at, epoch) = fleet.head(volume);
+    let id = move_it(&mut fleet, volume);
+    fleet.nodes[at].busy_ms = 3_000;
+    run_to(&mut fleet, at, id, NodeStep::Freeze);
+    push_out(&mut fleet, 1 - at);
+    fleet.run(20_000);
+    assert_eq!(fleet.phase(id), Phase::Failed, "{}", fleet.why(id));
+    assert!(fleet.why(id).contains("was revoked"), "{}", fleet.why(id));
+    assert_eq!(fleet.head(volume), (at, epoch));
+    // Reserve, copy, freeze, copy, serve; then thaw there and remove here.
+    assert!(was_told(&fleet, at, id, 2) && was_told(&fleet, at, id, 5), "frozen, and told to go on");
+    assert!(was_told(&fleet, 1 - at, id, 6), "the copy is removed");
+    assert!(!fleet.nodes[at].is_frozen(volume));
 }
 
 #[test]
