@@ -3,12 +3,12 @@
 use std::time::Instant;
 
 use crate::tools::{self, Outcome, cargo, show};
-use crate::{fuzz, guest, policies, run};
+use crate::{fuzz, guest, policies, run, sim};
 
 /// Options of `cargo xtask test`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Leave out formatting, lints and the short fuzz and model runs: the tests alone
+    /// Leave out formatting, lints and the short fuzz, model and simulation runs: the tests alone
     #[arg(long)]
     only_tests: bool,
     /// Passed on to `cargo test`, for example the name of a test
@@ -34,6 +34,7 @@ pub fn run(args: &Args) -> Outcome {
         policies::test()?;
         fuzz::loom()?;
         fuzz::short()?;
+        sim::short()?;
     }
     // The end-to-end tests start the daemons as a user would, so they are built first.
     let programs = run::PROGRAMS.iter().flat_map(|name| ["--package", name]);
