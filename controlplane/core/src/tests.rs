@@ -2,6 +2,7 @@
 
 mod fleet;
 mod moves;
+mod scenarios;
 
 use contract::{
     Class, Command, Dim, EventKind, Holder, LeaseId, Limit, NodeId, NodeState, NodeStep, Observed,
