@@ -296,12 +296,14 @@ fn by_views(bytes: &[u8]) -> Result<Parsed, wire::ParseError> {
         _ if parsed.fragment || parsed.ip == IpKind::None => l4,
         wire::protocol::TCP => {
             let segment = wire::tcp::View::parse(l4)?;
-            (parsed.src_port, parsed.dst_port) = (segment.src_port(), segment.dst_port());
+            (parsed.src_port, parsed.dst_port, parsed.has_ports) =
+                (segment.src_port(), segment.dst_port(), true);
             segment.payload()
         }
         wire::protocol::UDP => {
             let datagram = wire::udp::View::parse(l4)?;
-            (parsed.src_port, parsed.dst_port) = (datagram.src_port(), datagram.dst_port());
+            (parsed.src_port, parsed.dst_port, parsed.has_ports) =
+                (datagram.src_port(), datagram.dst_port(), true);
             datagram.payload()
         }
         _ => l4,

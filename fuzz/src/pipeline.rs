@@ -51,8 +51,7 @@ impl Gateway {
     /// A frame with these bytes; the first three choose how it claims to be cut.
     fn frame(&mut self, bytes: &[u8]) -> Option<(bool, Frame)> {
         let ([way, gso, mss], bytes) = bytes.split_first_chunk()?;
-        let mut frame =
-            if gso & 3 == 0 { self.pool.alloc()? } else { self.pool.alloc_jumbo()? };
+        let mut frame = if gso & 3 == 0 { self.pool.alloc()? } else { self.pool.alloc_jumbo()? };
         if !self.pool.fill(&mut frame, bytes) {
             self.pool.free(frame);
             return None;
