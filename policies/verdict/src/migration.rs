@@ -299,7 +299,8 @@ pub fn estimate_blackout_us(profile: &Profile, transfer: Transfer, link: &Foreca
     let dirty = u128::from(profile.worst_dirty_bytes_per_s(at_ms, end_ms));
     let mut rest = transfer.size_bytes;
     for _ in 0..ROUNDS_MAX {
-        let written = (copy_us(rest) * dirty / 1_000_000).min(transfer.size_bytes.into()) as u64;
+        let written =
+            (copy_us(rest).saturating_mul(dirty) / 1_000_000).min(transfer.size_bytes.into()) as u64;
         if written >= rest {
             break;
         }

@@ -274,6 +274,11 @@ fn a_busy_time_costs_more_than_a_quiet_one() {
     assert!(busy > 50 * quiet, "{busy}");
     let no_link = Forecast { from_ms: vec![0], free_bytes_per_s: vec![0] };
     assert_eq!(estimate_blackout_us(&profile, transfer, &no_link, 0), verdict::migration::ESTIMATE_US_MAX);
+    let huge = Transfer { size_bytes: u64::MAX, ..transfer };
+    let thin = Forecast { from_ms: vec![0], free_bytes_per_s: vec![1] };
+    let wild =
+        Profile { dirty_bytes_per_s: vec![u64::MAX; profile.dirty_bytes_per_s.len()], ..profile.clone() };
+    assert_eq!(estimate_blackout_us(&wild, huge, &thin, 0), verdict::migration::ESTIMATE_US_MAX);
     // Slots repeat, before the origin too.
     let later = Profile { origin_ms: 4_000, ..profile };
     assert_eq!(
