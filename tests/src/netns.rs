@@ -172,16 +172,24 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// Time between two looks at what announces itself to nobody.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// Waits until `ready` holds, which is what the kernel brings about.
+/// Waits until `ready` holds, which others bring about.
 ///
 /// # Panics
 /// When it does not hold within [`PATIENCE`].
-pub fn until(what: &str, mut ready: impl FnMut() -> bool) {
+pub fn until(what: &str, ready: impl FnMut() -> bool) {
+    assert!(comes(ready), "{what}: not within {} s", PATIENCE.as_secs());
+}
+
+/// Waits until `ready` holds, at most [`PATIENCE`]. False when it does not by then.
+pub fn comes(mut ready: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + PATIENCE;
     while !ready() {
-        assert!(Instant::now() < end, "{what}: not within {} s", PATIENCE.as_secs());
+        if Instant::now() >= end {
+            return false;
+        }
         std::thread::sleep(LOOK);
     }
+    true
 }
 
 /// A child process that does not outlive its owner.

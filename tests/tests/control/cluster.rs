@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 use tests::gateway::{Gateway, daemon, folder};
-use tests::netns::Held;
+use tests::netns::{self, Held};
 
 use crate::client::Client;
 
@@ -143,16 +143,8 @@ impl Cluster {
 
     /// Waits until something holds.
     pub fn until(&self, what: &str, mut ready: impl FnMut(&Cluster) -> bool) {
-        let end = std::time::Instant::now() + tests::netns::PATIENCE;
-        while !ready(self) {
-            assert!(
-                std::time::Instant::now() < end,
-                "not within {:?}: {what}{}",
-                tests::netns::PATIENCE,
-                self.logs()
-            );
-            std::thread::sleep(std::time::Duration::from_millis(20));
-        }
+        let came = netns::comes(|| ready(self));
+        assert!(came, "not within {:?}: {what}{}", netns::PATIENCE, self.logs());
     }
 
     /// What the daemons said last.

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use agent::traces::{OneTrace, TraceQuery, TraceReport};
 use engine::clock::monotonic_ns;
@@ -16,8 +16,6 @@ use crate::place::{Place, client, file, memory};
 const BLOCK: usize = 4096;
 /// What the injected delay adds, ns.
 const DELAY_NS: u64 = 5_000_000;
-/// Longest time between an answer and its being collected.
-const COLLECTED: Duration = Duration::from_secs(20);
 
 /// Everything is followed and kept.
 const KEEP: &str = "[trace]\nsample = 1\nrecords = 262144\nrecent = 65536\noutliers = 65536\n\
@@ -30,16 +28,13 @@ fn asked(place: &Place, query: &TraceQuery) -> TraceReport {
 /// I/Os collected after `after`, once there are `count` of them.
 fn collected(place: &Place, after: u64, count: usize) -> Vec<OneTrace> {
     let query = TraceQuery { after, limit: usize::MAX, ..TraceQuery::default() };
-    let until = Instant::now() + COLLECTED;
-    loop {
-        let report = asked(place, &query);
-        if report.traces.len() >= count {
-            assert_eq!((report.collected.lost, report.collected.incomplete), (0, 0));
-            return report.traces;
-        }
-        assert!(Instant::now() < until, "{} of {count} were collected", report.traces.len());
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let mut report = asked(place, &query);
+    place.daemon().until(&format!("{count} I/Os are collected"), || {
+        report = asked(place, &query);
+        report.traces.len() >= count
+    });
+    assert_eq!((report.collected.lost, report.collected.incomplete), (0, 0));
+    report.traces
 }
 
 fn in_stage(trace: &OneTrace, stage: &str) -> u64 {
@@ -186,7 +181,7 @@ fn what_is_not_read_in_time_is_counted_and_the_newest_stays() {
     let mut client = Client::unix(&place.socket(), "quick");
     let mut block = [0; BLOCK];
     let seen = |place: &Place| asked(place, &TraceQuery { limit: 1, ..TraceQuery::default() });
-    let until = Instant::now() + COLLECTED;
+    let until = Instant::now() + tests::netns::PATIENCE;
     let (mut reads, report) = (
         0_u64,
         loop {
