@@ -13,7 +13,7 @@ use crate::load::Uri;
 /// Size of what is served.
 pub(super) const SIZE_BYTES: u64 = 256 << 20;
 /// How long a server may take to begin.
-const START: Duration = Duration::from_secs(20);
+const START: Duration = Duration::from_secs(60);
 /// The processor of the server; the client has the first.
 const SERVER_CPU: usize = 1;
 
@@ -151,7 +151,7 @@ impl Server {
         };
         let mut server = Server { child: Some(child), uri };
         let until = Instant::now() + START;
-        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+        while !serves(kind, port, &log) {
             if server.has_ended() || Instant::now() > until {
                 let said = std::fs::read_to_string(&log).unwrap_or_default();
                 return Err(format!("{} does not serve: {}", kind.name(), said.trim()));
@@ -194,6 +194,15 @@ impl Drop for Server {
             let _ = child.kill();
             let _ = child.wait();
         }
+    }
+}
+
+/// Whether it answers. Ours listens before it has opened its volumes, and says when it has.
+fn serves(kind: &Kind, port: u16, log: &Path) -> bool {
+    let has_said = |log| std::fs::read_to_string(log).is_ok_and(|said| said.contains("is running: "));
+    match kind {
+        Kind::Ours => has_said(log),
+        _ => std::net::TcpStream::connect(("127.0.0.1", port)).is_ok(),
     }
 }
 

@@ -493,8 +493,8 @@ impl Volume {
     pub fn wants_step(&self) -> bool {
         !self.stalled.is_empty()
             || !self.queue.is_empty()
-            || self.commit.lacks_memory
-            || (self.merge.wants_step() && self.retry_at_ns().is_none())
+            || self.commit.wants_step(self.health)
+            || (self.health == Health::Sound && self.merge.wants_step() && self.retry_at_ns().is_none())
     }
 
     /// When a step should ask again for room that the medium refused to a checkpoint.

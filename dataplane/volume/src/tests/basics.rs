@@ -1,6 +1,8 @@
 //! What a volume does when nothing goes wrong.
 
 use block::{BlockSize, Epoch, Extent, Op, Status};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 
 use super::{Bed, disk, filled};
 use crate::store;
@@ -156,4 +158,37 @@ fn a_volume_grows_while_it_serves() {
     assert_eq!(bed.write(299, &filled(PAGE, 1)), Status::Ok);
     assert_eq!(bed.read(299, 1).bytes, filled(PAGE, 1));
     bed.kill();
+}
+
+#[test]
+fn a_checkpoint_comes_to_its_end_in_whatever_order_the_medium_answers() {
+    for seed in 0..200 {
+        let disk = disk(1 << 20, BlockSize::B4096);
+        let mut bed = Bed::new(&disk);
+        if seed % 2 == 0 {
+            bed.settle();
+        }
+        assert_eq!(bed.write(0, &filled(PAGE, 1)), Status::Ok);
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        assert_eq!(bed.volume().grow_to(300), Ok(()));
+        let mut asked = Vec::new();
+        loop {
+            bed.step();
+            while let Some(request) = bed.next_request() {
+                asked.push(request);
+            }
+            if asked.is_empty() {
+                // Its worker steps it for an answer, or when it says so, and not otherwise.
+                if bed.volume().wants_step() {
+                    continue;
+                }
+                break;
+            }
+            let request = asked.swap_remove(random.random_range(0..asked.len()));
+            bed.carry_out(request);
+        }
+        assert!(bed.volume().is_settled(), "seed {seed}");
+        assert_eq!(bed.volume().blocks(), 300, "seed {seed}");
+        bed.kill();
+    }
 }

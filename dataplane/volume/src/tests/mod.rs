@@ -124,25 +124,21 @@ impl Bed {
         out
     }
 
-    /// Goes on until nothing moves; the clock stands still.
+    /// Goes on until nothing moves, as its worker does: a step after each answer, and without one only where the
+    /// volume says that it wants it. The clock stands still.
     pub fn settle(&mut self) -> Vec<Answer> {
         let mut out = Vec::new();
         loop {
             self.step();
-            let Some(request) = self.next_request() else {
-                out.extend(self.answers());
-                // What a step alone moves.
-                self.step();
-                if let Some(request) = self.next_request() {
-                    self.carry_out(request);
-                    continue;
-                }
-                out.extend(self.answers());
-                return out;
-            };
-            self.carry_out(request);
+            match self.next_request() {
+                Some(request) => self.carry_out(request),
+                None if self.volume().wants_step() => {}
+                None => break,
+            }
             out.extend(self.answers());
         }
+        out.extend(self.answers());
+        out
     }
 
     /// One request from beginning to end.

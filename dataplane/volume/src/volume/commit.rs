@@ -182,6 +182,14 @@ impl Commit {
         self.looking.is_some()
     }
 
+    /// True when it goes on without an answer of the medium: a checkpoint asks for a sync in the step after the one
+    /// in which syncs are begun, and perhaps nothing else is under way.
+    pub fn wants_step(&self, health: Health) -> bool {
+        let syncs = self.sync_wanted && self.syncing == 0 && health == Health::Sound;
+        let looks = self.look_wanted && self.looking.is_none() && health != Health::Fenced;
+        self.lacks_memory || syncs || looks
+    }
+
     pub fn is_quiet(&self) -> bool {
         self.to_log.is_empty() && self.writing.is_none() && self.written.is_empty()
     }
