@@ -29,8 +29,11 @@ pub(super) fn run(spec: &Spec) -> Outcome<(u64, f64, f64, f64)> {
     if !output.status.success() {
         return Err(wrong(&output.status.to_string()));
     }
+    // Its notes come on the same stream, before the report.
+    let printed = String::from_utf8_lossy(&output.stdout);
+    let report = printed.find("{\n").map_or("", |at| &printed[at..]);
     let report: serde_json::Value =
-        serde_json::from_slice(&output.stdout).map_err(|error| wrong(&error.to_string()))?;
+        serde_json::from_str(report).map_err(|error| wrong(&format!("{error} in: {printed}")))?;
     let side = &report["jobs"][0][if is_read { "read" } else { "write" }];
     let percentile = |name: &str| side["clat_ns"]["percentile"][name].as_f64().map(|ns| ns / 1e3);
     match (
