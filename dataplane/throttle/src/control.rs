@@ -30,6 +30,7 @@ impl<T> Shaper<T> {
             tariffs: vec![None; volumes],
             lots: Vec::with_capacity(volumes),
             seats: vec![Seat::new(weight); volumes + groups_max as usize],
+            borrowers: Vec::new(),
             pools: vec![Pool::unlimited(now_ns); pools as usize],
             node: groups_max,
             node_is_limited: false,
@@ -132,7 +133,13 @@ impl<T> Shaper<T> {
         limits.check()?;
         self.tick(now_ns);
         let pool = &mut self.pools[id as usize];
+        let borrowed = pool.borrows();
         pool.configure(self.now_ns, limits);
+        match (borrowed, pool.borrows()) {
+            (false, true) => self.borrowers.push(id),
+            (true, false) => self.borrowers.retain(|other| *other != id),
+            _ => {}
+        }
         if pool.ring.members() > 0 {
             self.wheel.set(self.config.volumes_max + id, self.now_ns);
         }
@@ -142,8 +149,9 @@ impl<T> Shaper<T> {
     /// Gives what was borrowed from shared buckets and not spent back to them. Call before sleeping.
     pub fn return_quanta(&mut self, now_ns: u64) {
         self.tick(now_ns);
-        for pool in &mut self.pools {
-            pool.return_quanta();
+        // Only those, since a worker that sleeps thousands of times per second would read every pool each time.
+        for id in &self.borrowers {
+            self.pools[*id as usize].return_quanta();
         }
     }
 

@@ -126,6 +126,11 @@ impl Pool {
         i64::try_from(most).unwrap_or(WORTH_MAX).clamp(1, WORTH_MAX)
     }
 
+    /// True if it draws from a shared bucket.
+    pub(crate) fn borrows(&self) -> bool {
+        self.dims.iter().flatten().any(|bucket| bucket.shared.is_some())
+    }
+
     /// Gives what was borrowed and not spent back to the shared buckets.
     pub(crate) fn return_quanta(&mut self) {
         for bucket in self.dims.iter_mut().flatten() {

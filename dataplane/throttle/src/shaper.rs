@@ -33,6 +33,8 @@ pub struct Shaper<T> {
     pub(crate) seats: Vec<Seat>,
     /// The groups by number, then the node.
     pub(crate) pools: Vec<Pool>,
+    /// The pools that draw from a shared bucket.
+    pub(crate) borrowers: Vec<u32>,
     pub(crate) node: u32,
     pub(crate) node_is_limited: bool,
     /// Some volume was given a bank.
