@@ -9,6 +9,10 @@
 //!   restarts, and says it in every report until it is told to forget it.
 //! - An instruction ends whatever else is unfinished with the same volume, and one that is older than the last
 //!   that was taken for its volume is refused: what was given up never hits what came after it.
+//! - A freeze holds for the grant that it met and those before, until a thaw or a removal, also across restarts of the
+//!   node: it opens the volume frozen, and a freeze that is asked for again says the same credits
+//!   (docs/decisions/051). What is not open cannot be frozen.
+//! - A delta belongs to the bulk copy before it. If the node does not have that any more, the delta fails for good.
 //! - A node opens a volume under a grant if the media know no higher one, and reopens it after its own restart
 //!   under the same grant only if that was its own (docs/decisions/044).
 
@@ -263,6 +267,12 @@ pub struct Instruction {
     pub from_volume: Option<VolumeId>,
     /// With a copy: the node that has it.
     pub from_node: Option<NodeId>,
+    /// With a copy: what hosts call the volume that is read.
+    pub from_name: Option<Name>,
+    /// With a copy: where that node is reached, as it said in [`NodeInfo::addresses`].
+    pub from_addresses: Vec<String>,
+    /// The highest grant of the volume: its files are written under it, and the one that serves next is higher.
+    pub epoch: Epoch,
     /// Most that it may read or write.
     pub rate_bytes_per_s: u64,
     /// The lease that it works under, if that can be revoked.
@@ -285,9 +295,9 @@ pub enum NodeStep {
     Wipe,
     /// Remove the files of a volume.
     Remove,
-    /// Copy a volume while it is served.
+    /// Make the files of a volume and copy it while it is served. For a clone that is all.
     CopyBulk,
-    /// Copy what changed meanwhile.
+    /// Copy what changed since the bulk copy, of a volume that is frozen, and close the copy.
     CopyDelta,
     /// Hold I/O, flush, and say what the throttle has saved.
     Freeze,

@@ -123,6 +123,8 @@ impl Core {
             Work::MoveNode { .. } => (Some(volume.id), operation.source),
             _ => (None, None),
         };
+        let read = from_volume.and_then(|id| self.volumes.get(id));
+        let reads = from_node.and_then(|id| self.nodes.get(id));
         let instruction = Instruction {
             key,
             step,
@@ -131,6 +133,9 @@ impl Core {
             size_bytes,
             from_volume,
             from_node,
+            from_name: read.map(|volume| volume.name.clone()),
+            from_addresses: reads.map_or_else(Vec::new, |node| node.info.addresses.clone()),
+            epoch: volume.epoch,
             rate_bytes_per_s: self.rate_of(Some(node)),
             lease: operation.lease,
         };

@@ -1,27 +1,31 @@
 //! Doing what a control plane says: its end of the link, on this node.
 //!
 //! [`book`] is what must be remembered, [`dial`] makes connections, [`placed`] turns a snapshot into what is served,
-//! [`steps`] carries instructions out, [`figures`] says how things are. This file is the loop between them.
+//! [`steps`] carries instructions out, [`moves`] those of moves, with [`copy`] and [`source`], [`figures`] says how things are. This file is the loop between them.
 //!
 //! Invariants: nothing here reads an expiry: without control plane a node serves its last snapshot for ever (decision
 //! D11). What a message says is written down before it is done. A snapshot is applied by one thread, and of several
 //! that wait only the newest counts.
 
 mod book;
+mod copy;
 mod dial;
 mod figures;
+mod moves;
 mod placed;
+mod source;
 mod steps;
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::time::Duration;
 
 use contract::node::{NodeInfo, ToNodeBody};
 use contract::{
-    Done, FromNode, Instruction, InstructionKey, LeaseId, Name, NodeReport, NodeSnapshot, NodeStep, Pool,
-    Resources, ToNode,
+    Credits, Done, FromNode, Instruction, InstructionKey, LeaseId, Name, NodeReport, NodeSnapshot, NodeStep,
+    Pool, Resources, ToNode, VolumeId,
 };
 use tokio::sync::{Notify, mpsc};
 use tokio::task::{JoinError, JoinHandle};
@@ -32,10 +36,11 @@ use crate::daemon::Daemon;
 
 pub use book::BookError;
 use book::Shelf;
+use copy::Copy;
 pub use dial::Address;
 use figures::Figures;
 use placed::Serving;
-use steps::{Job, Jobs};
+use steps::{Failure, Job, Jobs};
 
 /// Time between two reports.
 const REPORT: Duration = Duration::from_millis(200);
@@ -71,8 +76,14 @@ pub struct Follower {
     settings: Settings,
     daemon: Weak<Daemon>,
     state: Mutex<State>,
+    /// Held while volumes are opened, closed, frozen or thawed. Taken before `state`.
+    alone: Mutex<()>,
+    /// Copies that are not complete.
+    copies: Mutex<BTreeMap<VolumeId, Copy>>,
     /// A snapshot waits to be applied.
     told: Notify,
+    /// Something is to be reported at once.
+    news: Notify,
     /// Reports so far.
     reports: AtomicU64,
 }
@@ -108,7 +119,10 @@ impl Follower {
             settings,
             daemon,
             state: Mutex::new(state),
+            alone: Mutex::default(),
+            copies: Mutex::default(),
             told: Notify::new(),
+            news: Notify::new(),
             reports: AtomicU64::new(0),
         }))
     }
@@ -142,6 +156,14 @@ impl Follower {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn alone(&self) -> MutexGuard<'_, ()> {
+        self.alone.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn copies(&self) -> MutexGuard<'_, BTreeMap<VolumeId, Copy>> {
+        self.copies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// One connection, until it ends.
@@ -178,6 +200,12 @@ impl Follower {
                     {
                         return Ok(());
                     }
+                    continue;
+                }
+                // How work ended, or that a volume is served, is what others wait for.
+                () = self.news.notified() => {
+                    ticks = ticks.next_multiple_of(WHOLE);
+                    due.reset_immediately();
                     continue;
                 }
                 _ = due.tick() => {
@@ -227,8 +255,10 @@ impl Follower {
             ToNodeBody::Snapshot(snapshot) => self.take(*snapshot)?,
             ToNodeBody::Instruct(instruction) => self.begin(instruction, message.seq)?,
             ToNodeBody::Cancel(key) => {
-                if let Some(job) = self.state().jobs.get(key) {
-                    job.stop();
+                let mut state = self.state();
+                match state.jobs.get(key) {
+                    Some(job) => job.stop(),
+                    None => state.shelf.cancel(key, message.seq)?,
                 }
             }
             ToNodeBody::Forget(keys) => self.state().shelf.forget(&keys, message.seq)?,
@@ -241,6 +271,13 @@ impl Follower {
         let mut state = self.state();
         let is_newer = state.shelf.book.snapshot.as_ref().is_none_or(|old| old.version < snapshot.version);
         if is_newer {
+            // A higher grant is another beginning.
+            for placed in &snapshot.volumes {
+                let frozen = &mut state.shelf.book.frozen;
+                if frozen.get(&placed.volume).is_some_and(|frozen| frozen.epoch < placed.epoch) {
+                    frozen.remove(&placed.volume);
+                }
+            }
             state.shelf.book.snapshot = Some(snapshot);
             state.shelf.write()?;
             self.told.notify_one();
@@ -283,9 +320,13 @@ impl Follower {
     /// True when everything that was told is served.
     fn apply(&self) -> bool {
         let Some(daemon) = self.daemon.upgrade() else { return true };
-        let snapshot = self.state().shelf.book.snapshot.clone();
+        let _alone = self.alone();
+        let (snapshot, frozen) = {
+            let state = self.state();
+            (state.shelf.book.snapshot.clone(), state.shelf.book.frozen.clone())
+        };
         let Some(snapshot) = snapshot else { return true };
-        let serving = placed::apply(&daemon, &self.settings.pools, &snapshot);
+        let serving = placed::apply(&daemon, &self.settings.pools, &snapshot, &frozen);
         let whole = serving.failed.is_empty();
         let version = snapshot.version;
         for (volume, why) in &serving.failed {
@@ -293,6 +334,7 @@ impl Follower {
         }
         info!(%version, volumes = snapshot.volumes.len(), failed = serving.failed.len(), "the control plane's snapshot runs");
         self.state().serving = serving;
+        self.news.notify_one();
         whole
     }
 
@@ -301,45 +343,76 @@ impl Follower {
         let mut state = self.state();
         let found = self.settings.pools.iter().find(|(pool, _)| pool.name == instruction.pool);
         let place = found.map(|(_, directory)| placed::directory(directory, instruction.volume));
-        let served = state.serving.placed(instruction.volume).is_some();
-        if !state.shelf.is_new(key, seq) {
+        if !state.shelf.is_new(key, instruction.volume, seq) {
             return Ok(());
         }
         // Without room for it nothing is written down: it is sent again while it is wanted.
-        let Some(job) = state.jobs.begin(&instruction) else { return Ok(()) };
-        state.shelf.begin(key)?;
+        let Some((job, before)) = state.jobs.begin(&instruction) else { return Ok(()) };
+        state.shelf.begin(key, instruction.volume, seq)?;
         drop(state);
         info!(%key, step = %instruction.step, volume = %instruction.volume, "begun");
         let follower = Arc::clone(self);
         tokio::task::spawn_blocking(move || {
-            let done = match place {
-                None => {
-                    Done::Failed { why: format!("there is no pool {} here", instruction.pool), again: false }
-                }
-                Some(_) if instruction.step == NodeStep::Resize => follower.resize(&instruction),
-                Some(directory) => steps::carry_out(&instruction, &directory, served, &job),
+            before.iter().for_each(|job| job.wait_over());
+            let outcome = match place {
+                None => Err(Failure::for_good(&format!("there is no pool {} here", instruction.pool))),
+                Some(_) if job.is_stopped() => Err(Failure::again("it was stopped".to_owned())),
+                Some(directory) => follower.carry_out(&instruction, &directory, &job),
             };
-            follower.end(key, done);
+            follower.end(
+                key,
+                match outcome {
+                    Ok(credits) => Done::Done { credits },
+                    Err(Failure { why, again }) => Done::Failed { why, again },
+                },
+            );
         });
         Ok(())
     }
 
+    fn carry_out(
+        &self,
+        instruction: &Instruction,
+        directory: &Path,
+        job: &Job,
+    ) -> Result<Option<Credits>, Failure> {
+        let volume = instruction.volume;
+        let served = self.state().serving.placed(volume).is_some();
+        match instruction.step {
+            NodeStep::Freeze => return self.freeze(instruction),
+            NodeStep::Thaw => self.thaw(instruction),
+            NodeStep::Resize => self.resize(instruction),
+            NodeStep::CopyBulk | NodeStep::CopyDelta if served => {
+                Err(Failure::again("it is served here".to_owned()))
+            }
+            NodeStep::CopyBulk => self.copy_bulk(instruction, directory, job),
+            NodeStep::CopyDelta => self.copy_delta(instruction, job),
+            NodeStep::Remove => {
+                self.drop_copy(volume);
+                steps::carry_out(instruction, directory, served, job)?;
+                self.state().shelf.thaw(volume).map_err(Failure::book)
+            }
+            _ => steps::carry_out(instruction, directory, served, job),
+        }?;
+        Ok(None)
+    }
+
     /// A volume grows with the snapshot that says so; this does it at once.
-    fn resize(&self, instruction: &Instruction) -> Done {
+    fn resize(&self, instruction: &Instruction) -> Result<(), Failure> {
         {
             let mut state = self.state();
             let snapshot = state.shelf.book.snapshot.as_mut();
             let placed =
                 snapshot.and_then(|all| all.volumes.iter_mut().find(|one| one.volume == instruction.volume));
             let Some(placed) = placed else {
-                return Done::Failed { why: "it is not served here".to_owned(), again: true };
+                return Err(Failure::again("it is not served here".to_owned()));
             };
             placed.size_bytes = placed.size_bytes.max(instruction.size_bytes);
         }
         self.apply();
         match self.state().serving.failed.get(&instruction.volume) {
-            None => Done::Done { credits: None },
-            Some(why) => Done::Failed { why: why.clone(), again: true },
+            None => Ok(()),
+            Some(why) => Err(Failure::again(why.clone())),
         }
     }
 
@@ -360,6 +433,8 @@ impl Follower {
             }
             works
         });
+        drop(state);
+        self.news.notify_one();
     }
 
     /// How things are now, whole with `figures`; `None` while the book is written.
@@ -372,7 +447,7 @@ impl Follower {
         };
         let state = &mut *state;
         let volumes = match figures {
-            Some(read) => state.figures.volumes(read, &state.serving),
+            Some(read) => state.figures.volumes(read, &state.serving, &state.shelf.book.frozen),
             None => Vec::new(),
         };
         let jobs = &state.jobs;

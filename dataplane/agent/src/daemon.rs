@@ -12,12 +12,15 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use engine::port::PortCaps;
-use engine::{Arrival, MoveError, Moved, Node, Plan, PlanError, PortState, PublishError, Snapshot};
+use engine::throttle::Saved;
+use engine::{
+    Arrival, ChangeError, MoveError, Moved, Node, Plan, PlanError, PortState, PublishError, Snapshot,
+};
 use tracing::{info, warn};
 
 use crate::config::exports::Wanted;
 use crate::config::{self, File, LowerError, Names, ReadError};
-use crate::exports::{Applied, Exports, ExportsError, Settings, Table};
+use crate::exports::{Applied, Exports, ExportsError, Served, Settings, Table};
 use crate::tls::{Tls, TlsError};
 use crate::traces::Traces;
 
@@ -252,6 +255,24 @@ impl Daemon {
         {
             warn!(worker, "a client came for a worker that has ended");
         }
+    }
+
+    /// Has a volume admit nothing any more. Returns when what it had answered is in its files, with what its throttle
+    /// has saved.
+    pub(crate) fn freeze(&self, name: &str) -> Result<Saved, ChangeError> {
+        let served = self.served(name)?;
+        self.node.freeze(served.wanted.worker, served.volume)
+    }
+
+    /// Has a frozen volume go on.
+    pub(crate) fn thaw(&self, name: &str) -> Result<(), ChangeError> {
+        let served = self.served(name)?;
+        self.node.thaw(served.wanted.worker, served.volume)
+    }
+
+    fn served(&self, name: &str) -> Result<Arc<Served>, ChangeError> {
+        let table = self.table();
+        table.served.iter().find(|one| one.wanted.name == name).cloned().ok_or(ChangeError::Unknown)
     }
 
     /// Hands an export over to another worker, with its clients, while they use it.

@@ -431,9 +431,11 @@ impl Round<'_> {
         let failed = |source| ExportsError::Serve { name: name.clone(), source };
         let (subsystem, listed) =
             open::subsystem(&wanted, volume, &opened, self.settings.controllers).map_err(failed)?;
-        let offer = open::offer(&wanted, volume, opened.size, opened.blocks).map_err(failed)?;
+        let offer = open::offer(&wanted, volume, opened.size, opened.blocks, Some(opened.identity))
+            .map_err(failed)?;
         let Opened { target, size, blocks, .. } = opened;
         let target = target.with_subsystem(subsystem).with_sampling(wanted.sample);
+        let target = target.with_frozen(wanted.frozen).with_saved(wanted.saved);
         let served = self.node.serve(wanted.worker, target, &(self.limits)(&wanted));
         served.map_err(|source| failed(source.into()))?;
         self.drill(&wanted, volume);
@@ -456,6 +458,7 @@ impl Round<'_> {
             let path = wanted.directory().map(Path::to_owned).unwrap_or_default();
             return Err(failed(ServeError::Blocks { path, found: size.bytes(), told: served.size.bytes() }));
         }
+        let target = target.with_frozen(wanted.frozen).with_saved(wanted.saved);
         let taken = self.node.serve(wanted.worker, target, &(self.limits)(&wanted));
         taken.map_err(|source| failed(source.into()))?;
         self.set(&wanted, served.volume);

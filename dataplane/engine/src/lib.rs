@@ -23,6 +23,7 @@ mod keeper;
 mod mark;
 mod meeting;
 mod node;
+mod offline;
 mod plan;
 pub mod seqlock;
 mod serve;
@@ -34,6 +35,7 @@ mod worker;
 pub use gateway::RuleCount;
 pub use keeper::PortState;
 pub use node::{GROUPS_MAX, Node, PARKED_FRAMES_MAX, PublishError, SOURCES_MAX};
+pub use offline::{Offline, OfflineError};
 pub use plan::{Plan, PlanError, PortPlan, PortRole, RING_FRAMES, WORKERS_MAX, WorkerPlan};
 pub use serve::{
     Arrival, CONNECTIONS_MAX, ChangeError, Guest, Leave, MoveError, Moved, SERVED_MAX, ServePlan,

@@ -18,7 +18,7 @@ use frame::{Backing, Consumer, Frame, IoSlab, Pool, Producer, Slab, ring};
 use media::FaultSpec;
 use overlay::{NeighbourLimits, Neighbours, Tables};
 use session::nvme_tcp::Access;
-use throttle::{Limits, PoolError, Shaper, ShaperConfig};
+use throttle::{Limits, PoolError, Saved, Shaper, ShaperConfig};
 use trace::Tracer;
 use tracing::{info, warn};
 
@@ -395,6 +395,17 @@ impl Node {
     /// Makes a served volume larger. Returns when that is durable and NVMe hosts were told.
     pub fn grow(&self, worker: usize, volume: VolumeId, blocks: u64) -> Result<(), ChangeError> {
         self.change(worker, volume, |reply| Command::Grow { volume, blocks, reply })
+    }
+
+    /// Has a served volume admit nothing any more. Returns when what it had answered is in its files, with what its
+    /// throttle has saved.
+    pub fn freeze(&self, worker: usize, volume: VolumeId) -> Result<Saved, ChangeError> {
+        self.change(worker, volume, |reply| Command::Freeze { volume, reply })
+    }
+
+    /// Has a frozen volume go on.
+    pub fn thaw(&self, worker: usize, volume: VolumeId) -> Result<(), ChangeError> {
+        self.change(worker, volume, |reply| Command::Thaw { volume, reply })
     }
 
     /// Says how NVMe hosts reach a served volume.

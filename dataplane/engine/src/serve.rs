@@ -24,8 +24,11 @@
 //! number of connections, which take turns; nothing here waits.
 
 mod change;
+mod changed;
 mod connection;
+mod figures;
 mod follow;
+mod freeze;
 mod hands;
 mod moving;
 mod session;
@@ -36,7 +39,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use ::session::nvme_tcp::{Access, Subsystem};
-use block::{Done, IO_BYTES_MAX, Io, Tag, TraceId, VolumeId};
+use block::{Done, IO_BYTES_MAX, Io, Lba, Op, Tag, TraceId, VolumeId};
 use frame::{IO_REGION_BYTES, IoBuffer, IoPool, IoShare, IoSlab, IoSlabConfig};
 use media::{FaultSpec, FileMedia, Media};
 use throttle::{Limits, ParkLimits, Shaper, ShaperConfig};
@@ -50,6 +53,7 @@ use crate::wait::{WaitError, WaitPoint};
 
 pub(crate) use self::change::Reply;
 pub use self::change::{ChangeError, Leave};
+pub use self::figures::ServedFigures;
 pub use self::session::Guest;
 use self::session::Session;
 pub use connection::Arrival;
@@ -100,29 +104,6 @@ pub struct ServePlan {
     pub trace_records: usize,
 }
 
-/// What is known about a served volume at one instant.
-#[derive(Clone, Copy, Debug)]
-pub struct ServedFigures {
-    /// Its number.
-    pub volume: u32,
-    /// That instant, ns of the monotonic clock.
-    pub at_ns: u64,
-    /// Who serves it.
-    pub worker: usize,
-    /// I/Os and bytes.
-    pub target: TargetCounters,
-    /// Connections.
-    pub connections: u32,
-    /// Connections that were closed at once, because there were too many.
-    pub refused: u64,
-    /// Another owner has it: everything is refused here.
-    pub fenced: bool,
-    /// What its limits have let through and held up.
-    pub credits: throttle::VolumeCounters,
-    /// Balances now.
-    pub balance: throttle::VolumeBalance,
-}
-
 /// Where an answer goes.
 #[derive(Clone, Copy, Debug)]
 struct Flight {
@@ -130,8 +111,8 @@ struct Flight {
     tag: Tag,
     /// By which its request is followed, or 0.
     trace: TraceId,
-    /// It changes the volume.
-    writes: bool,
+    /// What it changes of the volume.
+    range: Option<(Lba, u32)>,
 }
 
 /// A connection's place in the queue for credits.
@@ -270,6 +251,10 @@ impl Server {
         if let Err(refused) = self.shaper.set_volume(now_ns, volume.0, &Limits { park, ..*limits }) {
             warn!(%volume, "limits of a served volume: {refused}");
         }
+        let target = self.targets.get_mut(volume.0 as usize).and_then(Option::as_mut);
+        if let Some(saved) = target.and_then(|target| target.saved.take()) {
+            self.shaper.begin_with(now_ns, volume.0, saved);
+        }
     }
 
     /// Follows one in `one_in` requests of a volume from now on.
@@ -323,7 +308,8 @@ impl Server {
             return debug!(%volume, "a host came for a volume that is not there for its protocol");
         };
         target.connections += 1;
-        let connection = Connection::new(stream, session, rest, self.waiting_bytes_max, now_ns);
+        let mut connection = Connection::new(stream, session, rest, self.waiting_bytes_max, now_ns);
+        connection.copy = connection.session.copies().then(|| target.track());
         let connection = self.connections[index as usize].insert(connection);
         activate(&mut self.active, index, connection);
         // Its client may have said the first words already.
@@ -503,6 +489,8 @@ impl Server {
                 block_bytes: target.block_size().bytes(),
                 medium: target.medium(),
                 credit: &mut connection.credit,
+                frozen: target.frozen,
+                copies: connection.copy.is_some(),
                 blocked: connection.blocked,
                 followed: &mut connection.followed,
                 shaper: &mut self.shaper,
@@ -524,7 +512,12 @@ impl Server {
             connection.account(&mut target.held_bytes);
             moved += self.submitted.len();
             if !self.submitted.is_empty() {
-                self.submitted.drain(..).for_each(|io| target.process(io));
+                for io in self.submitted.drain(..) {
+                    match connection.copy {
+                        Some(copy) if io.op == Op::Extents => target.tell(copy, io, &mut self.pool),
+                        _ => target.process(io),
+                    }
+                }
                 self.set_busy(volume);
             }
         }
@@ -551,13 +544,16 @@ impl Server {
                 moved += 1;
                 let flight = self.flights[done.tag.0 as usize];
                 self.flights_free.push(done.tag.0 as u32);
+                if let Some((lba, blocks)) = flight.range {
+                    target.changed(lba, blocks);
+                }
                 if flight.trace.0 != 0 {
                     // Volumes in files have said themselves how far their medium came.
                     if target.medium() != Medium::File {
                         self.tracer.step(flight.trace, Stage::Media, stamp.ns());
                     }
                     self.tracer.answered(flight.trace, done.status);
-                    if flight.writes && done.status.is_ok() {
+                    if flight.range.is_some() && done.status.is_ok() {
                         target.unsynced.push(flight.trace);
                     }
                 }
@@ -626,6 +622,9 @@ impl Server {
                         self.called.push(volume);
                     }
                     target.connections -= 1;
+                    if let Some(copy) = connection.copy {
+                        target.untrack(copy);
+                    }
                 }
                 *slot = None;
                 self.free.push(index);
@@ -697,28 +696,6 @@ impl Server {
         }
     }
 
-    /// Figures of all volumes, and those that volumes had when they went to another worker.
-    pub fn figures(&self, now_ns: u64) -> Vec<ServedFigures> {
-        let here =
-            self.targets.iter().flatten().filter_map(|target| self.figures_of(now_ns, target.volume()));
-        self.moves.last_figures().chain(here).collect()
-    }
-
-    fn figures_of(&self, now_ns: u64, volume: VolumeId) -> Option<ServedFigures> {
-        let target = self.targets.get(volume.0 as usize)?.as_ref()?;
-        Some(ServedFigures {
-            volume: volume.0,
-            at_ns: now_ns,
-            worker: self.moves.worker(),
-            target: target.counters(),
-            connections: target.connections,
-            refused: target.refused,
-            fenced: target.is_fenced(),
-            credits: self.shaper.counters(volume.0)?,
-            balance: self.shaper.balances(now_ns, volume.0)?,
-        })
-    }
-
     /// Ends every connection, waits until the media have answered, and closes the volumes.
     pub fn stop(mut self, now_ns: u64) {
         let watch = &Stopwatch::still(now_ns);
@@ -727,6 +704,7 @@ impl Server {
             connection.end(&mut self.pool);
         }
         for target in self.targets.iter_mut().flatten() {
+            target.drop_held();
             target.rest();
         }
         // Bounded: nothing new comes, and each round carries out all that is under way.

@@ -14,7 +14,7 @@ use media::FaultSpec;
 use overlay::PortId;
 use port::Port;
 use session::nvme_tcp::Access;
-use throttle::Limits;
+use throttle::{Limits, Saved};
 use tracing::warn;
 
 use crate::awake::AwakeHint;
@@ -58,6 +58,10 @@ pub(crate) enum Command {
     Faults { volume: VolumeId, spec: Box<FaultSpec> },
     /// Make a served volume larger.
     Grow { volume: VolumeId, blocks: u64, reply: Reply<()> },
+    /// Hold the I/O of a served volume.
+    Freeze { volume: VolumeId, reply: Reply<Saved> },
+    /// Go on with it.
+    Thaw { volume: VolumeId, reply: Reply<()> },
     /// Let a served volume go.
     Leave { volume: VolumeId, leave: Leave, reply: Reply<Target> },
     /// Say how NVMe hosts reach a served volume.
@@ -289,6 +293,16 @@ impl Worker {
             Command::Grow { volume, blocks, reply } => {
                 if let Some(server) = &mut self.server {
                     server.grow(now_ns, volume, blocks, reply);
+                }
+            }
+            Command::Freeze { volume, reply } => {
+                if let Some(server) = &mut self.server {
+                    server.freeze(now_ns, volume, reply);
+                }
+            }
+            Command::Thaw { volume, reply } => {
+                if let Some(server) = &mut self.server {
+                    let _ = reply.send(server.thaw(volume));
                 }
             }
             Command::Leave { volume, leave, reply } => {

@@ -6,7 +6,7 @@
 //! project.
 //!
 //! What is served: fixed newstyle with LIST, INFO, GO, EXPORT_NAME, ABORT, STARTTLS, STRUCTURED_REPLY,
-//! LIST_META_CONTEXT and SET_META_CONTEXT (`base:allocation`); READ (DF, holes), WRITE, FLUSH, TRIM,
+//! LIST_META_CONTEXT and SET_META_CONTEXT (`base:allocation`, or `tidegate:changed` instead); READ (DF, holes), WRITE, FLUSH, TRIM,
 //! WRITE_ZEROES (NO_HOLE, FAST_ZERO), BLOCK_STATUS (REQ_ONE), DISC, with FUA on all. What is not: CACHE
 //! (there is no cache that a client could fill), extended headers, RESIZE, and other options, which are
 //! refused as the protocol asks.
@@ -43,6 +43,8 @@ pub struct Export {
     volume: VolumeId,
     block_size: BlockSize,
     blocks: u64,
+    /// What the volume is to hosts; said to whoever lists `tidegate:identity:`.
+    pub identity: Option<[u8; 16]>,
     /// Changes are refused.
     pub read_only: bool,
     /// Whole pages are zeroed in less time than writing them would take, because the volume can give them
@@ -96,7 +98,16 @@ impl Export {
             return Err(ExportError::Size { name, blocks });
         }
         let description = description.to_owned();
-        Ok(Export { name, description, volume, block_size, blocks, read_only: false, fast_zero: false })
+        Ok(Export {
+            name,
+            description,
+            volume,
+            block_size,
+            blocks,
+            identity: None,
+            read_only: false,
+            fast_zero: false,
+        })
     }
 
     /// What clients call it.
@@ -164,6 +175,8 @@ pub struct Attach {
     pub structured: bool,
     /// `base:allocation` was selected.
     pub allocation: bool,
+    /// `tidegate:changed` was selected: the session copies the volume (docs/decisions/050). Its export is read-only.
+    pub changed: bool,
     /// The connection runs over TLS.
     pub secured: bool,
 }

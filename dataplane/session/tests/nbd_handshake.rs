@@ -195,7 +195,13 @@ fn info_says_what_go_then_serves() {
     let export = Reply::Info(Info::Export { size_bytes: 1 << 20, flags });
     assert_eq!(Reply::parse(replies[0].0, &replies[0].1), Ok(export));
     assert_eq!(replies[1].1, b"\0\x02text");
-    let attach = Attach { export: exports()[1].clone(), structured: true, allocation: false, secured: false };
+    let attach = Attach {
+        export: exports()[1].clone(),
+        structured: true,
+        allocation: false,
+        changed: false,
+        secured: false,
+    };
     assert_eq!(client.attached(), attach);
     // What follows belongs to the transmission.
     assert_eq!(client.feed(&[1, 2, 3]), Ok(0));
@@ -343,7 +349,13 @@ fn tls_forgets_what_was_negotiated_before() {
     assert_eq!(client.ask(OptionCode::STARTTLS, &[]), [ack()], "nobody started it before it was asked for");
     client.handshake.tls_started();
     client.ask(OptionCode::GO, &info("one", &[]));
-    let attach = Attach { export: exports()[0].clone(), structured: false, allocation: false, secured: true };
+    let attach = Attach {
+        export: exports()[0].clone(),
+        structured: false,
+        allocation: false,
+        changed: false,
+        secured: true,
+    };
     assert_eq!(client.attached(), attach);
     // And without TLS, where it is allowed, all is as ever.
     let mut client = Client::greeted(TlsPolicy::Allow, FIXED);

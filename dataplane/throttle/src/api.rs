@@ -104,6 +104,26 @@ pub struct Balance {
     pub permitted_rate: Option<u64>,
 }
 
+/// What a volume has saved, to go on with elsewhere: whole units of its bank, or of its provisioned rate if it has no
+/// bank; negative for a debt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Saved {
+    /// In bytes.
+    pub bytes: i64,
+    /// In packets.
+    pub packets: i64,
+}
+
+impl VolumeBalance {
+    /// What there is to go on with.
+    pub fn saved(&self) -> Saved {
+        let of = |balance: &Balance| {
+            balance.burst_units.map(|(units, _)| units).or(balance.work_units).unwrap_or(0)
+        };
+        Saved { bytes: of(&self.bytes), packets: of(&self.packets) }
+    }
+}
+
 /// Balances of a volume.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VolumeBalance {

@@ -1,6 +1,6 @@
 //! Setting up, changing and reading a shaper: everything that is not on the way of a request.
 
-use crate::api::{Parked, Released, ShaperConfig, VolumeBalance, VolumeCounters};
+use crate::api::{Parked, Released, Saved, ShaperConfig, VolumeBalance, VolumeCounters};
 use crate::drr::Seat;
 use crate::limits::{Dimension, Limits, LimitsError, PoolError, PoolLimits};
 use crate::parking::{Arena, Lot, NONE};
@@ -69,6 +69,16 @@ impl<T> Shaper<T> {
         }
         self.plan(volume);
         Ok(())
+    }
+
+    /// Has a volume go on with what it had saved elsewhere. Only for one without anything that waits.
+    pub fn begin_with(&mut self, now_ns: u64, volume: u32, saved: Saved) {
+        self.tick(now_ns);
+        if let Some(state) = self.volumes.get_mut(volume as usize) {
+            state.refill(self.now_ns);
+            state.begin_with(0, saved.bytes);
+            state.begin_with(1, saved.packets);
+        }
     }
 
     /// Brings the volumes up to `volume` into use. Writes within the capacity, so it allocates nothing.

@@ -46,7 +46,7 @@ mod wheel;
 mod model;
 
 pub use api::{
-    Admission, Balance, Cost, Lane, Parked, Released, ShaperConfig, VolumeBalance, VolumeCounters,
+    Admission, Balance, Cost, Lane, Parked, Released, Saved, ShaperConfig, VolumeBalance, VolumeCounters,
 };
 pub use limits::{
     BANDS, BURST_UNITS_MAX, Band, Burst, DEFAULT_WEIGHT, DimLimits, Dimension, Limits, LimitsError,

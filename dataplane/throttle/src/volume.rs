@@ -346,6 +346,20 @@ impl Volume {
         self.flags |= flags;
     }
 
+    /// Begins with `saved` whole units, negative for a debt, and no more than it holds: in the bank, with nothing saved
+    /// up beside it; without a bank, in the provisioned rate.
+    pub(crate) fn begin_with(&mut self, d: usize, saved: i64) {
+        let lacks = |cap: i128, level: i128| (cap - level.clamp(-cap, cap)) as u128;
+        let saved = i128::from(saved) * NANO;
+        let has_bank = self.has(d, BURST);
+        if has_bank {
+            self.bank.burst[d] = lacks(self.burst_cap(d), saved);
+        }
+        if self.has(d, WORK) {
+            self.paced.work[d] = lacks(self.work_cap(d), if has_bank { 0 } else { saved });
+        }
+    }
+
     /// What a person sees of dimension `d`.
     pub(crate) fn balance(&self, d: usize) -> Balance {
         let has = |bucket| self.has(d, bucket);

@@ -14,6 +14,10 @@ pub struct Cluster {
     pub folder: PathBuf,
     pub controlplane: Option<Held>,
     pub nodes: Vec<Option<Gateway>>,
+    /// Whether all see the same directory.
+    shared: bool,
+    /// What each data plane offers, in the form of its configuration; a copy gets an eighth of it.
+    pub bytes: &'static str,
 }
 
 /// Names of data planes.
@@ -22,8 +26,17 @@ const NAMES: [&str; 2] = ["one", "two"];
 impl Cluster {
     /// A running control plane with so many data planes, which it knows.
     pub fn start(test: &str, nodes: usize) -> Cluster {
+        Cluster::begin(test, nodes, true, "1GB/s")
+    }
+
+    /// The same, but each data plane has a directory of its own.
+    pub fn private(test: &str, nodes: usize) -> Cluster {
+        Cluster::begin(test, nodes, false, "1GB/s")
+    }
+
+    fn begin(test: &str, nodes: usize, shared: bool, bytes: &'static str) -> Cluster {
         let folder = folder(test);
-        let mut cluster = Cluster { folder, controlplane: None, nodes: Vec::new() };
+        let mut cluster = Cluster { folder, controlplane: None, nodes: Vec::new(), shared, bytes };
         let text = format!(
             "directory = {:?}\n[listen]\nat = [{:?}]\n",
             cluster.folder.join("controlplane"),
@@ -70,13 +83,15 @@ impl Cluster {
         let body = format!(
             "[nbd]\nlisten = [{nbd:?}]\n[serve]\nmemory = \"72MiB\"\nhugepages = false\n\
              [nvme]\ncontroller_first = {first}\ncontrollers = 1000\n\
-             [controlplane]\naddress = \"unix:{socket}\"\nstate = {state:?}\noperations = 100000\nbytes = \"1GB/s\"\n\
-             [[controlplane.pool]]\nname = \"default\"\ndirectory = {pool:?}\nshared = true\ncapacity = \"1TiB\"\n",
+             [controlplane]\naddress = \"unix:{socket}\"\nstate = {state:?}\noperations = 100000\nbytes = {bytes:?}\n\
+             [[controlplane.pool]]\nname = \"default\"\ndirectory = {pool:?}\nshared = {shared}\ncapacity = \"1TiB\"\n",
             nbd = self.nbd(node),
             first = 1 + 1000 * node,
             socket = self.socket().display(),
             state = self.folder.join(format!("state-{name}")),
-            pool = self.folder.join("volumes"),
+            pool = self.pool(node),
+            shared = self.shared,
+            bytes = self.bytes,
         );
         self.nodes[node] = Some(Gateway::start(None, &self.folder, name, &body));
     }
@@ -95,6 +110,11 @@ impl Cluster {
     /// Where a data plane takes NBD clients.
     pub fn nbd(&self, node: usize) -> PathBuf {
         self.folder.join(format!("nbd-{}.sock", NAMES[node]))
+    }
+
+    /// Where a data plane keeps volumes.
+    pub fn pool(&self, node: usize) -> PathBuf {
+        self.folder.join(if self.shared { "volumes".to_owned() } else { format!("volumes-{}", NAMES[node]) })
     }
 
     /// A client of a volume at a data plane, if that serves it.
@@ -148,7 +168,7 @@ impl Cluster {
     }
 
     /// What the daemons said last.
-    fn logs(&self) -> String {
+    pub fn logs(&self) -> String {
         let last = |name: &str| {
             let text = std::fs::read_to_string(self.folder.join(name)).unwrap_or_default();
             let lines: Vec<&str> = text.lines().rev().take(25).collect();

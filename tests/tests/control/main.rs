@@ -5,5 +5,7 @@
 #[allow(dead_code, reason = "the tests of serving use all of it")]
 mod client;
 mod cluster;
+mod host;
 mod life;
+mod moves;
 mod swap;

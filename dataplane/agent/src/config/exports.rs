@@ -8,7 +8,7 @@ use engine::block::{BlockSize, VOLUME_BYTES_MAX};
 use engine::frame::IoSlabConfig;
 use engine::media::FaultSpec;
 use engine::session::nvme_tcp::{CONTROLLER_LAST, Hosts, SubsystemLimits, is_nqn};
-use engine::throttle::Limits;
+use engine::throttle::{Limits, Saved};
 use engine::volume::{self, format::LEAF_BYTES};
 use engine::{CONNECTIONS_MAX, SERVED_MAX, ServePlan};
 
@@ -57,6 +57,10 @@ pub struct Wanted {
     pub sample: u32,
     /// What goes wrong at its medium on purpose.
     pub faults: Option<FaultSpec>,
+    /// It is opened to admit nothing until it is thawed.
+    pub frozen: bool,
+    /// What its throttle begins with.
+    pub saved: Option<Saved>,
 }
 
 /// Where the bytes of a volume are.
@@ -316,6 +320,8 @@ fn one(file: &File, export: &file::Export, workers: usize) -> Result<Wanted, Low
         hosts: export.hosts.clone().map_or(Hosts::Any, Hosts::Only),
         sample: traces::sample(file, export),
         faults,
+        frozen: false,
+        saved: None,
     })
 }
 

@@ -8,8 +8,10 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use contract::{Done, InstructionKey, NodeId, NodeSnapshot, StepReport};
+use contract::{Done, InstructionKey, NodeId, NodeSnapshot, StepReport, VolumeId};
 use serde::{Deserialize, Serialize};
+
+use super::moves::Frozen;
 
 /// Instructions remembered at a time; more are refused until some are forgotten.
 pub const STEPS_MAX: usize = 4096;
@@ -27,6 +29,13 @@ pub struct Book {
     pub forgotten_seq: u64,
     /// Instructions that it knows, and how they ended; those under way are `None`.
     pub steps: Vec<(InstructionKey, Option<Done>)>,
+    /// Volumes that hold their I/O.
+    #[serde(default)]
+    pub frozen: BTreeMap<VolumeId, Frozen>,
+    /// The last message of which an instruction was taken, by volume; what is below [`Book::forgotten_seq`] is refused
+    /// without this.
+    #[serde(default)]
+    pub taken: BTreeMap<VolumeId, u64>,
 }
 
 /// The book cannot be kept.
@@ -87,14 +96,41 @@ impl Shelf {
         File::open(folder)?.sync_all()
     }
 
-    /// Whether an instruction is to be carried out: it is not known, was not forgotten, and there is room.
-    pub fn is_new(&self, key: InstructionKey, seq: u64) -> bool {
-        seq > self.book.forgotten_seq && !self.steps.contains_key(&key) && self.steps.len() < STEPS_MAX
+    /// Whether an instruction is to be carried out: it is not known, was not forgotten, none that came later was taken
+    /// for its volume, and there is room.
+    pub fn is_new(&self, key: InstructionKey, volume: VolumeId, seq: u64) -> bool {
+        let taken = self.book.taken.get(&volume).copied().unwrap_or(0);
+        seq > self.book.forgotten_seq.max(taken)
+            && !self.steps.contains_key(&key)
+            && self.steps.len() < STEPS_MAX
     }
 
     /// Writes down that an instruction is under way.
-    pub fn begin(&mut self, key: InstructionKey) -> Result<(), BookError> {
+    pub fn begin(&mut self, key: InstructionKey, volume: VolumeId, seq: u64) -> Result<(), BookError> {
         self.steps.insert(key, None);
+        self.book.taken.insert(volume, seq);
+        self.write()
+    }
+
+    /// Writes down that an instruction which was never heard of is not to be carried out.
+    pub fn cancel(&mut self, key: InstructionKey, seq: u64) -> Result<(), BookError> {
+        if seq <= self.book.forgotten_seq || self.steps.contains_key(&key) || self.steps.len() >= STEPS_MAX {
+            return Ok(());
+        }
+        self.end(key, Done::Failed { why: "it was cancelled before it came".to_owned(), again: true })
+    }
+
+    /// Writes down that a volume holds its I/O.
+    pub fn freeze(&mut self, volume: VolumeId, frozen: Frozen) -> Result<(), BookError> {
+        self.book.frozen.insert(volume, frozen);
+        self.write()
+    }
+
+    /// Writes down that it does not any more.
+    pub fn thaw(&mut self, volume: VolumeId) -> Result<(), BookError> {
+        if self.book.frozen.remove(&volume).is_none() {
+            return Ok(());
+        }
         self.write()
     }
 
@@ -111,7 +147,9 @@ impl Shelf {
                 self.steps.remove(key);
             }
         }
-        self.book.forgotten_seq = self.book.forgotten_seq.max(seq);
+        let forgotten = self.book.forgotten_seq.max(seq);
+        self.book.forgotten_seq = forgotten;
+        self.book.taken.retain(|_, taken| *taken > forgotten);
         self.write()
     }
 
@@ -131,6 +169,7 @@ mod tests {
     use contract::OperationId;
 
     const KEY: InstructionKey = InstructionKey { operation: OperationId(1), step: 2, tries: 0 };
+    const VOLUME: VolumeId = VolumeId(3);
     const DONE: Done = Done::Done { credits: None };
 
     fn running(_: InstructionKey) -> Done {
@@ -142,13 +181,13 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("tidegate-book-{}", std::process::id()));
         let mut shelf = Shelf::open(&folder).unwrap();
         assert_eq!(shelf.book.incarnation, 1);
-        assert!(shelf.is_new(KEY, 5));
-        shelf.begin(KEY).unwrap();
-        assert!(!shelf.is_new(KEY, 6), "it is under way");
+        assert!(shelf.is_new(KEY, VOLUME, 5));
+        shelf.begin(KEY, VOLUME, 5).unwrap();
+        assert!(!shelf.is_new(KEY, VOLUME, 6), "it is under way");
         drop(shelf);
         let mut shelf = Shelf::open(&folder).unwrap();
         assert_eq!(shelf.book.incarnation, 2);
-        assert!(!shelf.is_new(KEY, 7), "it was under way");
+        assert!(!shelf.is_new(KEY, VOLUME, 7), "it was under way");
         assert!(matches!(shelf.reports(running)[0].done, Done::Failed { again: true, .. }));
         shelf.end(KEY, DONE).unwrap();
         drop(shelf);
@@ -156,8 +195,8 @@ mod tests {
         assert_eq!(shelf.reports(running), [StepReport { key: KEY, done: DONE }]);
         shelf.forget(&[KEY], 9).unwrap();
         assert!(shelf.reports(running).is_empty());
-        assert!(!shelf.is_new(KEY, 8), "a late copy of what was forgotten");
-        assert!(shelf.is_new(KEY, 10));
+        assert!(!shelf.is_new(KEY, VOLUME, 8), "a late copy of what was forgotten");
+        assert!(shelf.is_new(KEY, VOLUME, 10));
         fs::write(folder.join("told.json"), "half").unwrap();
         let broken = Shelf::open(&folder).unwrap_err();
         assert!(broken.to_string().contains("controlplane.state"), "{broken}");

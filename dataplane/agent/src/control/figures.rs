@@ -6,6 +6,7 @@ use std::time::Instant;
 use contract::node::Serving as Stands;
 use contract::{Credits, Resources, Role, VolumeId, VolumeReport};
 
+use super::moves::{Frozen, is_frozen};
 use super::placed::Serving;
 use crate::daemon::Daemon;
 use crate::report::{self, Export};
@@ -51,7 +52,12 @@ impl Counted {
 
 impl Figures {
     /// How each volume of `serving` is.
-    pub fn volumes(&mut self, read: Read, serving: &Serving) -> Vec<VolumeReport> {
+    pub fn volumes(
+        &mut self,
+        read: Read,
+        serving: &Serving,
+        frozen: &BTreeMap<VolumeId, Frozen>,
+    ) -> Vec<VolumeReport> {
         let now: BTreeMap<String, Counted> =
             read.exports.iter().map(|export| (export.name.clone(), Counted::of(export))).collect();
         let seconds = self.last.as_ref().map_or(0.0, |(at, _)| (read.at - *at).as_secs_f64());
@@ -76,7 +82,11 @@ impl Figures {
                 volume: *volume,
                 epoch: serving.epoch(*volume),
                 worker: placed.worker.unwrap_or(0),
-                serving: if export.fenced { Stands::Fenced } else { Stands::Active },
+                serving: match export.fenced {
+                    true => Stands::Fenced,
+                    false if is_frozen(frozen, *volume, placed.epoch) => Stands::Frozen,
+                    false => Stands::Active,
+                },
                 size_bytes: export.bytes_total,
                 iops: u32::try_from(does.iops).unwrap_or(u32::MAX),
                 bytes_per_s: does.bytes_per_s,

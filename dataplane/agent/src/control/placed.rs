@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use contract::{Bucket, Epoch, NodeSnapshot, Placed, Pool, Role, Version, VolumeId, VolumeLimits};
 use engine::block::BlockSize;
 use engine::session::nvme_tcp::Hosts;
-use engine::throttle::{Burst, DimLimits, Limits, Work};
+use engine::throttle::{Burst, DimLimits, Limits, Saved, Work};
 use engine::volume::{HostDirectory, store};
 
+use super::moves::{Frozen, is_frozen};
 use crate::config::exports::{Place, Wanted};
 use crate::daemon::Daemon;
 use crate::exports::ExportsError;
@@ -44,14 +45,22 @@ pub fn directory(pool: &Path, volume: VolumeId) -> PathBuf {
 }
 
 /// Serves what `snapshot` says, and nothing else of the control plane's.
-pub fn apply(daemon: &Daemon, pools: &[(Pool, PathBuf)], snapshot: &NodeSnapshot) -> Serving {
+pub fn apply(
+    daemon: &Daemon,
+    pools: &[(Pool, PathBuf)],
+    snapshot: &NodeSnapshot,
+    frozen: &BTreeMap<VolumeId, Frozen>,
+) -> Serving {
     let workers = daemon.node().plan().workers.len();
     let sample = daemon.running().file.trace.sample;
     let mut serving = Serving { version: snapshot.version, ..Serving::default() };
     let mut wanted = Vec::with_capacity(snapshot.volumes.len());
     for placed in &snapshot.volumes {
         match want(pools, placed, workers) {
-            Ok(one) => wanted.push((placed, Wanted { sample, ..one })),
+            Ok(one) => {
+                let frozen = is_frozen(frozen, placed.volume, placed.epoch);
+                wanted.push((placed, Wanted { sample, frozen, ..one }));
+            }
             Err(why) => drop(serving.failed.insert(placed.volume, why)),
         }
     }
@@ -107,6 +116,8 @@ fn want(pools: &[(Pool, PathBuf)], placed: &Placed, workers: usize) -> Result<Wa
         hosts: Hosts::Any,
         sample: 0,
         faults: None,
+        frozen: false,
+        saved: placed.credits.map(|saved| Saved { bytes: saved.bytes, packets: saved.operations }),
     })
 }
 

@@ -8,13 +8,15 @@ use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use contract::{Done, Instruction, InstructionKey, LeaseId, NodeStep};
+use contract::{Done, Instruction, InstructionKey, LeaseId, NodeStep, VolumeId};
 use engine::block::BlockSize;
 use engine::volume::{Directory, HostDirectory, store};
+
+use super::book::BookError;
 
 /// Instructions carried out at once.
 pub const JOBS_MAX: usize = 16;
@@ -27,6 +29,10 @@ const LOOKS: u32 = 3;
 #[derive(Debug)]
 pub struct Job {
     stop: AtomicBool,
+    /// With which volume.
+    volume: VolumeId,
+    /// Says when nothing of it is done any more.
+    over: (Mutex<bool>, Condvar),
     done_bytes: AtomicU64,
     total_bytes: AtomicU64,
     /// Lease that it works under.
@@ -39,6 +45,18 @@ impl Job {
         self.stop.store(true, Ordering::Relaxed);
     }
 
+    /// Waits until nothing of it is done any more.
+    pub fn wait_over(&self) {
+        let over = self.over.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.over.1.wait_while(over, |over| !*over);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Whether it was told to end.
+    pub fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
     /// How far it is.
     pub fn progress(&self) -> Done {
         Done::Running {
@@ -47,9 +65,24 @@ impl Job {
         }
     }
 
+    /// So many bytes are to be done.
+    pub fn expect(&self, total_bytes: u64) {
+        self.total_bytes.store(total_bytes, Ordering::Relaxed);
+    }
+
+    /// So many bytes more are done.
+    pub fn advance(&self, bytes: u64) {
+        self.done_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
     /// So many bytes more are done; waits as long as `rate` per second asks for. False: it was stopped.
     fn pace(&self, began: Instant, bytes: u64, rate: u64) -> bool {
         let done = self.done_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.wait(began, done, rate)
+    }
+
+    /// Waits until `done` bytes since `began` are no more than `rate` per second. False: it was stopped.
+    pub fn wait(&self, began: Instant, done: u64, rate: u64) -> bool {
         let due = Duration::from_secs_f64(done as f64 / rate.max(1) as f64);
         while began.elapsed() < due && !self.stop.load(Ordering::Relaxed) {
             std::thread::sleep((due - began.elapsed().min(due)).min(Duration::from_millis(20)));
@@ -64,23 +97,32 @@ pub struct Jobs(BTreeMap<InstructionKey, Arc<Job>>);
 
 impl Jobs {
     /// A new one, if there is room.
-    pub fn begin(&mut self, instruction: &Instruction) -> Option<Arc<Job>> {
+    /// Whatever else is under way with its volume is stopped, and comes along to be waited for.
+    pub fn begin(&mut self, instruction: &Instruction) -> Option<(Arc<Job>, Vec<Arc<Job>>)> {
         if self.0.len() >= JOBS_MAX {
             return None;
         }
+        let volume = instruction.volume;
+        let before: Vec<_> = self.0.values().filter(|job| job.volume == volume).cloned().collect();
+        before.iter().for_each(|job| job.stop());
         let job = Arc::new(Job {
             stop: AtomicBool::new(false),
+            volume,
+            over: Default::default(),
             done_bytes: AtomicU64::new(0),
             total_bytes: AtomicU64::new(0),
             lease: instruction.lease,
         });
         self.0.insert(instruction.key, Arc::clone(&job));
-        Some(job)
+        Some((job, before))
     }
 
     /// It is over.
     pub fn end(&mut self, key: InstructionKey) {
-        self.0.remove(&key);
+        if let Some(job) = self.0.remove(&key) {
+            *job.over.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+            job.over.1.notify_all();
+        }
     }
 
     /// One under way.
@@ -95,8 +137,13 @@ impl Jobs {
 }
 
 /// Carries an instruction on files out; `directory` is where the volume's files are, `served` whether it is open here.
-pub fn carry_out(instruction: &Instruction, directory: &Path, served: bool, job: &Job) -> Done {
-    let outcome = match instruction.step {
+pub fn carry_out(
+    instruction: &Instruction,
+    directory: &Path,
+    served: bool,
+    job: &Job,
+) -> Result<(), Failure> {
+    match instruction.step {
         NodeStep::Prepare => prepare(directory, instruction.size_bytes),
         NodeStep::Remove | NodeStep::Wipe if served => {
             Err(Failure::again("it is still served here".to_owned()))
@@ -106,29 +153,39 @@ pub fn carry_out(instruction: &Instruction, directory: &Path, served: bool, job:
         NodeStep::Scrub => scrub(directory, served, job),
         // Files grow as they are written: an open volume has all the room that its medium has.
         NodeStep::Expand => Ok(()),
-        // The snapshot carries the size, and volumes are not moved between directories here.
+        // Whoever follows a control plane does these.
         NodeStep::Resize | NodeStep::CopyBulk | NodeStep::CopyDelta | NodeStep::Freeze | NodeStep::Thaw => {
-            let what = instruction.step;
-            Err(Failure { why: format!("this data plane cannot do {what}"), again: false })
+            Err(Failure::for_good("it is not done with files alone"))
         }
-    };
-    match outcome {
-        Ok(()) => Done::Done { credits: None },
-        Err(Failure { why, again }) => Done::Failed { why, again },
     }
 }
 
-struct Failure {
-    why: String,
-    again: bool,
+/// Why an instruction failed.
+pub struct Failure {
+    /// Why.
+    pub why: String,
+    /// Whether trying again may help.
+    pub again: bool,
 }
 
 impl Failure {
-    fn again(why: String) -> Failure {
+    /// It may be tried again.
+    pub fn again(why: String) -> Failure {
         Failure { why, again: true }
     }
 
-    fn at(path: &Path, error: impl std::fmt::Display) -> Failure {
+    /// Trying again does not help.
+    pub fn for_good(why: &str) -> Failure {
+        Failure { why: why.to_owned(), again: false }
+    }
+
+    /// It cannot be written down.
+    pub fn book(error: BookError) -> Failure {
+        Failure::again(error.to_string())
+    }
+
+    /// Something is wrong there.
+    pub fn at(path: &Path, error: impl std::fmt::Display) -> Failure {
         Failure::again(format!("{}: {error}", path.display()))
     }
 }

@@ -167,8 +167,10 @@ pub(super) fn offer(
     volume: VolumeId,
     size: BlockSize,
     blocks: u64,
+    identity: Option<Identity>,
 ) -> Result<nbd::Export, ServeError> {
     let mut export = nbd::Export::new(&wanted.name, &wanted.description, volume, size, blocks)?;
+    export.identity = identity;
     (export.read_only, export.fast_zero) = (wanted.read_only, true);
     Ok(export)
 }

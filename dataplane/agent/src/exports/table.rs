@@ -31,7 +31,7 @@ impl Served {
 
     /// The same with `blocks` blocks.
     pub fn grown(wanted: Wanted, old: &Served, blocks: u64) -> Result<Arc<Served>, ExportsError> {
-        let offer = open::offer(&wanted, old.volume, old.size, blocks)
+        let offer = open::offer(&wanted, old.volume, old.size, blocks, old.offer.identity)
             .map_err(|source| ExportsError::Serve { name: wanted.name.clone(), source })?;
         Ok(Arc::new(Served { wanted, blocks, offer, ..old.clone() }))
     }

@@ -13,6 +13,7 @@
 use block::{Status, VolumeId};
 use crossbeam_channel::Sender;
 use session::nvme_tcp::Access;
+use throttle::Saved;
 use tracing::debug;
 
 use super::{Server, Target, activate};
@@ -67,8 +68,20 @@ pub(crate) type Reply<T> = Sender<Result<T, ChangeError>>;
 
 /// A change under way.
 pub(super) enum Change {
-    Grow { blocks: u64, reply: Reply<()> },
-    Leave { leave: Leave, stage: Stage, reply: Reply<Target> },
+    Grow {
+        blocks: u64,
+        reply: Reply<()>,
+    },
+    /// `rests`: it writes its checkpoint.
+    Freeze {
+        rests: bool,
+        reply: Reply<Saved>,
+    },
+    Leave {
+        leave: Leave,
+        stage: Stage,
+        reply: Reply<Target>,
+    },
 }
 
 /// How far the leave of a volume has come.
@@ -123,13 +136,13 @@ impl Server {
     }
 
     /// A volume that is not being let go, nor to another worker.
-    fn unchanging(&mut self, volume: VolumeId) -> Result<&mut Target, ChangeError> {
+    pub(super) fn unchanging(&mut self, volume: VolumeId) -> Result<&mut Target, ChangeError> {
         let target = self.targets.get_mut(volume.0 as usize).and_then(Option::as_mut);
         let target = target.ok_or(ChangeError::Unknown)?;
         if target.is_leaving() || target.quiesced { Err(ChangeError::Busy) } else { Ok(target) }
     }
 
-    fn begin(&mut self, now_ns: u64, volume: VolumeId, change: Change) {
+    pub(super) fn begin(&mut self, now_ns: u64, volume: VolumeId, change: Change) {
         if let Some(target) = self.targets[volume.0 as usize].as_mut() {
             target.change = Some(change);
         }
@@ -159,6 +172,7 @@ impl Server {
         match &target.change {
             None => true,
             Some(Change::Grow { .. }) => self.step_grow(volume),
+            Some(Change::Freeze { .. }) => self.step_freeze(now_ns, volume),
             Some(Change::Leave { leave, stage, .. }) => {
                 let (leave, stage) = (*leave, *stage);
                 self.step_leave(now_ns, volume, leave, stage)
@@ -195,7 +209,15 @@ impl Server {
                 if is_over { Stage::Drain { until_ns: now_ns + DRAIN_NS } } else { stage }
             }
             Stage::Drain { until_ns } => {
-                if self.drain(volume, leave, now_ns >= until_ns) > 0 {
+                // Who waits for a frozen volume is not answered here any more.
+                let frozen = self.targets[volume.0 as usize].as_ref().is_some_and(|target| target.frozen);
+                let left = self.drain(volume, leave, frozen || now_ns >= until_ns);
+                let Some(target) = self.targets[volume.0 as usize].as_mut() else { return true };
+                if frozen {
+                    target.drop_held();
+                    self.set_busy(volume);
+                }
+                if left > 0 {
                     return false;
                 }
                 let Some(target) = self.targets[volume.0 as usize].as_mut() else { return true };

@@ -44,6 +44,8 @@ pub(super) struct Credit {
     granted: Option<Ask>,
     /// A ticket waits in the shaper.
     waiting: bool,
+    /// Its volume is frozen, and something waits for that.
+    pub held: bool,
 }
 
 impl Credit {
@@ -118,6 +120,8 @@ pub(super) struct Connection {
     pub blocked: Option<(Stage, u64)>,
     /// Requests of it are or were followed.
     pub followed: bool,
+    /// It copies its volume, as that one's copy of this number.
+    pub copy: Option<u64>,
 }
 
 impl Connection {
@@ -146,6 +150,7 @@ impl Connection {
             rest_ns: now_ns,
             blocked: None,
             followed: false,
+            copy: None,
         }
     }
 
@@ -302,7 +307,7 @@ impl Connection {
     /// over its limit do not fill the memory that others need.
     pub fn wants_input(&self) -> bool {
         let is_full = self.session.unasked_bytes() >= self.waiting_bytes_max;
-        self.session.wants_input() && !(self.credit.waiting && is_full)
+        self.session.wants_input() && !((self.credit.waiting || self.credit.held) && is_full)
     }
 
     /// Something is to be sent.

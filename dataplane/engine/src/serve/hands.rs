@@ -17,6 +17,10 @@ const OPERATION_BYTES: u32 = 256 << 10;
 pub(super) struct Hands<'a> {
     pub connection: u32,
     pub credit: &'a mut Credit,
+    /// Its volume is frozen.
+    pub frozen: bool,
+    /// It copies its volume, which costs that one's hosts nothing.
+    pub copies: bool,
     /// What has held the connection's requests up until now, and since when.
     pub blocked: Option<(Stage, u64)>,
     pub followed: &'a mut bool,
@@ -73,6 +77,14 @@ impl Sink for Hands<'_> {
 
     fn admit(&mut self, volume: VolumeId, op: Op, lba: Lba, bytes: u32) -> bool {
         let ask = Ask { op, lba, bytes };
+        if self.copies {
+            return true;
+        }
+        // What was paid for stays so.
+        self.credit.held = self.frozen;
+        if self.frozen {
+            return false;
+        }
         if self.credit.take(ask) {
             return true;
         }
@@ -113,7 +125,8 @@ impl Sink for Hands<'_> {
         if io.op == Op::Flush {
             *self.unsynced = Unsynced::default();
         }
-        let flight = Flight { connection: self.connection, tag: io.tag, trace, writes: io.op.is_write() };
+        let range = io.op.is_write().then_some((io.lba, io.blocks));
+        let flight = Flight { connection: self.connection, tag: io.tag, trace, range };
         let index = match self.flights_free.pop() {
             Some(index) => {
                 self.flights[index as usize] = flight;

@@ -74,6 +74,11 @@ impl Session {
         }
     }
 
+    /// It copies its volume and asks what changed.
+    pub fn copies(&self) -> bool {
+        matches!(self, Session::Nbd(session) if session.attach().changed)
+    }
+
     /// I/Os handed out and not answered.
     pub fn outstanding(&self) -> u32 {
         match self {

@@ -4,14 +4,16 @@ use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 
 use arrayvec::ArrayVec;
-use block::{BlockSize, Done, Finished, Io, Mark, Op, Request, Status, Step, TraceId, VolumeId};
+use block::{BlockSize, Done, Finished, Io, Lba, Mark, Op, Request, Status, Step, TraceId, VolumeId};
 use frame::{Backing, IoBuffer, IoPool, SlabError};
 use media::{FaultSpec, Faults, FileError, FileMedia, Media, MemoryMedia, NoProbability};
 use session::nvme_tcp::{Access, Subsystem};
+use throttle::Saved;
 use trace::{DEPENDENCIES_MAX, Medium, Sampler};
 use volume::{FlatVolume, Health, Volume};
 
 use super::change::{Change, ChangeError, Leave, Stage};
+use super::changed::Tracker;
 use super::follow::Follower;
 use super::session::{Guest, Session};
 use crate::clock::Stopwatch;
@@ -79,6 +81,20 @@ pub struct Target {
     pub(super) quiesced: bool,
     /// In the list of volumes with something to do.
     pub(super) listed: bool,
+    /// Nothing that changes it or reads it is admitted, but for a copy: see [`super::freeze`].
+    pub(super) frozen: bool,
+    /// Writes that came while it is frozen: they were admitted before their payload came.
+    held: VecDeque<Io<IoBuffer>>,
+    /// Writes that are not answered, without those.
+    pub(super) writes: u32,
+    /// What changed, for a session that copies it.
+    pub(super) tracker: Option<Tracker>,
+    /// Sessions that copied it.
+    copies: u64,
+    /// What was told of changes.
+    told: VecDeque<Done<IoBuffer>>,
+    /// What its throttle begins with.
+    pub(super) saved: Option<Saved>,
     /// Connections that came for it.
     pub(super) connections: u32,
     /// Connections that were turned away.
@@ -173,6 +189,13 @@ impl Target {
             busy: 0,
             quiesced: false,
             listed: false,
+            frozen: false,
+            held: VecDeque::new(),
+            writes: 0,
+            tracker: None,
+            copies: 0,
+            told: VecDeque::new(),
+            saved: None,
             connections: 0,
             refused: 0,
             held_bytes: 0,
@@ -191,6 +214,16 @@ impl Target {
         self
     }
 
+    /// It admits nothing before it is thawed.
+    pub fn with_frozen(self, frozen: bool) -> Target {
+        Target { frozen, ..self }
+    }
+
+    /// Its throttle begins with what was saved elsewhere.
+    pub fn with_saved(self, saved: Option<Saved>) -> Target {
+        Target { saved, ..self }
+    }
+
     /// NVMe hosts may attach to it through `subsystem`, whose one namespace it is.
     pub fn with_subsystem(self, subsystem: Subsystem) -> Target {
         Target { subsystem: Some(Box::new(subsystem)), ..self }
@@ -202,6 +235,15 @@ impl Target {
             Body::Flat(flat) => flat.volume.block_size(),
             Body::Thin { volume, .. } => volume.block_size(),
             Body::Away { size } => *size,
+        }
+    }
+
+    /// Size in blocks; 0 of what is away.
+    pub(super) fn blocks(&self) -> u64 {
+        match &self.body {
+            Body::Flat(flat) => flat.volume.blocks(),
+            Body::Thin { volume, .. } => volume.blocks(),
+            Body::Away { .. } => 0,
         }
     }
 
@@ -245,6 +287,32 @@ impl Target {
 
     /// Takes a request; [`Target::pump`] begins it.
     pub(super) fn process(&mut self, io: Io<IoBuffer>) {
+        self.busy += 1;
+        if self.frozen && io.op.is_write() {
+            self.held.push_back(io);
+        } else {
+            self.take(io);
+        }
+    }
+
+    /// What came while it was frozen goes on.
+    pub(super) fn thaw(&mut self) {
+        self.frozen = false;
+        while let Some(io) = self.held.pop_front() {
+            self.take(io);
+        }
+    }
+
+    /// What came while it was frozen comes to nothing: whoever sent it is gone.
+    pub(super) fn drop_held(&mut self) {
+        self.told.extend(self.held.drain(..).map(|io| {
+            self.writes += 1;
+            // A host with another path takes that.
+            io.done(Status::Fenced)
+        }));
+    }
+
+    fn take(&mut self, io: Io<IoBuffer>) {
         let bytes = io.buffer.as_ref().map_or(0, |buffer| buffer.len() as u64);
         let counters = &mut self.counters;
         match io.op {
@@ -260,8 +328,46 @@ impl Target {
             Op::Discard | Op::WriteZeroes { .. } => counters.discards += 1,
             Op::Extents => {}
         }
-        self.busy += 1;
+        self.writes += u32::from(io.op.is_write());
         self.queue.push_back(io);
+    }
+
+    /// A session begins to copy it; returns its number. One that copied it until now does not any more.
+    pub(super) fn track(&mut self) -> u64 {
+        self.copies += 1;
+        self.tracker = Some(Tracker::new(self.copies, self.block_size(), self.blocks()));
+        self.copies
+    }
+
+    /// A session that copied it is over.
+    pub(super) fn untrack(&mut self, copy: u64) {
+        self.tracker.take_if(|tracker| tracker.copy == copy);
+    }
+
+    /// A request that may have changed it was answered by the medium.
+    pub(super) fn changed(&mut self, lba: Lba, blocks: u32) {
+        self.writes = self.writes.saturating_sub(1);
+        if let Some(tracker) = &mut self.tracker {
+            tracker.mark(lba, blocks);
+        }
+    }
+
+    /// Answers the copying session's question what changed, and takes for copied what it was told.
+    pub(super) fn tell(&mut self, copy: u64, mut io: Io<IoBuffer>, pool: &mut IoPool) {
+        let (size, blocks) = (self.block_size(), self.blocks());
+        let tracker = self.tracker.as_mut().filter(|tracker| tracker.copy == copy);
+        let room = io.buffer.as_ref().map_or(0, |buffer| buffer.len());
+        let mut status = io.admit(size, blocks, room).err().unwrap_or(Status::Ok);
+        match (tracker, io.buffer.as_mut()) {
+            (Some(tracker), Some(buffer)) if status.is_ok() => {
+                tracker.tell(io.lba, io.blocks, pool.bytes_mut(buffer));
+            }
+            // Another session took its place.
+            _ if status.is_ok() => status = Status::Aborted,
+            _ => {}
+        }
+        self.busy += 1;
+        self.told.push_back(io.done(status));
     }
 
     /// Begins what there is room for, and carries on at the medium.
@@ -334,6 +440,7 @@ impl Target {
     /// The next answer.
     pub(super) fn finished(&mut self) -> Option<Done<IoBuffer>> {
         let done = match &mut self.body {
+            _ if !self.told.is_empty() => self.told.pop_front(),
             Body::Flat(flat) => flat.volume.finished(),
             Body::Thin { volume, .. } => volume.finished(),
             // Sessions hand nothing out for it; should one, its host tries another path.
@@ -422,6 +529,21 @@ impl Target {
         idle
     }
 
+    /// Writes what stands only in the log into a checkpoint.
+    pub(super) fn checkpoint(&mut self) {
+        if let Body::Thin { volume, .. } = &mut self.body {
+            volume.checkpoint();
+        }
+    }
+
+    /// All that was answered is durable, also without its log. `None` if it never will be.
+    pub(super) fn is_settled(&self) -> Option<bool> {
+        match &self.body {
+            Body::Thin { volume, .. } => (volume.health() == Health::Sound).then(|| volume.is_settled()),
+            _ => Some(true),
+        }
+    }
+
     /// Requests are under way.
     pub(super) fn is_busy(&self) -> bool {
         self.busy > 0
@@ -485,12 +607,14 @@ impl Target {
     pub(super) fn stand_by(&mut self) -> Target {
         let size = self.block_size();
         self.health = Health::Sound;
+        (self.frozen, self.tracker) = (false, None);
         Target::new(self.volume, std::mem::replace(&mut self.body, Body::Away { size }))
     }
 
     /// The volume behind names that were here without it: it was opened and recovered, so hosts may come.
     pub(super) fn arrive(&mut self, target: Target) {
         self.body = target.body;
+        (self.frozen, self.saved) = (target.frozen, target.saved);
         let Some(subsystem) = self.subsystem.as_deref_mut() else { return };
         // INVARIANT: the namespace is there, since the names were not let go.
         if let Body::Thin { volume, .. } = &self.body {

@@ -93,7 +93,7 @@ fn request(command: u16, flags: u16, cookie: u64, offset: u64, length: u32) -> V
 
 fn guest(volume: VolumeId) -> Guest {
     let export = Export::new("disk", "", volume, BlockSize::B4096, BLOCKS).unwrap();
-    let attach = Attach { export, structured: false, allocation: false, secured: false };
+    let attach = Attach { export, structured: false, allocation: false, changed: false, secured: false };
     Guest::Nbd(Box::new(Transmission::new(attach, Bounds::default())))
 }
 

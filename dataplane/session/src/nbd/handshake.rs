@@ -25,9 +25,13 @@ pub const OPTIONS_MAX: u32 = 1024;
 /// A list of exports is continued when this much of it was sent.
 const OUTPUT_BYTES: usize = 8 << 10;
 
-/// The one metadata context and its number.
+/// The metadata contexts and their numbers; a session has one of them.
 const ALLOCATION: &str = "base:allocation";
 pub(super) const ALLOCATION_CONTEXT: u32 = 1;
+const CHANGED: &str = "tidegate:changed";
+pub(super) const CHANGED_CONTEXT: u32 = 2;
+/// What lists the identity of an export: it ends with 32 hexadecimal digits then, and cannot be selected.
+const IDENTITY: &str = "tidegate:identity:";
 const HANDSHAKE_FLAGS: HandshakeFlags = HandshakeFlags::FIXED_NEWSTYLE.with(HandshakeFlags::NO_ZEROES);
 
 /// Why a handshake ended without an export. The connection is to be closed.
@@ -107,8 +111,8 @@ pub struct Handshake {
     secured: bool,
     client: ClientFlags,
     structured: bool,
-    /// Index of the export for which `base:allocation` was selected.
-    allocation: Option<usize>,
+    /// Index of the export for which a context was selected, and which.
+    context: Option<(usize, u32)>,
     options: u32,
     state: State,
     input: Vec<u8>,
@@ -124,7 +128,7 @@ impl Handshake {
             secured: false,
             client: ClientFlags::NONE,
             structured: false,
-            allocation: None,
+            context: None,
             options: 0,
             state: State::Flags,
             input: Vec::new(),
@@ -203,7 +207,7 @@ impl Handshake {
         if matches!(self.state, State::Ended(Next::StartTls)) {
             self.secured = true;
             self.structured = false;
-            self.allocation = None;
+            self.context = None;
             self.state = State::Header;
         }
     }
@@ -394,12 +398,16 @@ impl Handshake {
     }
 
     fn attach(&mut self, index: usize, export: &Export) {
+        // "where the final time it was sent, it referred to the same export name that was ultimately selected".
+        let selected = |context| self.context == Some((index, context));
+        let changed = selected(CHANGED_CONTEXT);
+        let mut export = export.clone();
+        export.read_only |= changed;
         self.state = State::Ended(Next::Attach(Attach {
-            export: export.clone(),
+            export,
             structured: self.structured,
-            // "where the final time it was sent, it referred to the same export name that was ultimately
-            // selected".
-            allocation: self.allocation == Some(index),
+            allocation: selected(ALLOCATION_CONTEXT),
+            changed,
             secured: self.secured,
         }));
     }
@@ -410,7 +418,7 @@ impl Handshake {
         if sets {
             // "Issuing this command replaces all previously-set metadata contexts (including when this
             // command fails)".
-            self.allocation = None;
+            self.context = None;
         }
         if !self.structured {
             let why = "structured replies must be negotiated first";
@@ -430,20 +438,33 @@ impl Handshake {
         // "`base:` - the server MUST ignore this form during NBD_OPT_SET_META_CONTEXT, and MUST support this
         // as a wildcard during NBD_OPT_LIST_META_CONTEXT". Without queries a list has all, and nothing is
         // selected.
-        let found = if sets {
-            request.queries().any(|query| query == ALLOCATION)
-        } else {
-            request.queries == 0 || request.queries().any(|query| query == ALLOCATION || query == "base:")
-        };
-        if found {
-            // "The metadata context ID in these replies is reserved and SHOULD be set to zero" in a list.
-            let id = if sets { ALLOCATION_CONTEXT } else { 0 };
-            self.reply(option, &Reply::MetaContext { id, name: ALLOCATION });
+        let asks = |what: &str| request.queries().any(|query| query == what);
+        if sets {
+            // "the server SHOULD reply with the contexts that it will provide": of both, what a copy asks for.
+            let changed = asks(CHANGED).then_some((CHANGED_CONTEXT, CHANGED));
+            let selected = changed.or(asks(ALLOCATION).then_some((ALLOCATION_CONTEXT, ALLOCATION)));
+            if let Some((id, name)) = selected {
+                self.reply(option, &Reply::MetaContext { id, name });
+            }
+            self.reply(option, &Reply::Ack);
+            self.context = selected.map(|(id, _)| (index, id));
+            return;
+        }
+        // "The metadata context ID in these replies is reserved and SHOULD be set to zero" in a list.
+        let lists = |name: &str, wild: &str| request.queries == 0 || asks(name) || asks(wild);
+        let (base, ours) = (lists(ALLOCATION, "base:"), lists(CHANGED, "tidegate:"));
+        let identity = exports[index].identity.filter(|_| lists(IDENTITY, "tidegate:"));
+        if base {
+            self.reply(option, &Reply::MetaContext { id: 0, name: ALLOCATION });
+        }
+        if ours {
+            self.reply(option, &Reply::MetaContext { id: 0, name: CHANGED });
+        }
+        if let Some(identity) = identity {
+            let name = format!("{IDENTITY}{:032x}", u128::from_be_bytes(identity));
+            self.reply(option, &Reply::MetaContext { id: 0, name: &name });
         }
         self.reply(option, &Reply::Ack);
-        if sets && found {
-            self.allocation = Some(index);
-        }
     }
 
     fn refuse_without_tls(&mut self, option: OptionCode) {

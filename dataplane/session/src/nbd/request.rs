@@ -7,7 +7,7 @@ use block::{IO_BYTES_MAX, Op, Tag, TraceId};
 use wire::nbd::transmission::{Command, CommandFlags, ErrorCode, Request};
 use wire::nbd::{PAYLOAD_BYTES_MAX, TEXT_BYTES_MAX};
 
-use super::Export;
+use super::Attach;
 
 /// Parts of the longest request: each is one I/O.
 pub(super) const PARTS_MAX: usize = PAYLOAD_BYTES_MAX as usize / IO_BYTES_MAX;
@@ -43,18 +43,24 @@ pub(super) struct Rules {
     read_only: bool,
     fast_zero: bool,
     structured: bool,
-    allocation: bool,
+    /// A context was selected.
+    context: bool,
+    /// It is the one of copies.
+    changed: bool,
 }
 
 impl Rules {
-    pub(super) fn new(export: &Export, structured: bool, allocation: bool) -> Self {
+    pub(super) fn new(attach: &Attach) -> Self {
+        let Attach { export, structured, allocation, changed, .. } = attach;
+        let structured = *structured;
         Self {
             size_bytes: export.size_bytes(),
             block_bytes: export.block_size().bytes(),
             read_only: export.read_only,
             fast_zero: export.fast_zero,
             structured,
-            allocation: structured && allocation,
+            context: structured && (*allocation || *changed),
+            changed: *changed,
         }
     }
 
@@ -157,8 +163,11 @@ impl Rules {
             }
             // "Servers SHOULD reply with NBD_EINVAL to clients sending NBD_CMD_BLOCK_STATUS without
             // selecting at least one metadata context."
-            Kind::Status { .. } if !self.allocation => {
+            Kind::Status { .. } if !self.context => {
                 Err(refusal(ErrorCode::INVAL, "no metadata context was selected"))
+            }
+            Kind::Status { one: true } if self.changed => {
+                Err(refusal(ErrorCode::INVAL, "what changed is told as a whole, not one by one"))
             }
             _ => Ok(()),
         }

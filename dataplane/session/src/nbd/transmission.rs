@@ -158,7 +158,7 @@ impl Transmission {
         let limits = Limits { bytes_max: limits.bytes_max.max(PAYLOAD_BYTES_MAX), ..limits };
         let parts = requests + super::request::PARTS_MAX;
         Self {
-            rules: Rules::new(&attach.export, attach.structured, attach.allocation),
+            rules: Rules::new(&attach),
             attach,
             input: HEADER,
             slots: Slots::new(limits.requests_max),

@@ -164,7 +164,8 @@ impl Rig {
     ) -> Rig {
         let volume = VolumeId(7);
         let export = Export::new("disk", "", volume, image.block_size, image.blocks()).expect("sound");
-        let mut attach = Attach { export, structured, allocation: structured, secured: false };
+        let mut attach =
+            Attach { export, structured, allocation: structured, changed: false, secured: false };
         attach.export.fast_zero = true;
         let mut limits = Limits::default();
         change(&mut attach, &mut limits);

@@ -5,7 +5,7 @@ use frame::{IoBuffer, IoPool};
 use wire::nbd::transmission::{AllocationFlags, Chunk, Descriptor, ErrorCode, SimpleReply};
 
 use super::{Lane, Transmission, UnknownTag};
-use crate::nbd::handshake::ALLOCATION_CONTEXT;
+use crate::nbd::handshake::{ALLOCATION_CONTEXT, CHANGED_CONTEXT};
 use crate::nbd::output::Body;
 use crate::nbd::request::{Kind, Refusal, SlotId};
 
@@ -148,9 +148,12 @@ impl Transmission {
         let Some(slot) = self.slots.find(id) else { return self.give_back(Some(records), pool) };
         let (cookie, length_bytes) = (slot.cookie, slot.length_bytes);
         let shift = self.attach.export.block_size().shift();
-        let used_bytes = describe(pool.bytes_mut(&mut records), length_bytes, shift, one);
+        let changed = self.attach.changed;
+        let flags = if changed { CHANGE_FLAGS } else { ALLOCATION_FLAGS };
+        let used_bytes = describe(pool.bytes_mut(&mut records), length_bytes, shift, one, flags);
         records.set_len(used_bytes);
-        let chunk = Chunk::BlockStatus { context: ALLOCATION_CONTEXT };
+        let chunk =
+            Chunk::BlockStatus { context: if changed { CHANGED_CONTEXT } else { ALLOCATION_CONTEXT } };
         self.output.push_chunk(chunk, cookie, Body::Payload(records), Some(id));
     }
 
@@ -172,12 +175,23 @@ impl Transmission {
     }
 }
 
+/// What is said of a record that is not allocated, and of one that is.
+const ALLOCATION_FLAGS: [AllocationFlags; 2] = [AllocationFlags::ALL, AllocationFlags::NONE];
+/// Of one that did not change, and of one that did.
+const CHANGE_FLAGS: [AllocationFlags; 2] = [AllocationFlags::NONE, AllocationFlags::HOLE];
+
 /// Turns the records of a volume into descriptors, in place; returns how many bytes of them there are.
 ///
 /// "If the client used the NBD_CMD_FLAG_REQ_ONE flag, each chunk contains exactly one descriptor where the
 /// length of the descriptor MUST NOT be greater than the length of the request". Here no answer is longer
 /// than what was asked.
-fn describe(records: &mut [u8], length_bytes: u32, shift: u32, one: bool) -> usize {
+fn describe(
+    records: &mut [u8],
+    length_bytes: u32,
+    shift: u32,
+    one: bool,
+    flags: [AllocationFlags; 2],
+) -> usize {
     let mut left_bytes = length_bytes;
     let mut used = 0;
     let (records, _) = records.as_chunks_mut::<{ Extent::BYTES }>();
@@ -187,14 +201,13 @@ fn describe(records: &mut [u8], length_bytes: u32, shift: u32, one: bool) -> usi
         if length_bytes == 0 || (one && used == 1) {
             break;
         }
-        let flags = if allocated { AllocationFlags::NONE } else { AllocationFlags::ALL };
-        *record = Descriptor { length_bytes, flags }.octets();
+        *record = Descriptor { length_bytes, flags: flags[usize::from(allocated)] }.octets();
         left_bytes -= length_bytes;
         used += 1;
     }
     // "a server MAY always safely report a status of 0 for any block".
     if let (0, Some(first)) = (used, records.first_mut()) {
-        *first = Descriptor { length_bytes, flags: AllocationFlags::NONE }.octets();
+        *first = Descriptor { length_bytes, flags: flags[1] }.octets();
         used = 1;
     }
     used * Descriptor::BYTES

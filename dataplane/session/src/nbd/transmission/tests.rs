@@ -34,7 +34,7 @@ fn nothing_is_allocated_per_request() {
     let slab = IoSlab::new(IoSlabConfig { regions: 64, hugepages: false }).expect("maps");
     let mut pool = IoPool::new(&slab, 64);
     let export = Export::new("disk", "", VolumeId(1), BlockSize::B4096, 1 << 20).expect("sound");
-    let attach = Attach { export, structured: true, allocation: true, secured: false };
+    let attach = Attach { export, structured: true, allocation: true, changed: false, secured: false };
     let mut session = Transmission::new(attach, Limits { requests_max: 32, ..Limits::default() });
     let before = capacities(&session);
     let mut ios = Ios(Vec::new());

@@ -1,0 +1,67 @@
+//! Holding the I/O of a volume for a hand-over to another node (docs/decisions/051).
+//!
+//! A frozen volume admits nothing: what its clients send waits in their sessions, as if they were over a limit. It is
+//! still when the writes that were handed out are answered and a checkpoint has all of them.
+//!
+//! Invariants: a copy goes on reading; other volumes notice nothing; a frozen volume can be let go.
+
+use block::VolumeId;
+use throttle::Saved;
+
+use super::change::{Change, ChangeError, Reply};
+use super::{Server, activate};
+
+impl Server {
+    /// Admits nothing any more; the answer comes when the volume is still, with what its throttle has saved.
+    pub fn freeze(&mut self, now_ns: u64, volume: VolumeId, reply: Reply<Saved>) {
+        match self.unchanging(volume).map(|target| target.frozen = true) {
+            Ok(()) => self.begin(now_ns, volume, Change::Freeze { rests: false, reply }),
+            // Whoever asked may have given up.
+            Err(why) => drop(reply.send(Err(why))),
+        }
+    }
+
+    /// Goes on.
+    pub fn thaw(&mut self, volume: VolumeId) -> Result<(), ChangeError> {
+        let target = self.unchanging(volume)?;
+        target.thaw();
+        target.change.take_if(|change| matches!(change, Change::Freeze { .. }));
+        self.set_busy(volume);
+        for index in 0..self.connections.len() {
+            if let Some(connection) = self.connections[index].as_mut()
+                && connection.volume() == volume
+            {
+                connection.credit.held = false;
+                activate(&mut self.active, index as u32, connection);
+            }
+        }
+        Ok(())
+    }
+
+    /// True when the volume is still, or never will be.
+    pub(super) fn step_freeze(&mut self, now_ns: u64, volume: VolumeId) -> bool {
+        let Some(target) = self.targets[volume.0 as usize].as_mut() else { return true };
+        let Some(Change::Freeze { rests, .. }) = &mut target.change else { return true };
+        if target.writes > 0 {
+            return false;
+        }
+        if !std::mem::replace(rests, true) {
+            target.checkpoint();
+            self.set_busy(volume);
+            return false;
+        }
+        let outcome = match target.is_settled() {
+            Some(false) => {
+                self.set_busy(volume);
+                return false;
+            }
+            Some(true) => self.shaper.balances(now_ns, volume.0).ok_or(ChangeError::Unknown),
+            None => Err(ChangeError::Lost),
+        };
+        if let Some(Change::Freeze { reply, .. }) = target.change.take() {
+            // Whoever asked may have given up.
+            let _ = reply.send(outcome.map(|balance| balance.saved()));
+        }
+        true
+    }
+}
