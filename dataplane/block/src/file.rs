@@ -24,6 +24,8 @@ pub enum FileName {
     Superblock,
     /// The claim of one owner.
     Epoch(Epoch),
+    /// Says to an owner that another one has claimed the volume.
+    Fence(Epoch),
     /// One of two checkpoints of an owner.
     Checkpoint {
         /// Who writes it.
@@ -48,10 +50,10 @@ pub enum FileName {
 }
 
 impl FileName {
-    /// The owner that may write the file; `None` for the superblock.
+    /// The owner that may write the file; `None` for the superblock and for fences.
     pub fn epoch(self) -> Option<Epoch> {
         match self {
-            FileName::Superblock => None,
+            FileName::Superblock | FileName::Fence(_) => None,
             FileName::Epoch(epoch)
             | FileName::Checkpoint { epoch, .. }
             | FileName::Log { epoch, .. }
@@ -65,6 +67,7 @@ impl fmt::Display for FileName {
         match self {
             FileName::Superblock => write!(f, "superblock"),
             FileName::Epoch(epoch) => write!(f, "epoch.{:016x}", epoch.0),
+            FileName::Fence(epoch) => write!(f, "fence.{:016x}", epoch.0),
             FileName::Checkpoint { epoch, side } => write!(f, "checkpoint.{:016x}.{side}", epoch.0),
             FileName::Log { epoch, segment } => write!(f, "log.{:016x}.{segment:08x}", epoch.0),
             FileName::Extent { epoch, id } => write!(f, "extent.{:016x}.{:08x}", epoch.0, id.0),
@@ -87,6 +90,7 @@ impl FromStr for FileName {
         let name = match kind {
             "superblock" => FileName::Superblock,
             "epoch" => FileName::Epoch(Epoch(number()?)),
+            "fence" => FileName::Fence(Epoch(number()?)),
             "checkpoint" => FileName::Checkpoint {
                 epoch: Epoch(number()?),
                 side: number()?.try_into().map_err(|_| NotOurs)?,
@@ -240,6 +244,7 @@ mod tests {
         for name in [
             FileName::Superblock,
             FileName::Epoch(epoch),
+            FileName::Fence(epoch),
             FileName::Checkpoint { epoch, side: 1 },
             FileName::Log { epoch, segment: 7 },
             FileName::Extent { epoch, id: ExtentId(u32::MAX) },

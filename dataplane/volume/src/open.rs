@@ -196,10 +196,33 @@ fn claim(directory: &dyn Directory, grant: Option<u64>) -> Result<Epoch, OpenErr
         Some(ours) => next_within(ours, highest)?,
     });
     match directory.create(FileName::Epoch(epoch)) {
-        Ok(()) => Ok(epoch),
+        Ok(()) => fence(directory, epoch).map(|()| epoch),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(OpenError::Raced(epoch)),
         Err(error) => Err(io_error(FileName::Epoch(epoch))(error)),
     }
+}
+
+/// Fences every owner before `epoch`, whose claim is made: who claims a lower one from now on sees it and gives up.
+fn fence(directory: &dyn Directory, epoch: Epoch) -> Result<(), OpenError> {
+    let names = directory.list().map_err(io_error("the volume's directory"))?;
+    let highest = highest_claim(&names);
+    if highest > epoch.0 {
+        return Err(OpenError::Raced(Epoch(highest)));
+    }
+    let fenced: BTreeSet<FileName> =
+        names.iter().copied().filter(|name| matches!(name, FileName::Fence(_))).collect();
+    for name in names {
+        let FileName::Epoch(other) = name else { continue };
+        let name = FileName::Fence(other);
+        if other == epoch || fenced.contains(&name) {
+            continue;
+        }
+        match directory.create(name) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(io_error(name)(error)),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// The next epoch of a grant, which is in its upper bits; openings under it count in the lower [`OPENING_BITS`].
@@ -272,7 +295,7 @@ fn sort_files(
     let needless = |name: &FileName| match name {
         FileName::Log { epoch: writer, .. } | FileName::Checkpoint { epoch: writer, .. } => *writer < epoch,
         FileName::Extent { epoch: writer, id } => *writer < epoch && !known.contains(id),
-        FileName::Superblock | FileName::Epoch(_) => false,
+        FileName::Superblock | FileName::Epoch(_) | FileName::Fence(_) => false,
     };
     Ok((extents, dead, names.into_iter().filter(needless).collect()))
 }

@@ -438,6 +438,25 @@ fn restarts_do_not_eat_the_disk() {
     assert!(disk.pages() <= most + 40, "{} pages, {most} after three restarts", disk.pages());
 }
 
+/// Decision 055: also an owner whose number is not the one before.
+#[test]
+fn an_owner_is_fenced_by_any_higher_grant() {
+    let disk = disk(1 << 20, BlockSize::B4096);
+    let under = |grant| Bed::open(&disk, Config { grant: Some(grant), ..small() }).expect("it opens");
+    let mut owners: Vec<Bed> = Vec::new();
+    for (grant, value) in [(1, 1), (2, 2), (2, 3), (7, 4)] {
+        let mut owner = under(grant);
+        assert_eq!(owner.write(0, &filled(PAGE, value)), Status::Ok);
+        for old in &mut owners {
+            assert_eq!(old.write(0, &filled(PAGE, 9)), Status::Fenced, "before grant {grant}");
+            assert_eq!(old.flush(), Status::Fenced, "before grant {grant}");
+        }
+        assert_eq!(owner.read(0, 1).bytes, filled(PAGE, value));
+        owners.push(owner);
+    }
+    owners.into_iter().for_each(|owner| drop(owner.kill()));
+}
+
 /// Decision 044: an epoch on the media is a grant and the number of an opening under it.
 #[test]
 fn a_grant_opens_again_under_itself_and_never_over_a_higher_one() {

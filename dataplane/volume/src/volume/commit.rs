@@ -1,16 +1,16 @@
 //! The log, syncs and the fence: what must have happened before a write or a flush is answered.
 //!
 //! Records of all requests whose pages are written join one batch; one batch is at the medium at a time, so
-//! they are answered in the order of the log. Then the volume looks whether a higher epoch exists: everything
-//! that was written before the look is then sure to be seen by whoever claims that epoch later (decision
-//! D10), and may be answered. A sync covers the batches that were complete when it began.
+//! they are answered in the order of the log. Then the volume looks whether whoever claimed a higher epoch has fenced
+//! it: everything that was written before the look is then sure to be seen by whoever does so later (decisions D10,
+//! 055), and may be answered. A sync covers the batches that were complete when it began.
 //!
 //! Invariants: `checked <= completed < next`, `checked_durable <= durable <= completed`; a request whose batch is
 //! at most `checked` is answered, and with FUA when it is at most `checked_durable`.
 
 use std::collections::VecDeque;
 
-use block::{Act, Epoch, Fault, FileId, FileName, Op, Status, Step};
+use block::{Act, Fault, FileId, FileName, Op, Status, Step};
 use frame::{IoBuffer, IoPool};
 
 use super::merge::Refusal;
@@ -408,7 +408,7 @@ impl Volume {
         }
         self.commit.look_wanted = false;
         self.commit.looking = Some((self.commit.completed, self.commit.durable, self.now_ns));
-        let name = FileName::Epoch(Epoch(self.epoch.0 + 1));
+        let name = FileName::Fence(self.epoch);
         self.ask(Token::Probe, Act::Probe(name), None, Vec::new());
     }
 
