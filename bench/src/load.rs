@@ -6,7 +6,7 @@
 //! server costs cannot hide behind a client that waits for it).
 //!
 //! With `verify`, what is written names itself (volume, block, sequence number, CRC32C), and what is read is
-//! compared with what was written last, as far as this run knows.
+//! compared with what was written last, as far as this run knows. With `read_back`, all of it is read at the end.
 //!
 //! Over NVMe/TCP the device may have several paths: requests go the best way, and again another way when theirs
 //! fails; the longest time without an answer is among the figures.
@@ -69,6 +69,8 @@ pub struct Spec {
     pub rate_iops: Option<u64>,
     /// Compare what is read.
     pub verify: bool,
+    /// At the end, read every block once of which it is known what it must hold; only with `verify`.
+    pub read_back: bool,
     /// How long requests are sent.
     pub duration: Duration,
     /// Requests at most; `None` = as many as there is time for.
@@ -93,6 +95,7 @@ impl Spec {
             flush_every: None,
             rate_iops: None,
             verify: false,
+            read_back: false,
             duration: Duration::from_secs(10),
             requests_max: None,
             seed: 1,

@@ -69,6 +69,7 @@ fn verified_load_goes_on_while_a_volume_changes_hands_and_its_owner_dies() {
         read_percent: 50,
         flush_every: Some(16),
         verify: true,
+        read_back: true,
         duration: Duration::from_secs(600),
         ..Spec::new(Uri { place: Place::NvmeTcp(first.address()), name: NQN.to_owned() })
     };

@@ -41,6 +41,9 @@ struct Cli {
     /// Write blocks that name themselves, and compare what is read
     #[arg(long)]
     verify: bool,
+    /// At the end, read back all that was written
+    #[arg(long, requires = "verify")]
+    read_back: bool,
     /// How long
     #[arg(long, default_value_t = 10)]
     seconds: u64,
@@ -124,6 +127,7 @@ fn main() -> ExitCode {
         flush_every: cli.flush_every,
         rate_iops: cli.rate,
         verify: cli.verify,
+        read_back: cli.read_back,
         duration: Duration::from_secs(cli.seconds),
         requests_max: cli.requests,
         seed: cli.seed,

@@ -58,6 +58,8 @@ pub(super) struct Load<'a> {
     next_block: u64,
     requests_left: u64,
     table: Option<Blocks>,
+    /// Once everything is read back: the block to go on at.
+    back: Option<u64>,
     started: Instant,
     /// When the next request is due, ns since the start, with a rate.
     next_due_ns: u64,
@@ -88,6 +90,7 @@ impl<'a> Load<'a> {
             next_block: 0,
             requests_left: spec.requests_max.unwrap_or(u64::MAX),
             table: spec.verify.then(table).transpose()?,
+            back: None,
             started: Instant::now(),
             next_due_ns: 0,
             due_step_ns: spec.rate_iops.map_or(0.0, |rate| 1e9 / rate as f64),
@@ -111,6 +114,8 @@ impl<'a> Load<'a> {
                 self.ask_again(index);
                 if !over {
                     self.begin(index, now_ns);
+                } else if self.read_back(index, now_ns) {
+                    end_ns = now_ns;
                 }
                 self.poll(index, now_ns)?;
                 under_way += self.clients[index].slots.len() - self.clients[index].free.len();
@@ -118,6 +123,11 @@ impl<'a> Load<'a> {
             self.device.step(now_ns)?;
             self.figures.elapsed = self.started.elapsed();
             self.note_events(now_ns);
+            if over && under_way == 0 && self.spec.read_back && self.back.is_none() {
+                // Nothing is under way that could change a block meanwhile.
+                self.back = Some(0);
+                continue;
+            }
             if over && under_way == 0 {
                 self.device.close();
                 return Ok(self.figures);
@@ -180,6 +190,25 @@ impl<'a> Load<'a> {
                 return self.clients[index].again.push(slot);
             }
         }
+    }
+
+    /// Reads back as many blocks as there are places; whether there were any.
+    fn read_back(&mut self, index: usize, now_ns: u64) -> bool {
+        let mut has_asked = false;
+        while let (Some(from), Some(&slot)) = (self.back, self.clients[index].free.last()) {
+            let Some(block) = self.table.as_ref().and_then(|table| table.known_from(from)) else { break };
+            self.back = Some(block + 1);
+            let (client, table) = (&mut self.clients[index], self.table.as_mut());
+            client.free.pop();
+            client.slots[slot as usize] = Some(Under { op: Op::Read, block, sequence: 0, due_ns: now_ns });
+            table.map(|table| table.begin(block, true, &mut []));
+            has_asked = true;
+            if !self.ask(index, slot, Op::Read, block) {
+                self.clients[index].again.push(slot);
+                break;
+            }
+        }
+        has_asked
     }
 
     /// The next request of a connection, with what it writes.

@@ -47,6 +47,12 @@ impl Blocks {
         })
     }
 
+    /// The first block from `from` on of which it is known what it must hold.
+    pub fn known_from(&self, from: u64) -> Option<u64> {
+        let known = self.known.iter().skip(from as usize).position(|known| *known != Known::No)?;
+        Some(from + known as u64)
+    }
+
     pub fn is_free(&self, block: u64) -> bool {
         !self.under_way[block as usize]
     }
@@ -161,6 +167,7 @@ mod tests {
         let mut torn = second;
         torn[511] ^= 1;
         assert!(read(2, &torn).contains("torn"));
+        assert_eq!((blocks.known_from(0), blocks.known_from(3)), (Some(2), None));
     }
 
     #[test]

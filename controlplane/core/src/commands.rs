@@ -427,7 +427,11 @@ impl Core {
         let node = self.nodes.change(id).ok_or_else(missing(&id))?;
         node.cordoned = cordoned;
         let revision = Revision(node.revision.0 + 1);
-        self.recheck_later();
+        if cordoned {
+            self.recheck_later();
+        } else {
+            self.node_can_serve();
+        }
         Ok(Answer { revision, ..Answer::default() })
     }
 

@@ -186,6 +186,12 @@ impl Core {
         let load = |node: NodeId| self.index.volumes_at.get(&node).map_or(0, |volumes| volumes.len() as u64);
         let standby = self.producers.choose(Some(&pool), &mut random, able, load);
         self.random = random;
+        if standby.is_none() {
+            self.unguarded.insert(id);
+        }
+        if standby == volume.standby {
+            return;
+        }
         self.mark_volume(id);
         self.index_volume(id, false);
         if let Some(volume) = self.volumes.change(id) {

@@ -114,6 +114,8 @@ pub struct Core {
     drive: BTreeSet<OperationId>,
     /// Volumes whose node was lost or came back.
     unsettled: BTreeSet<VolumeId>,
+    /// Volumes for which nobody could stand by.
+    unguarded: BTreeSet<VolumeId>,
     /// Leases of consumers whose producer was lost.
     orphaned: BTreeSet<LeaseId>,
     /// Operations whose step waits for room or for a node.

@@ -157,7 +157,7 @@ impl Core {
             node.info = info.clone();
         }
         self.index_node(id);
-        self.timers.insert((self.now(), Timer::Recheck));
+        self.node_can_serve();
         Some(id)
     }
 
@@ -205,11 +205,15 @@ impl Core {
                 self.node_lost(id);
             }
             NodeState::Returning => self.node_returned(id),
-            NodeState::Alive => {
-                self.timers.insert((self.now(), Timer::Recheck));
-            }
+            NodeState::Alive => self.node_can_serve(),
             NodeState::Suspect => {}
         }
+    }
+
+    /// There is a node that may be given something: what waited for one is looked at again.
+    pub(crate) fn node_can_serve(&mut self) {
+        self.timers.insert((self.now(), Timer::Recheck));
+        self.unsettled.append(&mut self.unguarded);
     }
 
     pub(crate) fn judge(&mut self) {

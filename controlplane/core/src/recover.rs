@@ -73,6 +73,7 @@ impl Core {
             flights: BTreeMap::new(),
             drive: BTreeSet::new(),
             unsettled: BTreeSet::new(),
+            unguarded: BTreeSet::new(),
             orphaned: BTreeSet::new(),
             waiting_for_room: BTreeSet::new(),
             marked: BTreeSet::new(),
@@ -130,6 +131,8 @@ impl Core {
             *self.index.volumes_of.entry(tenant).or_default() += 1;
             self.index_volume(id, true);
         }
+        let alone = self.volumes.iter().filter(|(_, volume)| volume.standby.is_none());
+        self.unguarded = alone.map(|(id, _)| id).collect();
         self.index_leases();
         self.index_operations();
         // Whatever a lost node had and was not given to others before.

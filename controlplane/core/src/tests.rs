@@ -33,6 +33,20 @@ fn a_volume_is_made_and_served() {
 }
 
 #[test]
+fn whoever_joins_stands_by_for_volumes_that_have_nobody() {
+    let mut fleet = Fleet::with_capacities(&[1_000, 1_000], Config::default());
+    let volume = fleet.volume("a", "shared", iops(100));
+    let standby = |fleet: &Fleet| fleet.core.volume(volume).expect("there").standby;
+    fleet.kill(fleet.head(volume).0);
+    fleet.run(5_000);
+    assert_eq!(standby(&fleet), None, "the one that stood by serves");
+    fleet.restart();
+    fleet.join(1_000);
+    fleet.run(1_000);
+    assert_eq!(standby(&fleet), Some(NodeId(3)));
+}
+
+#[test]
 fn what_is_stored_is_all_that_there_is() {
     let mut fleet = Fleet::new(3, Config::default());
     let volumes: Vec<_> = (0..5).map(|at| fleet.volume(&format!("v{at}"), "shared", iops(10))).collect();

@@ -1,8 +1,10 @@
 //! A control plane and data planes that share a directory.
 
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use rustix::process::Pid;
 use serde_json::Value;
 use tests::gateway::{Gateway, daemon, folder};
 use tests::netns::{self, Held};
@@ -14,31 +16,56 @@ pub struct Cluster {
     pub folder: PathBuf,
     pub controlplane: Option<Held>,
     pub nodes: Vec<Option<Gateway>>,
-    /// Whether all see the same directory.
-    shared: bool,
-    /// What each data plane offers, in the form of its configuration; a copy gets an eighth of it.
-    pub bytes: &'static str,
+    /// What the data plane of each place is called.
+    pub names: Vec<String>,
+    /// Where each place takes NVMe hosts.
+    ports: Vec<u16>,
+    /// What their configurations say.
+    pub settings: NodeSettings,
 }
 
-/// Names of data planes.
+/// What the configurations of the data planes say of their capacity and pool.
+#[derive(Clone, Copy, Debug)]
+pub struct NodeSettings {
+    pub operations: u64,
+    /// In the form of a configuration; a copy gets an eighth of it.
+    pub bytes: &'static str,
+    /// Whether all see the same directory.
+    pub shared: bool,
+}
+
+impl Default for NodeSettings {
+    fn default() -> NodeSettings {
+        NodeSettings { operations: 100_000, bytes: "1GB/s", shared: true }
+    }
+}
+
+/// What data planes are called at first.
 const NAMES: [&str; 2] = ["one", "two"];
 
 impl Cluster {
     /// A running control plane with so many data planes, which it knows.
     pub fn start(test: &str, nodes: usize) -> Cluster {
-        Cluster::begin(test, nodes, true, "1GB/s")
+        Cluster::with(test, nodes, NodeSettings::default(), "")
     }
 
     /// The same, but each data plane has a directory of its own.
     pub fn private(test: &str, nodes: usize) -> Cluster {
-        Cluster::begin(test, nodes, false, "1GB/s")
+        Cluster::with(test, nodes, NodeSettings { shared: false, ..NodeSettings::default() }, "")
     }
 
-    fn begin(test: &str, nodes: usize, shared: bool, bytes: &'static str) -> Cluster {
-        let folder = folder(test);
-        let mut cluster = Cluster { folder, controlplane: None, nodes: Vec::new(), shared, bytes };
+    /// The same with other data planes, and more lines for the configuration of the control plane.
+    pub fn with(test: &str, nodes: usize, settings: NodeSettings, lines: &str) -> Cluster {
+        let mut cluster = Cluster {
+            folder: folder(test),
+            controlplane: None,
+            nodes: Vec::new(),
+            names: NAMES[..nodes].iter().map(|name| (*name).to_owned()).collect(),
+            ports: free_ports(nodes),
+            settings,
+        };
         let text = format!(
-            "directory = {:?}\n[listen]\nat = [{:?}]\n",
+            "directory = {:?}\n[listen]\nat = [{:?}]\n{lines}",
             cluster.folder.join("controlplane"),
             cluster.socket()
         );
@@ -79,21 +106,30 @@ impl Cluster {
 
     /// Starts a data plane, again if it was killed.
     pub fn start_node(&mut self, node: usize) {
-        let name = NAMES[node];
+        let name = self.names[node].clone();
         let body = format!(
             "[nbd]\nlisten = [{nbd:?}]\n[serve]\nmemory = \"72MiB\"\nhugepages = false\n\
-             [nvme]\ncontroller_first = {first}\ncontrollers = 1000\n\
-             [controlplane]\naddress = \"unix:{socket}\"\nstate = {state:?}\noperations = 100000\nbytes = {bytes:?}\n\
+             [nvme]\nlisten = [\"{nvme}\"]\ncontroller_first = {first}\ncontrollers = 1000\n\
+             [controlplane]\naddress = \"unix:{socket}\"\nstate = {state:?}\n\
+             operations = {operations}\nbytes = {bytes:?}\n\
              [[controlplane.pool]]\nname = \"default\"\ndirectory = {pool:?}\nshared = {shared}\ncapacity = \"1TiB\"\n",
             nbd = self.nbd(node),
+            nvme = self.nvme(node),
+            operations = self.settings.operations,
+            bytes = self.settings.bytes,
             first = 1 + 1000 * node,
             socket = self.socket().display(),
             state = self.folder.join(format!("state-{name}")),
             pool = self.pool(node),
-            shared = self.shared,
-            bytes = self.bytes,
+            shared = self.settings.shared,
         );
-        self.nodes[node] = Some(Gateway::start(None, &self.folder, name, &body));
+        self.nodes[node] = Some(Gateway::start(None, &self.folder, &name, &body));
+    }
+
+    /// A data plane that nobody knows yet, in the place of one that was killed.
+    pub fn replace_node(&mut self, node: usize, name: String) {
+        self.names[node] = name;
+        self.start_node(node);
     }
 
     /// Kills a data plane with SIGKILL.
@@ -109,18 +145,34 @@ impl Cluster {
 
     /// Where a data plane takes NBD clients.
     pub fn nbd(&self, node: usize) -> PathBuf {
-        self.folder.join(format!("nbd-{}.sock", NAMES[node]))
+        self.folder.join(format!("nbd-{node}.sock"))
+    }
+
+    /// Where a data plane takes NVMe hosts.
+    pub fn nvme(&self, node: usize) -> String {
+        format!("127.0.0.1:{}", self.ports[node])
+    }
+
+    /// The data plane of a place.
+    pub fn node(&self, node: usize) -> &Gateway {
+        self.nodes[node].as_ref().expect("it runs")
+    }
+
+    /// The process of a data plane.
+    pub fn pid(&self, node: usize) -> Pid {
+        Pid::from_child(&self.node(node).process.0)
     }
 
     /// Where a data plane keeps volumes.
     pub fn pool(&self, node: usize) -> PathBuf {
-        self.folder.join(if self.shared { "volumes".to_owned() } else { format!("volumes-{}", NAMES[node]) })
+        self.folder.join(if self.settings.shared { "volumes".to_owned() } else { format!("volumes-{node}") })
     }
 
     /// A client of a volume at a data plane, if that serves it.
     pub fn client(&self, node: usize, volume: &str) -> std::io::Result<Client> {
         let socket = std::os::unix::net::UnixStream::connect(self.nbd(node))?;
         socket.set_read_timeout(Some(std::time::Duration::from_secs(20)))?;
+        socket.set_write_timeout(Some(std::time::Duration::from_secs(20)))?;
         Client::new(Box::new(socket), volume)
     }
 
@@ -174,7 +226,8 @@ impl Cluster {
             let lines: Vec<&str> = text.lines().rev().take(25).collect();
             format!("\n--- {name}\n{}", lines.into_iter().rev().collect::<Vec<_>>().join("\n"))
         };
-        ["controlplane.log", "one.log", "two.log"].map(last).concat()
+        let nodes = self.names.iter().map(|name| last(&format!("{name}.log")));
+        last("controlplane.log") + &nodes.collect::<String>()
     }
 }
 
@@ -186,6 +239,13 @@ impl Drop for Cluster {
             remove(&self.folder);
         }
     }
+}
+
+/// Free now; a daemon says so if somebody else takes one in between.
+fn free_ports(count: usize) -> Vec<u16> {
+    let held: Vec<TcpListener> =
+        (0..count).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
+    held.iter().map(|listener| listener.local_addr().expect("it is bound").port()).collect()
 }
 
 fn remove(folder: &Path) {

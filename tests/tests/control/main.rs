@@ -5,6 +5,7 @@
 #[allow(dead_code, reason = "the tests of serving use all of it")]
 mod client;
 mod cluster;
+mod failover;
 mod host;
 mod life;
 mod moves;

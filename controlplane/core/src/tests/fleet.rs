@@ -110,6 +110,12 @@ impl Fleet {
         self.step(Input::Closed { session });
     }
 
+    /// A node that nobody knew.
+    pub fn join(&mut self, capacity: u64) {
+        self.nodes.push(Node { capacity, up: true, ..Node::default() });
+        self.connect(self.nodes.len() - 1);
+    }
+
     pub fn revive(&mut self, at: usize) {
         self.connect(at);
     }
