@@ -54,7 +54,9 @@ fn a_head_that_was_stopped_is_replaced_and_every_later_write_of_it_is_refused() 
 /// Loses one head after the other; the load may wait for `patience`.
 fn lose_heads(test: &str, how: How, patience: Duration) {
     let mut cluster = Cluster::start(test, 2);
-    cluster.tidegate(&["volume", "create", "disk", "--size", "32MiB", "--tenant", "blue", "--on", "one", "--wait"]);
+    cluster.tidegate(&[
+        "volume", "create", "disk", "--size", "32MiB", "--tenant", "blue", "--on", "one", "--wait",
+    ]);
     // They are compiled in the background, which takes the machine for a while.
     cluster.until("the shipped policies are ready", |cluster| {
         let policies = cluster.tidegate(&["policy", "list"]);
@@ -81,7 +83,12 @@ fn lose_heads(test: &str, how: How, patience: Duration) {
     let written: u64 = losses.iter().map(|loss| loss.figures.writes).sum();
     println!("{rounds} heads {how:?}, {written} writes acknowledged, all of the last ones read back");
     for loss in &losses {
-        assert!(loss.accepted <= GOAL && loss.gap <= patience, "{:?}: {:?}", loss.accepted, loss.figures.events);
+        assert!(
+            loss.accepted <= GOAL && loss.gap <= patience,
+            "{:?}: {:?}",
+            loss.accepted,
+            loss.figures.events
+        );
     }
 }
 
@@ -172,9 +179,9 @@ fn stop(cluster: &Cluster, node: usize, old: &mut Client) {
     kill_process(pid, Signal::STOP).expect("it lives");
     cluster.until("all its threads are stopped", |_| {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero())).expect("it lives");
-        tasks.map(|task| task.expect("a thread").path().join("stat")).all(|stat| {
-            std::fs::read_to_string(stat).is_ok_and(|stat| stat.contains(") T "))
-        })
+        tasks
+            .map(|task| task.expect("a thread").path().join("stat"))
+            .all(|stat| std::fs::read_to_string(stat).is_ok_and(|stat| stat.contains(") T ")))
     });
     for late in 0..LATE {
         let offset = late * (PAGES / LATE) * PAGE as u64;
@@ -196,8 +203,13 @@ fn goes_on(cluster: &Cluster, node: usize, old: &mut Client) {
     }
     let late = old.send((Command::WRITE, CommandFlags(0)), 0, PAGE as u32, &[0xee; PAGE]);
     let reply = late.and_then(|_| old.reply());
-    assert!(reply.is_err() || reply.is_ok_and(|reply| reply.error != ErrorCode::OK), "a later write was acknowledged");
-    println!("{refused} of {LATE} writes that waited for the old head were refused, the others never answered");
+    assert!(
+        reply.is_err() || reply.is_ok_and(|reply| reply.error != ErrorCode::OK),
+        "a later write was acknowledged"
+    );
+    println!(
+        "{refused} of {LATE} writes that waited for the old head were refused, the others never answered"
+    );
 }
 
 /// By which name hosts know the volume.
