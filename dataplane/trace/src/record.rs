@@ -1,5 +1,7 @@
-//! One record: 64 bytes with its sequence, the same for the whole I/O and for each of its spans.
+//! Records: 64 bytes each with their sequence. One is of a whole I/O or of another one that it depends on; one in a short form
+//! is of several spans, which lie end to end, so that most I/Os are two lines of the cache.
 
+use arrayvec::ArrayVec;
 use block::{Op, Status, TraceId, VolumeId};
 
 /// Bytes of a record in the ring.
@@ -209,7 +211,8 @@ impl Record {
         ]
     }
 
-    pub(crate) fn from_words(words: [u64; WORDS]) -> Record {
+    /// What was written as [`Record::words`].
+    fn from_words(words: [u64; WORDS]) -> Record {
         let [trace, link, what, t0_ns, t1_ns, volume, detail] = words;
         let [stage, kind, medium, status] = ((what >> 32) as u32).to_le_bytes();
         Record {
@@ -228,6 +231,41 @@ impl Record {
             detail,
         }
     }
+}
+
+/// Spans in one record.
+pub(crate) const RUN_MAX: usize = 4;
+/// In the third word: the record is of spans.
+const RUN: u64 = 1 << 63;
+const STAGE_SHIFT: u32 = 56;
+
+/// The words of a record of spans that follow one another: the first one's number and beginning, and each one's stage and end.
+#[inline(always)]
+pub(crate) fn run_words(trace: TraceId, first: u16, t0_ns: u64, spans: &[(Stage, u64)]) -> [u64; WORDS] {
+    let mut words = [0; WORDS];
+    (words[0], words[1]) = (trace.0, t0_ns);
+    words[2] = RUN | u64::from(first) | (spans.len().min(RUN_MAX) as u64) << 16;
+    for (word, &(stage, t1_ns)) in words[3..].iter_mut().zip(spans) {
+        // 2^56 ns are two years.
+        let length_ns = t1_ns.saturating_sub(t0_ns).min((1 << STAGE_SHIFT) - 1);
+        *word = (stage as u64) << STAGE_SHIFT | length_ns;
+    }
+    words
+}
+
+/// The records that words stand for: spans first to last, or one of another sort.
+pub(crate) fn from_words(words: [u64; WORDS]) -> ArrayVec<Record, RUN_MAX> {
+    if words[2] & RUN == 0 {
+        return ArrayVec::from_iter([Record::from_words(words)]);
+    }
+    let (trace, first, count) = (TraceId(words[0]), words[2] as u16, (words[2] >> 16) as u8);
+    let mut t0_ns = words[1];
+    let spans = words[3..].iter().take(usize::from(count)).zip(first..).map(|(word, span)| {
+        let t1_ns = words[1].saturating_add(word & ((1 << STAGE_SHIFT) - 1));
+        let stage = Stage::from_octet((word >> STAGE_SHIFT) as u8);
+        Record { trace, span, stage, t0_ns: std::mem::replace(&mut t0_ns, t1_ns), t1_ns, ..Record::default() }
+    });
+    spans.collect()
 }
 
 #[cfg(all(test, not(loom)))]
@@ -252,9 +290,18 @@ mod tests {
                 len: u32::MAX,
                 detail: u64::MAX / 3,
             };
-            assert_eq!(Record::from_words(record.words()), record);
+            assert_eq!(from_words(record.words())[..], [record]);
         }
         assert_eq!((WORDS + 1) * 8, RECORD_BYTES);
+        let spans =
+            [(Stage::Receive, 150), (Stage::Media, 150), (Stage::Sync, 1 << 40), (Stage::Send, 1 << 50)];
+        for count in 0..=RUN_MAX {
+            let read = from_words(run_words(TraceId(9), u16::MAX - 7, 100, &spans[..count]));
+            let shown: Vec<_> = read.iter().map(|one| (one.stage, one.t1_ns)).collect();
+            assert_eq!(shown, spans[..count]);
+            assert!(read.iter().zip(u16::MAX - 7..).all(|(one, span)| (one.trace.0, one.span) == (9, span)));
+            assert!(read.iter().zip([100, 150, 150, 1 << 40]).all(|(one, t0_ns)| one.t0_ns == t0_ns));
+        }
         assert_eq!((status_name(5), status_name(200)), ("media-error", "unknown"));
     }
 }

@@ -11,7 +11,10 @@
 
 use std::sync::Arc;
 
-use crate::record::{Record, WORDS};
+use arrayvec::ArrayVec;
+use block::TraceId;
+
+use crate::record::{RUN_MAX, Record, Stage, WORDS, from_words, run_words};
 use crate::sync::{AtomicU64, Ordering, fence};
 
 /// Makes a ring of at least `records` records, rounded up to a power of two, at least 2.
@@ -21,7 +24,8 @@ pub fn ring(records: usize) -> (Writer, Reader) {
         written: Line(AtomicU64::new(0)),
         places: (0..records).map(|_| Place::default()).collect(),
     });
-    (Writer { shared: Arc::clone(&shared), next: 0 }, Reader { shared, next: 0, lost: 0 })
+    let reader = Reader { shared: Arc::clone(&shared), next: 0, lost: 0, read: ArrayVec::new() };
+    (Writer { shared, next: 0 }, reader)
 }
 
 /// Most records of a ring: 1 GiB.
@@ -63,11 +67,28 @@ impl Writer {
     /// Writes a record, over the oldest if the ring is full. Readers see it after [`Writer::publish`].
     #[inline]
     pub fn write(&mut self, record: &Record) {
+        self.write_words(record.words());
+    }
+
+    /// Writes spans of an I/O that lie end to end, the first of them with number `first` and from `t0_ns` on; each with
+    /// the time of its end.
+    #[inline]
+    pub fn write_spans(&mut self, trace: TraceId, first: u16, t0_ns: u64, spans: &[(Stage, u64)]) {
+        let (mut first, mut t0_ns) = (first, t0_ns);
+        for run in spans.chunks(RUN_MAX) {
+            self.write_words(run_words(trace, first, t0_ns, run));
+            first += run.len() as u16;
+            t0_ns = run.last().map_or(t0_ns, |(_, t1_ns)| *t1_ns);
+        }
+    }
+
+    #[inline(always)]
+    fn write_words(&mut self, words: [u64; WORDS]) {
         let place = self.shared.place(self.next);
         place.sequence.store(self.next * 2 + 1, Ordering::Relaxed);
         // Pairs with the reader's acquire fence: whoever saw a word from below sees the odd sequence.
         fence(Ordering::Release);
-        for (word, value) in place.words.iter().zip(record.words()) {
+        for (word, value) in place.words.iter().zip(words) {
             word.store(value, Ordering::Relaxed);
         }
         // Pairs with the reader's first load: whoever sees this sees all words.
@@ -88,11 +109,21 @@ pub struct Reader {
     shared: Arc<Shared>,
     next: u64,
     lost: u64,
+    /// Read and not handed out yet, the last first.
+    read: ArrayVec<Record, RUN_MAX>,
 }
 
 impl Reader {
     /// The next record there is. `None` when all were read.
     pub fn read(&mut self) -> Option<Record> {
+        while self.read.is_empty() {
+            self.read = from_words(self.read_words()?);
+            self.read.reverse();
+        }
+        self.read.pop()
+    }
+
+    fn read_words(&mut self) -> Option<[u64; WORDS]> {
         let capacity = self.shared.places.len() as u64;
         loop {
             let written = self.shared.written.0.load(Ordering::Acquire);
@@ -109,7 +140,7 @@ impl Reader {
                 fence(Ordering::Acquire);
                 if place.sequence.load(Ordering::Relaxed) == wanted {
                     self.next += 1;
-                    return Some(Record::from_words(words));
+                    return Some(words);
                 }
             }
             // It was overwritten before it was read; those next to it are about to be.
@@ -138,7 +169,6 @@ impl Reader {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use block::TraceId;
 
     fn record(number: u64) -> Record {
         // Every word depends on the number, so that a torn record shows.

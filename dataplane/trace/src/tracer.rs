@@ -76,7 +76,8 @@ pub struct Tracer {
     writer: Writer,
     worker: u8,
     number: u64,
-    live: Vec<Option<Live>>,
+    /// By place; those that are free have trace 0.
+    live: Vec<Live>,
     free: Vec<u16>,
     counters: TracerCounters,
 }
@@ -103,7 +104,7 @@ impl Tracer {
         let place = match self.free.pop() {
             Some(place) => place,
             None if self.live.len() < LIVE_MAX => {
-                self.live.push(None);
+                self.live.push(Live::new(start));
                 (self.live.len() - 1) as u16
             }
             None => {
@@ -114,17 +115,7 @@ impl Tracer {
         self.number = (self.number + 1) & ((1 << (WORKER_SHIFT - PLACE_BITS)) - 1);
         let trace =
             TraceId(u64::from(self.worker) << WORKER_SHIFT | self.number << PLACE_BITS | u64::from(place));
-        self.live[usize::from(place)] = Some(Live {
-            trace,
-            start,
-            at_ns: start.received_ns,
-            spans: ArrayVec::new(),
-            depends: ArrayVec::new(),
-            depends_total: 0,
-            status: status_octet(Status::Ok),
-            asked: false,
-            handed: false,
-        });
+        self.live[usize::from(place)].begin(trace, start);
         trace
     }
 
@@ -176,14 +167,12 @@ impl Tracer {
     /// Its answer was sent: its records go into the ring, which [`Tracer::publish`] shows.
     pub fn end(&mut self, trace: TraceId, now_ns: u64) {
         let place = place_of(trace);
-        if self.find(trace).is_none() {
-            return;
-        }
-        let Some(mut live) = self.live[place].take() else { return };
-        self.free.push(place as u16);
-        self.counters.ended += 1;
+        let Some(live) = self.live.get_mut(place).filter(|live| live.is(trace)) else { return };
         live.step(Stage::Send, now_ns);
         live.write(&mut self.writer);
+        live.trace = TraceId(0);
+        self.free.push(place as u16);
+        self.counters.ended += 1;
     }
 
     /// Shows what ended.
@@ -194,8 +183,9 @@ impl Tracer {
 
     /// Its client is gone: nothing of what it asked for is followed any more.
     pub fn forget(&mut self, client: u32) {
-        for (place, slot) in self.live.iter_mut().enumerate() {
-            if slot.take_if(|live| live.start.client == client).is_some() {
+        for (place, live) in self.live.iter_mut().enumerate() {
+            if live.trace.0 != 0 && live.start.client == client {
+                live.trace = TraceId(0);
                 self.free.push(place as u16);
                 self.counters.forgotten += 1;
             }
@@ -203,11 +193,38 @@ impl Tracer {
     }
 
     fn find(&mut self, trace: TraceId) -> Option<&mut Live> {
-        self.live.get_mut(place_of(trace))?.as_mut().filter(|live| live.trace == trace)
+        self.live.get_mut(place_of(trace)).filter(|live| live.is(trace))
     }
 }
 
 impl Live {
+    fn new(start: Start) -> Live {
+        Live {
+            trace: TraceId(0),
+            start,
+            at_ns: 0,
+            spans: ArrayVec::new(),
+            depends: ArrayVec::new(),
+            depends_total: 0,
+            status: status_octet(Status::Ok),
+            asked: false,
+            handed: false,
+        }
+    }
+
+    /// Becomes another I/O in its place: what is large is not written twice.
+    fn begin(&mut self, trace: TraceId, start: Start) {
+        (self.trace, self.start, self.at_ns) = (trace, start, start.received_ns);
+        self.spans.clear();
+        self.depends.clear();
+        (self.depends_total, self.status) = (0, status_octet(Status::Ok));
+        (self.asked, self.handed) = (false, false);
+    }
+
+    fn is(&self, trace: TraceId) -> bool {
+        self.trace == trace && trace.0 != 0
+    }
+
     fn step(&mut self, stage: Stage, until_ns: u64) {
         // Clocks of turns and readings within them agree to some ns only; nothing takes negative time.
         if until_ns <= self.at_ns {
@@ -238,12 +255,8 @@ impl Live {
             len: start.bytes,
             detail: self.spans.len() as u64 | u64::from(self.depends_total) << 32,
         };
-        let (mut span, mut t0_ns) = (0, start.received_ns);
-        for &(stage, t1_ns) in &self.spans {
-            span += 1;
-            writer.write(&Record { span, stage, t0_ns, t1_ns, link: 0, detail: 0, ..whole });
-            t0_ns = t1_ns;
-        }
+        writer.write_spans(self.trace, 1, start.received_ns, &self.spans);
+        let mut span = self.spans.len() as u16;
         for &on in &self.depends {
             span += 1;
             writer.write(&Record { span, stage: Stage::Depends, link: on.0, detail: 0, ..whole });

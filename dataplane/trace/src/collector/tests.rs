@@ -199,16 +199,24 @@ fn what_a_full_ring_lost_is_counted_and_the_rest_is_told_apart() {
         bench.io(0, Op::Read, 0, 100_000);
     });
     bench.collector.collect(usize::MAX);
-    // Four records each: the last two I/Os.
+    // Two records each, one of them of three spans: the last four I/Os.
     let counts = bench.collector.counts();
-    assert_eq!((counts.traces, counts.lost, counts.incomplete), (2, 392, 0));
-    let mut bench = Bench::over(ring(4), CollectorConfig::default());
-    bench.io(0, Op::Read, 10, 100_000);
+    assert_eq!((counts.traces, counts.lost, counts.incomplete), (4, 192, 0));
+    // Five spans are two records, and the first of three is lost.
+    let mut bench = Bench::over(ring(2), CollectorConfig::default());
+    let (volume, medium, op, received_ns) = (VolumeId(0), Medium::File, Op::Read, 1);
+    let start = Start { volume, medium, op, lba: Lba(1), bytes: 4096, client: 0, received_ns };
+    let trace = bench.tracer.begin(start);
+    for (stage, at_ns) in [(Stage::Receive, 2), (Stage::Map, 3), (Stage::Media, 4), (Stage::Fence, 5)] {
+        bench.tracer.step(trace, stage, at_ns);
+    }
+    bench.tracer.end(trace, 6);
+    bench.tracer.publish();
     bench.collector.collect(usize::MAX);
     let counts = bench.collector.counts();
     assert_eq!((counts.traces, counts.lost, counts.incomplete, counts.orphans), (1, 1, 1, 0));
     let all = Query { limit: 9, ..Query::default() };
-    assert_eq!(bench.collector.find(&all)[0].0.missing, 1, "shown, not dropped");
+    assert_eq!(bench.collector.find(&all)[0].0.missing, 4, "shown, not dropped");
 }
 
 #[test]
