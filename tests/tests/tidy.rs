@@ -36,7 +36,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 
 /// Crates that may use everything and that nothing may use.
-const OUTSIDE: &[&str] = &["bench", "policy-bench", "sim", "tests", "xtask"];
+const OUTSIDE: &[&str] = &["bench", "policy-bench", "control-bench", "sim", "tests", "xtask"];
 
 /// The only crates with `unsafe`; every other forbids it.
 const UNSAFE: &[&str] = &["frame", "port", "media"];

@@ -6,7 +6,7 @@ use crate::tools::{self, Outcome, cargo, show};
 /// Options of `cargo xtask bench`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// rate, peers, block, trace, idle or policy, and their options; `cargo xtask bench rate --help` lists them
+    /// rate, peers, block, trace, idle, policy or control, and their options; `cargo xtask bench rate --help` lists them
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
     words: Vec<String>,
 }
@@ -44,6 +44,10 @@ pub fn run(args: &Args) -> Outcome {
     if args.words.first().is_some_and(|what| what == "policy") {
         policies::target()?;
         let bench = ["run", "--release", "--quiet", "--package", "policy-bench", "--"];
+        return show(cargo().args(bench).args(&args.words[1..]));
+    }
+    if args.words.first().is_some_and(|what| what == "control") {
+        let bench = ["run", "--release", "--quiet", "--package", "control-bench", "--"];
         return show(cargo().args(bench).args(&args.words[1..]));
     }
     show(

@@ -3,14 +3,19 @@
 //! Every change carries an idempotency key, so that a client which did not hear the answer may ask again, and may
 //! carry the revision that it expects, so that it does not undo what another one did.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{EventId, LeaseId, Name, NodeId, OperationId, Revision, TenantId, VolumeId};
+use crate::ids::{EventId, LeaseId, Name, NodeId, OperationId, Revision, TenantId, Version, VolumeId};
+use crate::node::{StepReport, VolumeReport};
 use crate::object::{Class, EventKind, Lease, PolicyRef, Rule, Trigger};
 use crate::resources::{Limit, Resources, VolumeLimits};
 
 /// Something asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
 pub struct Request {
     /// The same key gets the same answer and is carried out once; empty = not wanted.
     #[serde(default)]
@@ -24,7 +29,8 @@ pub struct Request {
 
 /// What may be asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Command {
     /// Make a tenant, or change it.
     TenantPut {
@@ -174,6 +180,8 @@ pub enum Command {
 
 /// What a consumer saw of a producer since it last said so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
 pub struct Observed {
     /// The producer.
     pub producer: NodeId,
@@ -187,6 +195,7 @@ pub struct Observed {
 
 /// What is answered.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Answer {
     /// The tenant that it was about.
     pub tenant: Option<TenantId>,
@@ -206,6 +215,7 @@ pub struct Answer {
 
 /// Why something asked for is not done. Nothing of it was.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Refused {
     /// There is none.
@@ -251,6 +261,7 @@ pub enum Refused {
 
 /// Why something is as it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Explanation {
     /// What it is about.
     pub about: String,
@@ -262,6 +273,7 @@ pub struct Explanation {
 
 /// A reason.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Reason {
     /// The sentence.
     pub text: String,
@@ -269,4 +281,60 @@ pub struct Reason {
     pub node: Option<NodeId>,
     /// Who decided so.
     pub policy: Option<PolicyRef>,
+}
+
+/// How the control plane is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Status {
+    /// How often it was started.
+    pub start: u64,
+    /// Its clock.
+    pub now_ms: u64,
+    /// How many there are.
+    pub tenants: u64,
+    /// How many there are.
+    pub nodes: u64,
+    /// How many there are.
+    pub volumes: u64,
+    /// Operations that are not over.
+    pub operations_open: u64,
+    /// How many there are.
+    pub leases: u64,
+    /// Decisions since this start.
+    pub decisions: u64,
+    /// Of which the native default took in place of a policy.
+    pub decided_natively_instead: u64,
+    /// Answers of policies that came too late to be used.
+    pub answers_late: u64,
+    /// Reports of nodes since this start.
+    pub reports: u64,
+    /// Of which were older than one that was there.
+    pub reports_dropped: u64,
+}
+
+/// What nodes said last.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Live {
+    /// Those that are linked, by name.
+    pub nodes: BTreeMap<String, LiveNode>,
+}
+
+/// What a node said last.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct LiveNode {
+    /// The snapshot that every worker runs.
+    pub running: Version,
+    /// Share of its capacity that is used, parts per million.
+    pub utilisation_ppm: u32,
+    /// Which start of the daemon.
+    pub incarnation: u64,
+    /// Number of the report.
+    pub seq: u64,
+    /// Every instruction that it knows of and was not told to forget.
+    pub steps: Vec<StepReport>,
+    /// All volumes that it has open.
+    pub volumes: Vec<VolumeReport>,
 }

@@ -21,7 +21,7 @@ pub mod node;
 pub mod object;
 pub mod resources;
 
-pub use api::{Answer, Command, Explanation, Observed, Reason, Refused, Request};
+pub use api::{Answer, Command, Explanation, Live, LiveNode, Observed, Reason, Refused, Request, Status};
 pub use ids::{
     Epoch, EventId, IdError, LeaseId, Name, NameError, NodeId, OperationId, PolicyDigest, Revision, TenantId,
     Version, VolumeId,

@@ -26,6 +26,7 @@ use crate::resources::{Resources, VolumeLimits};
 
 /// How a node introduces itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NodeInfo {
     /// What people call it; the same name is the same node.
     pub name: Name,
@@ -43,6 +44,7 @@ pub struct NodeInfo {
 
 /// What a node says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum FromNode {
     /// Once after each connection, and when asked.
@@ -53,6 +55,7 @@ pub enum FromNode {
 
 /// A heartbeat, and how things are.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NodeReport {
     /// Which start of the daemon.
     pub incarnation: u64,
@@ -76,6 +79,7 @@ pub struct NodeReport {
 
 /// Something that a node sees; said in every report while it lasts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Condition {
     /// What.
     pub kind: EventKind,
@@ -87,6 +91,7 @@ pub struct Condition {
 
 /// How an open volume is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct VolumeReport {
     /// Which.
     pub volume: VolumeId,
@@ -114,6 +119,7 @@ pub struct VolumeReport {
 
 /// How an open volume is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Serving {
     /// Being recovered.
@@ -130,6 +136,7 @@ pub enum Serving {
 
 /// What a volume's throttle has saved; negative is debt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Credits {
     /// Operations.
     pub operations: i64,
@@ -139,6 +146,7 @@ pub struct Credits {
 
 /// What the control plane says to a node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ToNode {
     /// Grows with every message to any node, across restarts of the control plane.
     pub seq: u64,
@@ -148,6 +156,7 @@ pub struct ToNode {
 
 /// What the control plane says to a node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum ToNodeBody {
     /// You are this node.
@@ -176,6 +185,7 @@ pub enum ToNodeBody {
 
 /// All that a node should do. It replaces the one before as a whole.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NodeSnapshot {
     /// The highest one holds.
     pub version: Version,
@@ -187,6 +197,7 @@ pub struct NodeSnapshot {
 
 /// A tenant's network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct TenantRules {
     /// The tenant.
     pub tenant: TenantId,
@@ -200,6 +211,7 @@ pub struct TenantRules {
 
 /// A volume on a node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Placed {
     /// Which.
     pub volume: VolumeId,
@@ -225,6 +237,7 @@ pub struct Placed {
 
 /// What a node does with a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
     /// Open it and serve it.
@@ -235,6 +248,7 @@ pub enum Role {
 
 /// Names one instruction for good: carried out at most once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct InstructionKey {
     /// Of which operation.
     pub operation: OperationId,
@@ -252,6 +266,7 @@ impl fmt::Display for InstructionKey {
 
 /// What a node shall do once.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Instruction {
     /// Its name.
     pub key: InstructionKey,
@@ -281,6 +296,7 @@ pub struct Instruction {
 
 /// What nodes do in operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum NodeStep {
     /// Make the files of a volume.
@@ -324,6 +340,7 @@ impl fmt::Display for NodeStep {
 
 /// How an instruction stands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct StepReport {
     /// Which.
     pub key: InstructionKey,
@@ -333,6 +350,7 @@ pub struct StepReport {
 
 /// How an instruction stands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Done {
     /// Under way.

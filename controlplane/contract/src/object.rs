@@ -10,6 +10,7 @@ use crate::resources::{Dim, Resources, Scope, VolumeLimits};
 
 /// Whose volumes and networks are kept apart.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Tenant {
     /// Its id.
     pub id: TenantId,
@@ -27,6 +28,7 @@ pub struct Tenant {
 
 /// A rule of a tenant's network; words as in `[[rule]]` of `dataplane.toml`, read by the node that carries it out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
     /// An address, a prefix or a MAC.
@@ -46,6 +48,7 @@ pub struct Rule {
 
 /// Where volumes lie: one directory of a node, or one that several nodes see.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Pool {
     /// Its name; the same name on two nodes means the same directory if it is shared.
     pub name: Name,
@@ -57,6 +60,7 @@ pub struct Pool {
 
 /// A data-plane daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Node {
     /// Its id.
     pub id: NodeId,
@@ -72,6 +76,7 @@ pub struct Node {
 
 /// Whether a node is there, as its heartbeats say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum NodeState {
     /// Heartbeats are heard.
@@ -97,6 +102,7 @@ impl fmt::Display for NodeState {
 
 /// How much a reservation is worth.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Class {
     /// It stands.
@@ -108,6 +114,7 @@ pub enum Class {
 
 /// A volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Volume {
     /// Its id.
     pub id: VolumeId,
@@ -141,6 +148,7 @@ pub struct Volume {
 
 /// How a volume is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum VolumeState {
     /// Being made.
@@ -157,6 +165,7 @@ pub enum VolumeState {
 
 /// Who serves a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Head {
     /// The node.
     pub node: NodeId,
@@ -170,6 +179,7 @@ pub struct Head {
 
 /// Something that happened, or that somebody asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Event {
     /// Its id.
     pub id: EventId,
@@ -191,6 +201,7 @@ pub struct Event {
 
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum EventKind {
     /// Somebody asked for work.
@@ -209,6 +220,7 @@ pub enum EventKind {
 
 /// To what it happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Subject {
     /// A node.
@@ -228,6 +240,7 @@ impl fmt::Display for Subject {
 
 /// Why an event was registered; what waits is weighed by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Trigger {
     /// Something broke.
@@ -253,6 +266,7 @@ impl fmt::Display for Trigger {
 
 /// What became of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum EventStatus {
     /// Its work is not over.
@@ -265,6 +279,7 @@ pub enum EventStatus {
 
 /// What kind of work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum OperationKind {
     /// Make a volume and serve it.
@@ -328,6 +343,7 @@ impl fmt::Display for OperationKind {
 
 /// Work in steps. Its id is its idempotency key at the nodes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Operation {
     /// Its id.
     pub id: OperationId,
@@ -385,6 +401,7 @@ pub struct Operation {
 
 /// What is done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Work {
     /// Make the volume.
@@ -441,6 +458,7 @@ impl Work {
 
 /// One step of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Step {
     /// Take a lease on a node for the volume's next head, revoking others where it must.
@@ -471,6 +489,7 @@ impl fmt::Display for Step {
 
 /// How an operation stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
     /// Nobody decided on it yet; it counts nowhere.
@@ -503,6 +522,7 @@ impl Phase {
 
 /// How far a step is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Progress {
     /// Bytes done.
     pub done_bytes: u64,
@@ -512,6 +532,7 @@ pub struct Progress {
 
 /// What holds something up.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Blocked {
     /// A limit is reached.
@@ -592,6 +613,7 @@ impl fmt::Display for Blocked {
 
 /// When a volume will be moved, and what that will cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Plan {
     /// When the bulk copy may begin and the link is taken.
     pub starts_ms: u64,
@@ -605,6 +627,7 @@ pub struct Plan {
 
 /// Which decisions a policy takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum PolicyKind {
     /// What runs next, where, and when.
@@ -632,6 +655,7 @@ impl fmt::Display for PolicyKind {
 
 /// Who decided.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PolicyRef {
     /// Name, version and digest of the policy, or `native`.
     pub policy: String,
@@ -659,6 +683,7 @@ impl fmt::Display for PolicyRef {
 
 /// A reservation of what a node has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Lease {
     /// Its id.
     pub id: LeaseId,
@@ -684,6 +709,7 @@ pub struct Lease {
 
 /// Who has a lease.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Holder {
     /// The head of a volume; renewed by its node's heartbeats.
@@ -706,6 +732,7 @@ impl fmt::Display for Holder {
 
 /// How a lease stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum LeaseState {
     /// In force.

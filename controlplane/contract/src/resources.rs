@@ -9,6 +9,7 @@ use crate::object::OperationKind;
 
 /// What a lease reserves of a node, and what a node has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Resources {
     /// Operations per second.
@@ -68,6 +69,7 @@ impl fmt::Display for Resources {
 
 /// What the ledger counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Dim {
     /// Operations at once.
@@ -93,6 +95,7 @@ impl fmt::Display for Dim {
 
 /// Where it is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Scope {
     /// Everything together.
@@ -131,6 +134,7 @@ impl fmt::Display for Scope {
 
 /// The declared influence of a step: so much of that, there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Usage {
     /// Of what.
     pub dim: Dim,
@@ -142,6 +146,7 @@ pub struct Usage {
 
 /// Most of something somewhere. It may be lowered below what is in use: then the use drains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Limit {
     /// Of what.
     pub dim: Dim,
@@ -153,6 +158,7 @@ pub struct Limit {
 
 /// Limits of one unit (operations or bytes) of a volume; words as in `dataplane.toml`. 0 = without.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Bucket {
     /// Provisioned, per second.
@@ -174,6 +180,7 @@ impl Bucket {
 
 /// Limits of a volume.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct VolumeLimits {
     /// Operations, one for each 256 KiB begun.

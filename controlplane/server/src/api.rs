@@ -1,22 +1,21 @@
 //! What people and programs can ask over HTTP, in JSON.
 //!
 //! One route changes things: `POST /v1/requests` takes a [`contract::Request`], the same words as everywhere else,
-//! with its idempotency key and expected revision (docs/decisions/049). Everything else reads. Policies have
-//! routes of their own ([`crate::policies`]), since components are bytes.
+//! with its idempotency key and expected revision (docs/decisions/049). Everything else reads ([`objects`] by sort). Policies have
+//! routes of their own ([`crate::policies`]), since components are bytes. [`openapi`] tells all of it to programs.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use axum::extract::{Path, Query, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{any, get, post};
+use axum::routing::any;
 use axum::{Extension, Json, Router};
 use contract::{Answer, Refused, Request};
-use control_core::Core;
 use control_core::explain::About;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use store::{KeyRange, Store, WatchError};
@@ -27,11 +26,17 @@ use crate::audit::Audit;
 use crate::doors::Peer;
 use crate::driver::{Busy, CORE, Driver};
 use crate::nodes::{self, Live};
-use crate::policies;
+use crate::openapi::{self, Route};
+use crate::said::{Asked, Body, Named};
+use crate::{objects, policies};
 
-/// Objects of one answer at most, and by default.
-const LIST_MAX: usize = 10_000;
-const LIST_DEFAULT: usize = 1_000;
+/// Longest body, bytes; a tenant with all the rules that it may have fits. Components of policies have a bound of
+/// their own.
+const BODY_BYTES_MAX: usize = 2 << 20;
+/// Longest request as it is kept; one with the most and the longest rules has room.
+const REQUEST_BYTES_MAX: usize = 768 << 10;
+// With what else is kept of it.
+const _: () = assert!(REQUEST_BYTES_MAX + (64 << 10) <= store::VALUE_BYTES_MAX);
 /// Watches at a time; each has a thread that waits.
 const WATCHES_MAX: usize = 64;
 /// How long a watch waits before it looks whether its client is still there.
@@ -61,23 +66,56 @@ impl Shell {
     }
 }
 
-/// All routes.
-pub fn routes() -> Router<Shell> {
-    Router::new()
-        .route("/v1/requests", post(change))
-        .route("/v1/explain/{*id}", get(explain))
-        .route("/v1/watch", get(watch))
-        .route("/v1/live", get(live))
-        .route("/v1/status", get(status))
-        .route("/v1/{sort}", get(list))
-        .route("/v1/{sort}/{id}", get(one))
-        .merge(policies::routes())
+/// All routes but the nodes' links, which are gRPC.
+pub fn routes() -> Vec<Route> {
+    let change = Route::post("/v1/requests", change)
+        .about("Change something: the one route that does, but for policies")
+        .takes::<Request>()
+        .answers::<Answer>()
+        .refuses([StatusCode::NOT_FOUND, StatusCode::CONFLICT, StatusCode::TOO_MANY_REQUESTS]);
+    let explain = Route::get("/v1/explain/{*id}", explain)
+        .about("Why something is as it is; the id is like operation/7, volume/2, lease/3, node/1 or event/4")
+        .answers::<contract::Explanation>()
+        .refuses([StatusCode::UNPROCESSABLE_ENTITY]);
+    let watch = Route::get("/v1/watch", watch)
+        .about(
+            "Changes as they happen; the id of each event is the revision, events of the name error end it",
+        )
+        .asks::<Begin>()
+        .header("Last-Event-ID", "Go on after this revision")
+        .streams::<Changes>()
+        .refuses([StatusCode::GONE, StatusCode::TOO_MANY_REQUESTS]);
+    let live = Route::get("/v1/live", live).about("What nodes said last").answers::<contract::Live>();
+    let status =
+        Route::get("/v1/status", status).about("How the control plane is").answers::<contract::Status>();
+    let document = Route::get("/v1/openapi.json", document).about("This document");
+    let mut all = vec![change, explain, watch, live, status, document];
+    all.extend(objects::routes());
+    all.extend(policies::routes());
+    all
+}
+
+/// Answers all routes.
+pub fn router() -> Router<Shell> {
+    openapi::router(routes())
         .route(southbound::PATH, any(nodes::link))
-        .fallback(async || refusal(StatusCode::NOT_FOUND, "there is no such route; `tidegate` knows them"))
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .fallback(async || {
+            refusal(StatusCode::NOT_FOUND, "there is no such route; GET /v1/openapi.json has all of them")
+        })
+        .method_not_allowed_fallback(async || {
+            let what = "the route is there, but not with this method; GET /v1/openapi.json has all of them";
+            refusal(StatusCode::METHOD_NOT_ALLOWED, what)
+        })
+}
+
+async fn document() -> impl IntoResponse {
+    static TEXT: LazyLock<String> = LazyLock::new(|| openapi::text(&openapi::document(&routes())));
+    ([(header::CONTENT_TYPE, "application/json")], TEXT.as_str())
 }
 
 /// How the API says no.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Refusal {
     /// What is wrong and what to do.
     error: String,
@@ -105,21 +143,27 @@ pub fn busy(busy: Busy) -> No {
 fn status_of(refused: &Refused) -> StatusCode {
     match refused {
         Refused::NotFound(_) => StatusCode::NOT_FOUND,
-        Refused::Exists(_) | Refused::Revision { .. } | Refused::KeyReused | Refused::Conflict(_) => {
-            StatusCode::CONFLICT
-        }
+        Refused::Exists(_)
+        | Refused::Revision { .. }
+        | Refused::KeyReused
+        | Refused::Conflict(_)
+        | Refused::NoRoom { .. } => StatusCode::CONFLICT,
         Refused::Invalid(_) => StatusCode::UNPROCESSABLE_ENTITY,
         Refused::TooMany { .. } => StatusCode::TOO_MANY_REQUESTS,
-        Refused::NoRoom { .. } => StatusCode::SERVICE_UNAVAILABLE,
     }
 }
 
 async fn change(
     State(shell): State<Shell>,
     Extension(peer): Extension<Peer>,
-    Json(request): Json<Request>,
+    Body(request): Body<Request>,
 ) -> Result<Json<Answer>, No> {
     let asked = serde_json::to_value(&request).unwrap_or(Value::Null);
+    // As the store would keep it, with its answer.
+    if asked.to_string().len() > REQUEST_BYTES_MAX {
+        let what = format!("the request is longer than {REQUEST_BYTES_MAX} bytes; ask for less at a time");
+        return Err(refusal(StatusCode::UNPROCESSABLE_ENTITY, what));
+    }
     let outcome = shell.driver.request(request).await.map_err(busy)?;
     let told = match &outcome {
         Ok(answer) => json!({ "done": answer }),
@@ -129,99 +173,7 @@ async fn change(
     outcome.map(Json).map_err(|refused| refusal(status_of(&refused), refused.to_string()))
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Which {
-    /// Only ids above this one.
-    after: u64,
-    /// At most so many.
-    limit: Option<usize>,
-}
-
-/// Some objects, by id.
-#[derive(Serialize)]
-struct Items {
-    items: Vec<Value>,
-    /// There are more: go on with `after` = the last id.
-    more: bool,
-}
-
-async fn list(
-    State(shell): State<Shell>,
-    Path(sort): Path<String>,
-    Query(which): Query<Which>,
-) -> Result<Json<Items>, No> {
-    let limit = which.limit.unwrap_or(LIST_DEFAULT).min(LIST_MAX);
-    let found =
-        shell.driver.look(move |core| objects(core, &sort, which.after, limit)).await.map_err(busy)?;
-    let mut items = found.ok_or_else(|| refusal(StatusCode::NOT_FOUND, UNKNOWN_SORT))?;
-    let more = items.len() > limit;
-    items.truncate(limit);
-    Ok(Json(Items { items, more }))
-}
-
-const UNKNOWN_SORT: &str = "there are tenants, nodes, volumes, events, operations, leases and limits";
-
-/// One more than `limit`, if there are so many.
-fn objects(core: &Core, sort: &str, after: u64, limit: usize) -> Option<Vec<Value>> {
-    fn some<'a, T: Serialize + 'a>(
-        all: impl Iterator<Item = &'a T>,
-        id: impl Fn(&T) -> u64,
-        after: u64,
-        limit: usize,
-    ) -> Vec<Value> {
-        let wanted = all.filter(|one| id(one) > after).take(limit + 1);
-        // What the contract has can be said in JSON.
-        wanted.map(|one| serde_json::to_value(one).unwrap_or(Value::Null)).collect()
-    }
-    Some(match sort {
-        "tenants" => some(core.tenants(), |one| one.id.0, after, limit),
-        "nodes" => some(core.nodes(), |one| one.id.0, after, limit),
-        "volumes" => some(core.volumes(), |one| one.id.0, after, limit),
-        "events" => some(core.events(), |one| one.id.0, after, limit),
-        "operations" => some(core.operations(), |one| one.id.0, after, limit),
-        "leases" => some(core.leases(), |one| one.id.0, after, limit),
-        // They have no number.
-        "limits" => some(core.limits(), |_| u64::MAX, after, limit),
-        _ => return None,
-    })
-}
-
-async fn one(
-    State(shell): State<Shell>,
-    Path((sort, id)): Path<(String, String)>,
-) -> Result<Json<Value>, No> {
-    let found = shell.driver.look(move |core| object(core, &sort, &id)).await.map_err(busy)?;
-    found.map(Json).ok_or_else(|| refusal(StatusCode::NOT_FOUND, "there is none of that id or name"))
-}
-
-/// One object by its id, written `7` or `volume/7`, or by its name.
-fn object(core: &Core, sort: &str, id: &str) -> Option<Value> {
-    fn found<T: Serialize>(one: Option<&T>) -> Option<Value> {
-        one.and_then(|one| serde_json::to_value(one).ok())
-    }
-    let number: Option<u64> = id.parse().ok();
-    match sort {
-        "tenants" => found(
-            core.tenants().find(|one| number.map_or(one.name.as_str() == id, |number| one.id.0 == number)),
-        ),
-        "nodes" => found(
-            core.nodes().find(|one| number.map_or(one.info.name.as_str() == id, |number| one.id.0 == number)),
-        ),
-        "volumes" => found(
-            core.volumes().find(|one| number.map_or(one.name.as_str() == id, |number| one.id.0 == number)),
-        ),
-        "events" => found(core.event(contract::EventId(number?))),
-        "operations" => found(core.operation(contract::OperationId(number?))),
-        "leases" => found(core.lease(contract::LeaseId(number?))),
-        _ => None,
-    }
-}
-
-async fn explain(
-    State(shell): State<Shell>,
-    Path(id): Path<String>,
-) -> Result<Json<contract::Explanation>, No> {
+async fn explain(State(shell): State<Shell>, Named(id): Named) -> Result<Json<contract::Explanation>, No> {
     let about: About = id
         .parse()
         .map_err(|error: contract::IdError| refusal(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()))?;
@@ -229,63 +181,69 @@ async fn explain(
     explained.map(Json).ok_or_else(|| refusal(StatusCode::NOT_FOUND, format!("there is no {id}")))
 }
 
-async fn live(State(shell): State<Shell>) -> Json<Value> {
-    let nodes: BTreeMap<String, Value> = shell
-        .live
-        .all()
-        .into_iter()
-        .map(|(name, latest)| {
-            let volumes: Vec<_> = latest.volumes.values().collect();
-            let report = &latest.report;
-            let shown = json!({
-                "running": report.running,
-                "utilisation_ppm": report.utilisation_ppm,
-                "incarnation": report.incarnation,
-                "seq": report.seq,
-                "steps": report.steps,
-                "volumes": volumes,
-            });
-            (name.to_string(), shown)
-        })
-        .collect();
-    Json(json!({ "nodes": nodes }))
+async fn live(State(shell): State<Shell>) -> Json<contract::Live> {
+    let said = |(name, latest): (contract::Name, nodes::Latest)| {
+        let contract::NodeReport { running, utilisation_ppm, incarnation, seq, steps, .. } = latest.report;
+        let volumes = latest.volumes.into_values().collect();
+        (name.to_string(), contract::LiveNode { running, utilisation_ppm, incarnation, seq, steps, volumes })
+    };
+    Json(contract::Live { nodes: shell.live.all().into_iter().map(said).collect() })
 }
 
-async fn status(State(shell): State<Shell>) -> Result<Json<Value>, No> {
+async fn status(State(shell): State<Shell>) -> Result<Json<contract::Status>, No> {
     let status = shell.driver.look(|core| {
         let counters = core.counters();
-        json!({
-            "start": core.start(),
-            "now_ms": core.now_ms(),
-            "tenants": core.tenants().count(),
-            "nodes": core.nodes().count(),
-            "volumes": core.volumes().count(),
-            "operations_open": core.operations().filter(|one| !one.phase.is_over()).count(),
-            "leases": core.leases().count(),
-            "decisions": counters.decisions,
-            "decided_natively_instead": counters.native_instead,
-            "answers_late": counters.late_answers,
-            "reports": counters.reports,
-            "reports_dropped": counters.reports_dropped,
-        })
+        let open = core.operations().filter(|one| !one.phase.is_over());
+        contract::Status {
+            start: core.start(),
+            now_ms: core.now_ms(),
+            tenants: core.tenants().count() as u64,
+            nodes: core.nodes().count() as u64,
+            volumes: core.volumes().count() as u64,
+            operations_open: open.count() as u64,
+            leases: core.leases().count() as u64,
+            decisions: counters.decisions,
+            decided_natively_instead: counters.native_instead,
+            answers_late: counters.late_answers,
+            reports: counters.reports,
+            reports_dropped: counters.reports_dropped,
+        }
     });
     Ok(Json(status.await.map_err(busy)?))
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 struct Begin {
-    /// Revision of the store to begin with; default: what changes from now on.
+    /// Revision of the store to begin with; default: what changes from now on
+    #[schemars(with = "u64")]
     from: Option<u64>,
-    /// Only objects under this, like `volume/`.
+    /// Only objects under this, like volume/
     prefix: String,
+}
+
+/// What changed together.
+#[derive(Serialize, JsonSchema)]
+struct Changes {
+    /// Of the store.
+    revision: u64,
+    changes: Vec<Changed>,
+}
+
+/// What changed.
+#[derive(Serialize, JsonSchema)]
+struct Changed {
+    /// Like `volume/7`; ids have leading zeros.
+    key: String,
+    /// As it is now; none = it is gone.
+    object: Option<Value>,
 }
 
 /// Changes as server-sent events, each with the store's revision as its id; `Last-Event-ID` goes on where it was.
 async fn watch(
     State(shell): State<Shell>,
     headers: HeaderMap,
-    Query(begin): Query<Begin>,
+    Asked(begin): Asked<Begin>,
 ) -> Result<Response, No> {
     let Ok(permit) = Arc::clone(&shell.watches).try_acquire_owned() else {
         let what = format!("there are {WATCHES_MAX} watches; end one");
@@ -293,8 +251,13 @@ async fn watch(
     };
     let failed =
         |error: &dyn std::fmt::Display| refusal(StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
-    let last = headers.get("last-event-id").and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    let revision = match last.map(|last| last + 1).or(begin.from) {
+    // Who names what cannot be must not miss changes without a word.
+    let last = |value: &HeaderValue| {
+        let last: Option<u64> = value.to_str().ok().and_then(|text| text.parse().ok());
+        last.ok_or_else(|| refusal(StatusCode::BAD_REQUEST, "Last-Event-ID is the id of an event, a number"))
+    };
+    let last = headers.get("last-event-id").map(last).transpose()?;
+    let revision = match last.map(|last| last.saturating_add(1)).or(begin.from) {
         Some(revision) => revision,
         None => shell.store.revision().map_err(|error| failed(&error))? + 1,
     };
@@ -328,7 +291,7 @@ async fn watch(
 }
 
 fn told(batch: &store::Batch) -> String {
-    let changes: Vec<Value> = batch
+    let changes = batch
         .changes
         .iter()
         .map(|change| {
@@ -337,9 +300,9 @@ fn told(batch: &store::Batch) -> String {
                 // A record is an object with the one key that says its sort.
                 record.as_object().and_then(|record| record.values().next().cloned()).unwrap_or(record)
             });
-            let key = change.key.strip_prefix(CORE).unwrap_or(&change.key);
-            json!({ "key": key, "object": object })
+            Changed { key: change.key.strip_prefix(CORE).unwrap_or(&change.key).to_owned(), object }
         })
         .collect();
-    json!({ "revision": batch.revision, "changes": changes }).to_string()
+    // INVARIANT: texts, numbers and values of JSON can be said in JSON.
+    serde_json::to_string(&Changes { revision: batch.revision, changes }).unwrap_or_default()
 }

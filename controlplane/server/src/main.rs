@@ -1,7 +1,9 @@
 //! `tidegate-controlplane`: decides for data planes.
 //!
 //! - [`driver`] is the one thread that owns the core: events in, a step, its writes made durable, then the rest.
-//! - [`nodes`] holds the links to data planes, [`api`] answers people and programs; both only talk to the driver.
+//! - [`nodes`] holds the links to data planes, [`api`] and [`objects`] answer people and programs; they
+//!   only talk to the driver. [`openapi`] has their routes and the document that is made of them, [`said`] reads what
+//!   clients say.
 //! - [`doors`] listens: Unix sockets, loopback, TLS; [`access`] says who may do what.
 //! - [`policies`] runs what decides, each kind on a thread of its own.
 //! - [`audit`] writes down who asked for what.
@@ -17,8 +19,11 @@ mod config;
 mod doors;
 mod driver;
 mod nodes;
+mod objects;
+mod openapi;
 mod policies;
 mod run;
+mod said;
 mod writes;
 
 use std::io::{IsTerminal, Write};
@@ -47,6 +52,8 @@ enum Command {
         #[arg(long, value_name = "FILE", default_value = "/etc/tidegate/controlplane.toml")]
         config: PathBuf,
     },
+    /// Print the OpenAPI document of the API
+    Openapi,
     /// Validate a configuration file without touching anything
     Check {
         /// The configuration file
@@ -69,6 +76,10 @@ fn main() -> ExitCode {
     };
     let outcome = match Cli::parse().command {
         Command::Run { config } => run::run(&config, say).map_err(|error| error.to_string()),
+        Command::Openapi => {
+            say(openapi::text(&openapi::document(&api::routes())).trim_end());
+            Ok(())
+        }
         Command::Check { config } => config::read(&config)
             .map(|_| say(&format!("{} is right", config.display())))
             .map_err(|error| error.to_string()),

@@ -11,15 +11,17 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use axum::extract::{DefaultBodyLimit, Query, State};
+use axum::extract::{DefaultBodyLimit, State};
+use axum::handler::Handler;
 use axum::http::StatusCode;
-use axum::routing::{get, post};
-use axum::{Extension, Json, Router, body::Bytes};
+use axum::{Extension, Json};
+use contract::PolicyKind;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use host::log::{LogOptions, Record};
 use host::{
     ActivateError, Cache, Candidate, Config, Engine, Gate, Limits, Options, Policy, PolicyId, Seat, Start,
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use store::{Store, StoreError, Transaction};
@@ -29,6 +31,8 @@ use verdict::{Decide, Kind};
 use crate::api::{No, Shell, refusal};
 use crate::doors::Peer;
 use crate::driver::Driver;
+use crate::openapi::Route;
+use crate::said::{Asked, Body, Raw};
 
 /// Questions that wait for each thread.
 const QUEUE: usize = 256;
@@ -207,18 +211,18 @@ impl Policies {
         self.0.host.find(name).ok_or_else(|| refusal(StatusCode::NOT_FOUND, what()))
     }
 
-    fn activate(&self, name: &str, fresh: bool) -> Result<Value, No> {
+    fn activate(&self, name: &str, fresh: bool) -> Result<Activated, No> {
         let policy = self.find(name)?;
         let start = if fresh { Start::Fresh } else { Start::Carry };
         let done = self.0.host.activate(&policy, start).map_err(conflict)?;
         self.remember(policy.kind()).map_err(unkept)?;
-        Ok(told(&done))
+        Ok(done.into())
     }
 
-    fn roll_back(&self, kind: Kind) -> Result<Value, No> {
+    fn roll_back(&self, kind: Kind) -> Result<Activated, No> {
         let done = self.0.host.roll_back(kind).map_err(conflict)?;
         self.remember(kind).map_err(unkept)?;
-        Ok(told(&done))
+        Ok(done.into())
     }
 
     /// Has the store say what is active, if it does not yet.
@@ -260,7 +264,7 @@ impl Policies {
     }
 
     /// The newest decisions, oldest first.
-    fn log(&self, limit: usize, kind: Option<Kind>) -> Result<Vec<Value>, No> {
+    fn log(&self, limit: usize, kind: Option<Kind>) -> Result<Vec<Decision>, No> {
         let failed =
             |error: &dyn std::fmt::Display| refusal(StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
         let mut newest = std::collections::VecDeque::new();
@@ -269,16 +273,16 @@ impl Policies {
             if kind.is_some_and(|kind| one.question.kind() != kind) {
                 continue;
             }
-            newest.push_back(json!({
-                "number": one.number,
-                "function": one.question.function(),
-                "policy": one.policy.as_ref().map_or("native".to_owned(), ToString::to_string),
-                "why": one.verdict.why(),
-                "instead": one.instead.as_ref().map(|instead| instead.why.clone()),
-                "now_ms": one.tick.now_ms,
-                "fuel": one.fuel,
-                "duration_ns": one.duration_ns,
-            }));
+            newest.push_back(Decision {
+                number: one.number,
+                function: one.question.function(),
+                policy: one.policy.as_ref().map_or("native".to_owned(), ToString::to_string),
+                why: one.verdict.why().to_owned(),
+                instead: one.instead.as_ref().map(|instead| instead.why.clone()),
+                now_ms: one.tick.now_ms,
+                fuel: one.fuel,
+                duration_ns: one.duration_ns,
+            });
             if newest.len() > limit {
                 newest.pop_front();
             }
@@ -300,24 +304,89 @@ fn unkept(error: StoreError) -> No {
     refusal(StatusCode::INTERNAL_SERVER_ERROR, what)
 }
 
-fn told(done: &host::Activation) -> Value {
-    json!({
-        "active": &*done.active,
-        "before": &*done.before,
-        "threads": done.seats,
-        "state_bytes": done.state_bytes,
-        "held_ns": done.held_ns,
-    })
+/// What became active.
+#[derive(Serialize, JsonSchema)]
+struct Activated {
+    /// What decides now.
+    active: String,
+    /// What did before.
+    before: String,
+    /// Policy threads that went over.
+    threads: usize,
+    /// What was carried over.
+    state_bytes: usize,
+    /// How long decisions of its kind waited.
+    held_ns: u64,
+}
+
+impl From<host::Activation> for Activated {
+    fn from(done: host::Activation) -> Activated {
+        let host::Activation { seats, state_bytes, held_ns, .. } = done;
+        let (active, before) = (done.active.to_string(), done.before.to_string());
+        Activated { active, before, threads: seats, state_bytes, held_ns }
+    }
+}
+
+/// A policy that is ready.
+#[derive(Serialize, JsonSchema)]
+struct Ready {
+    name: String,
+    version: String,
+    kind: &'static str,
+    digest: String,
+}
+
+/// What came of it.
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+enum Shadowing {
+    /// This one is asked too.
+    Shadow(String),
+    /// Whether one was asked until now.
+    Stopped(bool),
+}
+
+/// Some decisions.
+#[derive(Serialize, JsonSchema)]
+struct Decisions {
+    items: Vec<Decision>,
+}
+
+/// A decision that was logged.
+#[derive(Serialize, JsonSchema)]
+struct Decision {
+    number: u64,
+    function: &'static str,
+    /// Name, version and digest, or `native`.
+    policy: String,
+    /// Its word for why.
+    why: String,
+    /// Why the native default decided in its place.
+    instead: Option<String>,
+    now_ms: u64,
+    fuel: u64,
+    duration_ns: u64,
 }
 
 /// Routes of policies.
-pub fn routes() -> Router<Shell> {
-    Router::new()
-        .route("/v1/policies", get(list).post(push).layer(DefaultBodyLimit::max(COMPONENT_BYTES_MAX)))
-        .route("/v1/policies/shadow", post(shadow))
-        .route("/v1/policies/activate", post(activate))
-        .route("/v1/policies/rollback", post(rollback))
-        .route("/v1/policies/log", get(log))
+pub fn routes() -> Vec<Route> {
+    let list = Route::get("/v1/policies", list).about("What decides, and what is ready");
+    let push = Route::post("/v1/policies", push.layer(DefaultBodyLimit::max(COMPONENT_BYTES_MAX)))
+        .about("Admit a component, so that it is ready");
+    let shadow =
+        Route::post("/v1/policies/shadow", shadow).about("Ask a policy beside the active one, or no more");
+    let activate = Route::post("/v1/policies/activate", activate).about("Have a policy decide from now on");
+    let back = Route::post("/v1/policies/rollback", rollback).about("Have the version before decide again");
+    let log = Route::get("/v1/policies/log", log).about("The newest decisions, oldest first");
+    let (conflict, missing) = (StatusCode::CONFLICT, StatusCode::NOT_FOUND);
+    vec![
+        list.answers::<host::Status>(),
+        push.asks::<Pushed>().takes_bytes().answers::<Ready>(),
+        shadow.takes::<Shadowed>().answers::<Shadowing>().refuses([conflict, missing]),
+        activate.takes::<Activate>().answers::<Activated>().refuses([conflict, missing]),
+        back.takes::<Rollback>().answers::<Activated>().refuses([conflict]),
+        log.asks::<Which>().answers::<Decisions>(),
+    ]
 }
 
 /// Does something that takes a while, away from the threads that answer.
@@ -326,7 +395,7 @@ async fn away<T: Send + 'static>(job: impl FnOnce() -> Result<T, No> + Send + 's
     done.unwrap_or_else(|failure| Err(refusal(StatusCode::INTERNAL_SERVER_ERROR, failure.to_string())))
 }
 
-fn audited(shell: &Shell, peer: &Peer, asked: Value, outcome: &Result<Value, No>) {
+fn audited(shell: &Shell, peer: &Peer, asked: Value, outcome: &Result<impl Serialize, No>) {
     let told = match outcome {
         Ok(done) => json!({ "done": done }),
         Err((status, _)) => json!({ "refused": status.as_u16() }),
@@ -338,19 +407,20 @@ async fn list(State(shell): State<Shell>) -> Json<host::Status> {
     Json(shell.policies.0.host.status())
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 struct Pushed {
-    /// Its configuration: an object of texts, in JSON.
+    /// Its configuration: an object of texts, in JSON
+    #[schemars(with = "String")]
     config: Option<String>,
 }
 
 async fn push(
     State(shell): State<Shell>,
     Extension(peer): Extension<Peer>,
-    Query(pushed): Query<Pushed>,
-    component: Bytes,
-) -> Result<Json<Value>, No> {
+    Asked(pushed): Asked<Pushed>,
+    Raw(component): Raw,
+) -> Result<Json<Ready>, No> {
     let config: BTreeMap<String, String> = match &pushed.config {
         Some(text) => serde_json::from_str(text).map_err(|error| {
             refusal(
@@ -365,19 +435,15 @@ async fn push(
     let outcome = away(move || {
         let policy = policies.push(&component, config.into_iter().collect())?;
         let id = policy.id();
-        Ok(json!({
-            "name": id.name,
-            "version": id.version,
-            "kind": policy.kind().name(),
-            "digest": id.digest.to_string(),
-        }))
+        let (name, version, digest) = (id.name.clone(), id.version.clone(), id.digest.to_string());
+        Ok(Ready { name, version, kind: policy.kind().name(), digest })
     });
     let outcome = outcome.await;
     audited(&shell, &peer, asked, &outcome);
     outcome.map(Json)
 }
 
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Activate {
     /// Name or digest.
@@ -390,8 +456,8 @@ struct Activate {
 async fn activate(
     State(shell): State<Shell>,
     Extension(peer): Extension<Peer>,
-    Json(asked): Json<Activate>,
-) -> Result<Json<Value>, No> {
+    Body(asked): Body<Activate>,
+) -> Result<Json<Activated>, No> {
     let said = json!({ "policy_activate": &asked });
     let policies = shell.policies.clone();
     let outcome = away(move || policies.activate(&asked.policy, asked.fresh)).await;
@@ -399,7 +465,7 @@ async fn activate(
     outcome.map(Json)
 }
 
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Shadowed {
     /// Name or digest; none = ask nobody beside the active one of `kind` any more.
@@ -407,25 +473,26 @@ struct Shadowed {
     policy: Option<String>,
     /// Whose shadow ends.
     #[serde(default)]
-    kind: Option<String>,
+    kind: Option<PolicyKind>,
 }
 
 async fn shadow(
     State(shell): State<Shell>,
     Extension(peer): Extension<Peer>,
-    Json(asked): Json<Shadowed>,
-) -> Result<Json<Value>, No> {
+    Body(asked): Body<Shadowed>,
+) -> Result<Json<Shadowing>, No> {
     let said = json!({ "policy_shadow": &asked });
     let policies = shell.policies.clone();
     let outcome = away(move || match (&asked.policy, &asked.kind) {
         (Some(name), _) => {
             let policy = policies.find(name)?;
             policies.0.host.shadow(&policy).map_err(conflict)?;
-            Ok(json!({ "shadow": policy.id().to_string() }))
+            Ok(Shadowing::Shadow(policy.id().to_string()))
         }
         (None, kind) => {
-            let kind = named(kind.as_deref().unwrap_or_default())?;
-            Ok(json!({ "stopped": policies.0.host.stop_shadow(kind) }))
+            let what = "say which policy to ask, or the kind whose shadow ends";
+            let kind = kind.ok_or_else(|| refusal(StatusCode::UNPROCESSABLE_ENTITY, what))?;
+            Ok(Shadowing::Stopped(policies.0.host.stop_shadow(kind_of(kind))))
         }
     });
     let outcome = outcome.await;
@@ -433,41 +500,48 @@ async fn shadow(
     outcome.map(Json)
 }
 
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Rollback {
     /// Which.
-    kind: String,
+    kind: PolicyKind,
 }
 
 async fn rollback(
     State(shell): State<Shell>,
     Extension(peer): Extension<Peer>,
-    Json(asked): Json<Rollback>,
-) -> Result<Json<Value>, No> {
+    Body(asked): Body<Rollback>,
+) -> Result<Json<Activated>, No> {
     let said = json!({ "policy_rollback": &asked });
-    let kind = named(&asked.kind)?;
+    let kind = kind_of(asked.kind);
     let policies = shell.policies.clone();
     let outcome = away(move || policies.roll_back(kind)).await;
     audited(&shell, &peer, said, &outcome);
     outcome.map(Json)
 }
 
-fn named(kind: &str) -> Result<Kind, No> {
-    let what = "kind is scheduling, leasing or migration";
-    Kind::named(kind).ok_or_else(|| refusal(StatusCode::UNPROCESSABLE_ENTITY, what))
+fn kind_of(kind: PolicyKind) -> Kind {
+    match kind {
+        PolicyKind::Scheduling => Kind::Scheduling,
+        PolicyKind::Leasing => Kind::Leasing,
+        PolicyKind::Migration => Kind::Migration,
+    }
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 struct Which {
-    kind: Option<String>,
+    /// Only decisions of this kind
+    #[schemars(with = "PolicyKind")]
+    kind: Option<PolicyKind>,
+    /// At most so many, by default 100; more than 1000 are never given
+    #[schemars(with = "u64")]
     limit: Option<usize>,
 }
 
-async fn log(State(shell): State<Shell>, Query(which): Query<Which>) -> Result<Json<Value>, No> {
-    let kind = which.kind.as_deref().map(named).transpose()?;
+async fn log(State(shell): State<Shell>, Asked(which): Asked<Which>) -> Result<Json<Decisions>, No> {
+    let kind = which.kind.map(kind_of);
     let policies = shell.policies.clone();
     let limit = which.limit.unwrap_or(100).min(LOG_MAX);
-    Ok(Json(json!({ "items": away(move || policies.log(limit, kind)).await? })))
+    Ok(Json(Decisions { items: away(move || policies.log(limit, kind)).await? }))
 }

@@ -95,7 +95,7 @@ async fn serve(config: &Config, ready: impl FnOnce(&str)) -> Result<(), RunError
         watches: Shell::watches(),
     };
     let router: Router =
-        api::routes().layer(axum::middleware::from_fn_with_state(tokens, access::guard)).with_state(shell);
+        api::router().layer(axum::middleware::from_fn_with_state(tokens, access::guard)).with_state(shell);
     tokio::spawn(axum::serve(doors, router.into_make_service_with_connect_info::<Peer>()).into_future());
     ready(&line);
     let why = tokio::select! {

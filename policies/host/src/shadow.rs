@@ -18,6 +18,7 @@ const DIFFERENCES_MAX: usize = 16;
 
 /// What a shadow did beside the active policy.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Comparison {
     /// Decisions that it was asked too.
     pub decisions: u64,
@@ -47,6 +48,7 @@ pub struct Comparison {
 
 /// One decision that would have been another.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Difference {
     /// Its number in the decision log.
     pub decision: u64,

@@ -12,6 +12,7 @@ use crate::shadow::Comparison;
 
 /// Everything.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(rename = "PoliciesStatus"))]
 pub struct Status {
     /// One of each kind.
     pub kinds: Vec<KindStatus>,
@@ -27,6 +28,7 @@ pub struct Status {
 
 /// A kind of decision.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct KindStatus {
     /// Which one.
     pub kind: &'static str,
@@ -46,6 +48,7 @@ pub struct KindStatus {
 
 /// A policy.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PolicyStatus {
     /// Its name.
     pub name: String,
@@ -76,6 +79,7 @@ impl From<&Policy> for PolicyStatus {
 
 /// A shadow.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ShadowStatus {
     /// Which policy.
     pub policy: PolicyStatus,
@@ -91,6 +95,7 @@ impl ShadowStatus {
 
 /// Something that happened to a policy.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct LifeEvent {
     /// Wall clock.
     pub at_ms: u64,
@@ -113,6 +118,7 @@ pub(crate) struct Counters {
 
 /// [`Status`] of counters.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CountersRead {
     /// All decisions.
     pub decisions: u64,
