@@ -3,6 +3,7 @@
 //! - [`client`] asks the API, [`ask`] is what the commands share: names become ids, answers become tables or JSON,
 //!   long work is waited for.
 //! - [`objects`] has nodes, tenants, volumes, leases, operations, events; [`policy`] has policies; [`explain`] says why.
+//! - [`top`] shows all of it on one screen, again and again.
 //! - [`up`] starts a control plane and two data planes on this machine.
 
 #![forbid(unsafe_code)]
@@ -13,6 +14,7 @@ mod explain;
 mod objects;
 mod policy;
 mod table;
+mod top;
 mod up;
 
 use std::path::PathBuf;
@@ -99,6 +101,8 @@ enum Command {
     },
     /// How the control plane is
     Status,
+    /// Watch nodes, volumes, operations and policies on one screen; q or Ctrl-C ends it
+    Top(top::Args),
     /// Show changes as they happen, until Ctrl-C
     Watch {
         /// Only objects under this, like volume/
@@ -152,6 +156,7 @@ fn run(common: Common, command: Command) -> Result<(), Failure> {
             Command::Policy(command) => policy::run(&asker, command).await,
             Command::Explain { id } => explain::run(&asker, &id).await,
             Command::Status => asker.show_value("/v1/status").await,
+            Command::Top(args) => top::run(&asker, &args).await,
             Command::Watch { prefix } => asker.watch(&prefix).await,
             Command::Up(_) | Command::Completion { .. } => Ok(()),
         }
