@@ -80,7 +80,7 @@ impl Cluster {
         cluster
     }
 
-    fn socket(&self) -> PathBuf {
+    pub fn socket(&self) -> PathBuf {
         self.folder.join("cp.sock")
     }
 

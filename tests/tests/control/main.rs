@@ -1,6 +1,7 @@
 //! A control plane, its data planes and their volumes, as a user runs them: real daemons, the command line that a
 //! user types, kill -9 of either side.
 
+mod api;
 #[path = "../serve/client.rs"]
 #[allow(dead_code, reason = "the tests of serving use all of it")]
 mod client;
@@ -10,3 +11,4 @@ mod host;
 mod life;
 mod moves;
 mod swap;
+mod top;
