@@ -256,9 +256,7 @@ impl Live {
             detail: self.spans.len() as u64 | u64::from(self.depends_total) << 32,
         };
         writer.write_spans(self.trace, 1, start.received_ns, &self.spans);
-        let mut span = self.spans.len() as u16;
-        for &on in &self.depends {
-            span += 1;
+        for (span, &on) in (self.spans.len() as u16 + 1..).zip(&self.depends) {
             writer.write(&Record { span, stage: Stage::Depends, link: on.0, detail: 0, ..whole });
         }
         writer.write(&whole);
