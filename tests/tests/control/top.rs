@@ -55,6 +55,7 @@ fn a_screen_is_drawn_again_and_again_and_the_terminal_is_as_it_was_after_q_and_a
             format!("stty -g > before; {top}; echo ended $?; stty -g > after; cmp before after && echo same");
         let script = Command::new("script")
             .args(["--quiet", "--return", "--flush", "--command", &inside, "typescript"])
+            .env("SHELL", "/bin/bash")
             .current_dir(&cluster.folder)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
