@@ -135,7 +135,7 @@ pub enum Command {
     },
     /// Change a limit of the ledger.
     LimitPut(Limit),
-    /// Give up an operation that does not run yet.
+    /// Give up an operation that does not run yet, or a move whose volume is not served elsewhere yet.
     OperationCancel {
         /// Which.
         operation: OperationId,

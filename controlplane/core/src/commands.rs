@@ -480,6 +480,12 @@ impl Core {
         if operation.work == Work::Failover {
             return Err(Refused::Conflict("a failover is not given up; its volume would stay lost".into()));
         }
+        let is_begun = matches!(operation.phase, Phase::Scheduled | Phase::Running);
+        if matches!(operation.work, Work::MoveNode { .. }) && operation.granted.is_none() && is_begun {
+            // The volume is still served where it was: it goes on there.
+            self.fail(id, "somebody gave it up");
+            return Ok(Answer { operation: Some(id), ..Answer::default() });
+        }
         if !matches!(operation.phase, Phase::Waiting) {
             return Err(Refused::Conflict(format!("{id} runs already or is over")));
         }

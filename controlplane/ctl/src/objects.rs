@@ -235,7 +235,7 @@ pub enum OperationCommand {
         #[arg(long)]
         wait: bool,
     },
-    /// Give one up that does not run yet
+    /// Give one up that does not run yet, or a move whose volume is still where it was
     Cancel {
         /// Its id
         operation: String,

@@ -105,3 +105,20 @@ fn a_deletion_that_is_refused_cancels_nothing() {
     fleet.finish(failover);
     assert_eq!(fleet.core.volume(volume).expect("there").state, VolumeState::Serving);
 }
+
+#[test]
+fn a_move_that_is_given_up_in_the_middle_is_taken_back() {
+    for (step, steps) in [(NodeStep::CopyBulk, 1), (NodeStep::Freeze, 2), (NodeStep::CopyDelta, 3)] {
+        let (mut fleet, volume) = best_effort("own");
+        let (at, epoch) = fleet.head(volume);
+        fleet.nodes.iter_mut().for_each(|node| node.busy_ms = 2_000);
+        let id = move_it(&mut fleet, volume);
+        run_to(&mut fleet, if step == NodeStep::Freeze { at } else { 1 - at }, id, step);
+        fleet.request(Command::OperationCancel { operation: id }).expect("it is not served there yet");
+        fleet.run(20_000);
+        assert_eq!(fleet.phase(id), Phase::Failed, "{step}, the {steps}th: {}", fleet.why(id));
+        assert!(fleet.why(id).contains("gave it up"), "{}", fleet.why(id));
+        assert_eq!(fleet.head(volume), (at, epoch));
+        assert!(!fleet.nodes[at].is_frozen(volume), "{step}");
+    }
+}

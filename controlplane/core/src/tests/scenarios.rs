@@ -2,8 +2,10 @@
 
 use contract::{Class, Command, Dim, NodeId, OperationId, Phase, Resources, Scope, VolumeState};
 
+use verdict::{BuildProfile, By, Decided, Profile, Question, Samples, Verdict};
+
 use super::fleet::{Fleet, iops, name};
-use crate::Config;
+use crate::{Config, Input};
 
 /// F1.A1 and A2: one of four nodes dies under 2,000 operations; then the control plane too.
 #[test]
@@ -102,4 +104,75 @@ fn shares_of_leases_follow_capacity_within_a_tenth_in_ten_seconds_and_stay() {
         let deviation = (variance / shares[node].len() as f64).sqrt();
         assert!(deviation / mean < 0.1, "node {node} varies by {}", deviation / mean);
     }
+}
+
+/// The profile that a policy learns which folds the history at each period and takes the one that explains it best.
+fn learnt(question: &BuildProfile) -> Profile {
+    let Samples { at_ms, iops, dirty_bytes_per_s, .. } = &question.samples;
+    let mean = |of: &[u64]| of.iter().sum::<u64>() / of.len().max(1) as u64;
+    let fold = |column: &[u64], slots: usize| -> Vec<u64> {
+        let slot = |at| column.iter().skip(at).step_by(slots).copied().collect::<Vec<_>>();
+        (0..slots).map(|at| mean(&slot(at))).collect()
+    };
+    let missed = |slots: usize| -> u64 {
+        let folded = fold(iops, slots);
+        iops.iter().enumerate().map(|(at, iops)| iops.abs_diff(folded[at % slots])).sum()
+    };
+    let slots = (10..iops.len() / 2).min_by_key(|slots| missed(*slots)).expect("a history of twenty seconds");
+    Profile {
+        origin_ms: at_ms[0],
+        slot_ms: 1_000,
+        iops: fold(iops, slots),
+        dirty_bytes_per_s: fold(dirty_bytes_per_s, slots),
+        confidence_ppm: 1_000_000,
+        ..Profile::default()
+    }
+}
+
+/// F14.A1: a load of 45 s hot and 15 s quiet, five periods learnt, 100 requests at all times. The native default knows
+/// no pattern, so this needs a policy that learns.
+#[test]
+fn moves_begin_in_the_quiet_part_of_a_pattern_that_a_policy_has_learnt() {
+    let quiet = |now: u64| now % 60_000 >= 45_000;
+    let mut fleet = Fleet::new(2, Config { ask: true, ..Config::default() });
+    for node in &mut fleet.nodes {
+        node.load = Some(|now| if now % 60_000 < 45_000 { 20_000 } else { 400 });
+        node.busy_ms = 500;
+    }
+    let run = |fleet: &mut Fleet, ms: u64| {
+        for _ in 0..ms / 50 {
+            fleet.run(50);
+            for ask in std::mem::take(&mut fleet.asks) {
+                let verdict = match &ask.question {
+                    Question::BuildProfile(question) => Verdict::BuildProfile(learnt(question)),
+                    question => question.native(ask.tick),
+                };
+                let by = By { policy: "learns".into(), decision: 1, instead: None };
+                fleet.step(Input::Decided { ask: ask.id, decided: Decided { verdict, by } });
+            }
+        }
+    };
+    let volume = fleet.create("a", "own", Class::Firm, iops(100)).volume.expect("made");
+    run(&mut fleet, 5 * 60_000);
+    let (mut began_quiet, mut native_quiet) = (0, 0);
+    for request in 0..100_u64 {
+        // Over all of a period.
+        run(&mut fleet, 7_000 + request * 37 % 60 * 1_000);
+        native_quiet += u32::from(quiet(fleet.now));
+        let command = Command::VolumeMove { volume, to: None, at_once: false, deadline_ms: None };
+        let id = fleet.request(command).expect("fine").operation.expect("work");
+        while fleet.phase(id) == Phase::Waiting {
+            run(&mut fleet, 50);
+        }
+        began_quiet += u32::from(quiet(fleet.now));
+        while !fleet.phase(id).is_over() {
+            run(&mut fleet, 50);
+        }
+        assert_eq!(fleet.phase(id), Phase::Done, "{}", fleet.why(id));
+    }
+    assert!(
+        began_quiet >= 95,
+        "{began_quiet} of 100 begin in the quiet part, {native_quiet} were asked for in it"
+    );
+    assert!((10..40).contains(&native_quiet), "{native_quiet}");
 }
