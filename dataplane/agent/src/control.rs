@@ -352,20 +352,23 @@ impl Follower {
         drop(state);
         info!(%key, step = %instruction.step, volume = %instruction.volume, "begun");
         let follower = Arc::clone(self);
-        tokio::task::spawn_blocking(move || {
+        let worker = Arc::clone(self);
+        let work = tokio::task::spawn_blocking(move || {
             before.iter().for_each(|job| job.wait_over());
-            let outcome = match place {
+            match place {
                 None => Err(Failure::for_good(&format!("there is no pool {} here", instruction.pool))),
                 Some(_) if job.is_stopped() => Err(Failure::again("it was stopped".to_owned())),
-                Some(directory) => follower.carry_out(&instruction, &directory, &job),
+                Some(directory) => worker.carry_out(&instruction, &directory, &job),
+            }
+        });
+        tokio::spawn(async move {
+            // Also a bug ends it: what is under way for ever would hold its volume up for ever.
+            let outcome = work.await.unwrap_or_else(|error| Err(Failure::again(error.to_string())));
+            let done = match outcome {
+                Ok(credits) => Done::Done { credits },
+                Err(Failure { why, again }) => Done::Failed { why, again },
             };
-            follower.end(
-                key,
-                match outcome {
-                    Ok(credits) => Done::Done { credits },
-                    Err(Failure { why, again }) => Done::Failed { why, again },
-                },
-            );
+            tokio::task::spawn_blocking(move || follower.end(key, done));
         });
         Ok(())
     }

@@ -257,11 +257,10 @@ impl Daemon {
         }
     }
 
-    /// Has a volume admit nothing any more. Returns when what it had answered is in its files, with what its throttle
-    /// has saved.
-    pub(crate) fn freeze(&self, name: &str) -> Result<Saved, ChangeError> {
+    /// Has a volume admit nothing any more, see [`Node::freeze`].
+    pub(crate) fn freeze(&self, name: &str, durable: bool) -> Result<Saved, ChangeError> {
         let served = self.served(name)?;
-        self.node.freeze(served.wanted.worker, served.volume)
+        self.node.freeze(served.wanted.worker, served.volume, durable)
     }
 
     /// Has a frozen volume go on.

@@ -397,10 +397,10 @@ impl Node {
         self.change(worker, volume, |reply| Command::Grow { volume, blocks, reply })
     }
 
-    /// Has a served volume admit nothing any more. Returns when what it had answered is in its files, with what its
-    /// throttle has saved.
-    pub fn freeze(&self, worker: usize, volume: VolumeId) -> Result<Saved, ChangeError> {
-        self.change(worker, volume, |reply| Command::Freeze { volume, reply })
+    /// Has a served volume admit nothing any more. Returns when what was handed out is answered, and with `durable` in a
+    /// checkpoint, with what its throttle has saved.
+    pub fn freeze(&self, worker: usize, volume: VolumeId, durable: bool) -> Result<Saved, ChangeError> {
+        self.change(worker, volume, |reply| Command::Freeze { volume, durable, reply })
     }
 
     /// Has a frozen volume go on.

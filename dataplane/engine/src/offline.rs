@@ -19,6 +19,8 @@ const REGIONS: u32 = 24;
 const UNDER_WAY_BYTES_MAX: usize = 8 << 20;
 /// Longest sleep before the medium is looked at again.
 const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
+/// Looks that one which is dropped has to come to rest; a medium that never answers keeps it for 100 s.
+const REST_ROUNDS: usize = 10_000;
 /// It has its medium for itself, so its number means nothing.
 const ID: VolumeId = VolumeId(0);
 
@@ -39,8 +41,10 @@ pub enum OfflineError {
     Failed(Status),
 }
 
-/// See the module's documentation. Dropping it waits for the medium, and the memory goes as a whole.
-pub struct Offline {
+/// See the module's documentation. Dropped before it is closed, it comes to rest and leaves what a crash would leave.
+pub struct Offline(Option<Machine>);
+
+struct Machine {
     volume: Volume,
     media: FileMedia,
     pool: IoPool,
@@ -59,7 +63,7 @@ impl Offline {
         let (volume, _) = volume::open(directory, ID, config)?;
         let mut media = FileMedia::new(&slab, FileConfig::default())?;
         media.attach(ID, directory.path())?;
-        Ok(Offline {
+        Ok(Offline(Some(Machine {
             volume,
             media,
             pool: IoPool::new(&slab, slab.regions()),
@@ -68,16 +72,63 @@ impl Offline {
             under_way_bytes: 0,
             failed: None,
             began: Instant::now(),
-        })
-    }
-
-    /// Size in bytes.
-    pub fn bytes(&self) -> u64 {
-        self.volume.blocks() << self.volume.block_size().shift()
+        })))
     }
 
     /// Writes `bytes`, whole blocks, from `offset_bytes` on. Returns when all of it is begun.
     pub fn write(&mut self, offset_bytes: u64, bytes: &[u8]) -> Result<(), OfflineError> {
+        self.machine()?.write(offset_bytes, bytes)
+    }
+
+    /// Has `bytes` from `offset_bytes` on, whole blocks, read as zeros.
+    pub fn zero(&mut self, offset_bytes: u64, bytes: u64) -> Result<(), OfflineError> {
+        self.machine()?.zero(offset_bytes, bytes)
+    }
+
+    /// Returns when all that was written is durable.
+    pub fn flush(&mut self) -> Result<(), OfflineError> {
+        self.machine()?.flush()
+    }
+
+    /// Makes all of it durable and leaves the volume as one that was closed in order.
+    pub fn close(mut self) -> Result<(), OfflineError> {
+        let machine = self.machine()?;
+        machine.flush()?;
+        machine.volume.checkpoint();
+        while !machine.volume.is_settled() {
+            machine.turn()?;
+        }
+        Ok(())
+    }
+
+    fn machine(&mut self) -> Result<&mut Machine, OfflineError> {
+        // INVARIANT: it is there until this is dropped.
+        self.0.as_mut().ok_or(OfflineError::Failed(Status::Aborted))
+    }
+}
+
+impl Drop for Offline {
+    fn drop(&mut self) {
+        let Some(mut machine) = self.0.take() else { return };
+        for _ in 0..REST_ROUNDS {
+            if machine.is_at_rest() {
+                break;
+            }
+            machine.work();
+        }
+        let at_rest = machine.is_at_rest();
+        let Machine { volume, mut pool, .. } = machine;
+        if at_rest {
+            volume.close(&mut pool);
+        } else {
+            // Its buffers are the medium's, for ever as it seems.
+            Box::leak(Box::new(volume));
+        }
+    }
+}
+
+impl Machine {
+    fn write(&mut self, offset_bytes: u64, bytes: &[u8]) -> Result<(), OfflineError> {
         let mut at = offset_bytes;
         for part in bytes.chunks(IO_BYTES_MAX) {
             let buffer = loop {
@@ -97,8 +148,7 @@ impl Offline {
         Ok(())
     }
 
-    /// Has `bytes` from `offset_bytes` on, whole blocks, read as zeros.
-    pub fn zero(&mut self, offset_bytes: u64, bytes: u64) -> Result<(), OfflineError> {
+    fn zero(&mut self, offset_bytes: u64, bytes: u64) -> Result<(), OfflineError> {
         while self.volume.room() == 0 {
             self.turn()?;
         }
@@ -106,23 +156,10 @@ impl Offline {
         Ok(())
     }
 
-    /// Returns when all that was written is durable.
-    pub fn flush(&mut self) -> Result<(), OfflineError> {
+    fn flush(&mut self) -> Result<(), OfflineError> {
         self.rest()?;
         self.begin(Op::Flush, 0, 0, None);
         self.rest()
-    }
-
-    /// Makes all of it durable and leaves the volume as one that was closed in order.
-    pub fn close(mut self) -> Result<(), OfflineError> {
-        self.flush()?;
-        self.volume.checkpoint();
-        while !self.volume.is_settled() {
-            self.turn()?;
-        }
-        let Offline { volume, mut pool, .. } = self;
-        volume.close(&mut pool);
-        Ok(())
     }
 
     fn now_ns(&self) -> u64 {
@@ -150,8 +187,20 @@ impl Offline {
         Ok(())
     }
 
-    /// Does what can be done; sleeps if that was nothing.
+    /// The same; says if anything failed.
     fn turn(&mut self) -> Result<(), OfflineError> {
+        self.work();
+        self.failed.map_or(Ok(()), |status| Err(OfflineError::Failed(status)))
+    }
+
+    fn is_at_rest(&self) -> bool {
+        // A checkpoint of one that failed would not come to an end.
+        let sound = self.volume.health() == Health::Sound;
+        if sound { self.volume.is_settled() } else { self.volume.is_idle() }
+    }
+
+    /// Does what can be done; sleeps if that was nothing.
+    fn work(&mut self) {
         let now_ns = self.now_ns();
         self.volume.step(&mut self.pool, now_ns);
         let mut moved = false;
@@ -181,13 +230,9 @@ impl Offline {
         if self.volume.health() != Health::Sound {
             self.failed.get_or_insert(Status::Broken);
         }
-        if let Some(status) = self.failed {
-            return Err(OfflineError::Failed(status));
-        }
         if !moved && !self.volume.wants_step() {
             self.sleep();
         }
-        Ok(())
     }
 
     fn sleep(&mut self) {

@@ -59,7 +59,7 @@ pub(crate) enum Command {
     /// Make a served volume larger.
     Grow { volume: VolumeId, blocks: u64, reply: Reply<()> },
     /// Hold the I/O of a served volume.
-    Freeze { volume: VolumeId, reply: Reply<Saved> },
+    Freeze { volume: VolumeId, durable: bool, reply: Reply<Saved> },
     /// Go on with it.
     Thaw { volume: VolumeId, reply: Reply<()> },
     /// Let a served volume go.
@@ -295,9 +295,9 @@ impl Worker {
                     server.grow(now_ns, volume, blocks, reply);
                 }
             }
-            Command::Freeze { volume, reply } => {
+            Command::Freeze { volume, durable, reply } => {
                 if let Some(server) = &mut self.server {
-                    server.freeze(now_ns, volume, reply);
+                    server.freeze(now_ns, volume, durable, reply);
                 }
             }
             Command::Thaw { volume, reply } => {

@@ -266,7 +266,9 @@ fn unknown_options_are_refused_and_skipped() {
 fn contexts_are_listed_and_selected() {
     let (list, set) = (OptionCode::LIST_META_CONTEXT, OptionCode::SET_META_CONTEXT);
     let mut client = Client::greeted(TlsPolicy::Off, FIXED);
-    let context = |id: u8| (ReplyCode::META_CONTEXT, [&[0, 0, 0, id][..], b"base:allocation"].concat());
+    let named =
+        |id: u8, name: &str| (ReplyCode::META_CONTEXT, [&[0, 0, 0, id][..], name.as_bytes()].concat());
+    let (context, changed) = (|id| named(id, "base:allocation"), |id| named(id, "tidegate:changed"));
     for code in [list, set] {
         let why = "structured replies come first";
         assert_eq!(client.refused(code, &meta("one", &["base:allocation"])), ReplyCode::ERR_INVALID, "{why}");
@@ -280,13 +282,37 @@ fn contexts_are_listed_and_selected() {
         let unknown = ["qemu:dirty-bitmap:x", "base:other", "x-y:z"];
         assert_eq!(client.ask(code, &meta("one", &unknown)), [ack()]);
     }
-    assert_eq!(client.ask(list, &meta("one", &[])), [context(0), ack()]);
+    assert_eq!(client.ask(list, &meta("one", &[])), [context(0), changed(0), ack()]);
     assert_eq!(client.ask(list, &meta("one", &["base:"])), [context(0), ack()]);
     assert_eq!(client.ask(set, &meta("one", &[])), [ack()], "no query, no context");
     assert_eq!(client.ask(set, &meta("one", &["base:"])), [ack()], "no wildcard here");
     assert_eq!(client.ask(set, &meta("one", &["x:y", "base:allocation"])), [context(1), ack()]);
     client.ask(OptionCode::GO, &info("one", &[]));
-    assert!(client.attached().allocation);
+    let attach = client.attached();
+    assert!(attach.allocation && !attach.changed && !attach.export.read_only);
+}
+
+/// docs/decisions/050.
+#[test]
+fn who_asks_what_changed_gets_that_alone_and_cannot_write() {
+    let (list, set) = (OptionCode::LIST_META_CONTEXT, OptionCode::SET_META_CONTEXT);
+    let context =
+        |id: u8, name: &str| (ReplyCode::META_CONTEXT, [&[0, 0, 0, id][..], name.as_bytes()].concat());
+    let mut client = Client::greeted(TlsPolicy::Off, FIXED);
+    client.ask(OptionCode::STRUCTURED_REPLY, &[]);
+    let ours = [context(0, "tidegate:changed"), ack()];
+    assert_eq!(
+        client.ask(list, &meta("one", &["tidegate:"])),
+        ours,
+        "without an identity there is none to say"
+    );
+    assert_eq!(client.ask(list, &meta("one", &["tidegate:identity:"])), [ack()]);
+    assert_eq!(client.ask(set, &meta("one", &["tidegate:", "tidegate:identity:"])), [ack()]);
+    let both = ["base:allocation", "tidegate:changed"];
+    assert_eq!(client.ask(set, &meta("one", &both)), [context(2, "tidegate:changed"), ack()]);
+    client.ask(OptionCode::GO, &info("one", &[]));
+    let attach = client.attached();
+    assert!(attach.changed && !attach.allocation && attach.export.read_only);
 }
 
 #[test]

@@ -54,6 +54,12 @@ impl Cluster {
         Cluster::with(test, nodes, NodeSettings { shared: false, ..NodeSettings::default() }, "")
     }
 
+    /// The same, and copies are made slowly: each gets an eighth of what a data plane offers.
+    pub fn slow(test: &str, nodes: usize) -> Cluster {
+        let settings = NodeSettings { shared: false, bytes: "80MB/s", ..NodeSettings::default() };
+        Cluster::with(test, nodes, settings, "")
+    }
+
     /// The same with other data planes, and more lines for the configuration of the control plane.
     pub fn with(test: &str, nodes: usize, settings: NodeSettings, lines: &str) -> Cluster {
         let mut cluster = Cluster {
@@ -166,6 +172,12 @@ impl Cluster {
     /// Where a data plane keeps volumes.
     pub fn pool(&self, node: usize) -> PathBuf {
         self.folder.join(if self.settings.shared { "volumes".to_owned() } else { format!("volumes-{node}") })
+    }
+
+    /// What a data plane remembers, as it stands on disk.
+    pub fn book(&self, node: usize) -> Value {
+        let path = self.folder.join(format!("state-{}", self.names[node])).join("told.json");
+        std::fs::read(path).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
     }
 
     /// A client of a volume at a data plane, if that serves it.

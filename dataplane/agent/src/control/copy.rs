@@ -12,7 +12,7 @@ use contract::{Instruction, OperationId};
 use engine::volume::{HostDirectory, store};
 use engine::{Offline, OfflineError};
 
-use super::source::{Piece, READ_BYTES, Source, SourceError};
+use super::source::{Piece, READ_BYTES, READS, Source, SourceError};
 use super::steps::{Failure, Job};
 
 /// Times that a volume is gone through before it is frozen.
@@ -93,37 +93,60 @@ impl Copy {
     /// Goes through the volume once; returns the bytes that had changed. Zeros are not written in the `first` pass,
     /// since nothing is there yet.
     fn pass(&mut self, job: &Job, rate: u64, first: bool) -> Result<u64, CopyError> {
-        let (began, mut at, mut copied, mut moved) = (Instant::now(), 0, 0, 0);
+        let mut pass = Pass { job, began: Instant::now(), rate, first, copied: 0, moved: 0 };
+        let (mut at, mut batch, mut batch_bytes) = (0, Vec::new(), 0);
         while at < self.source.bytes {
             for (bytes, changed) in self.source.changed(at)? {
                 let end = at + bytes;
                 while changed && at < end {
-                    let part = (end - at).min(READ_BYTES.into());
-                    let writer = &mut self.writer;
-                    let mut data = 0;
-                    self.source.read(at, part as u32, |place, piece| match piece {
-                        Piece::Data(bytes) => {
-                            data += bytes.len() as u64;
-                            writer.write(place, bytes).map_err(CopyError::from)
-                        }
-                        Piece::Zeros(_) if first => Ok(()),
-                        Piece::Zeros(bytes) => writer.zero(place, bytes).map_err(CopyError::from),
-                    })?;
+                    let part = (end - at).min(u64::from(READ_BYTES) - batch_bytes);
+                    batch.push((at, part as u32));
+                    batch_bytes += part;
                     at += part;
-                    copied += part;
-                    moved += data;
-                    if first {
-                        job.advance(part);
-                    }
-                    if !job.wait(began, moved, rate) {
-                        return Err(CopyError::Stopped);
+                    if batch.len() == READS || batch_bytes == u64::from(READ_BYTES) {
+                        self.copy(&mut pass, &batch)?;
+                        (batch_bytes, batch) = (0, Vec::new());
                     }
                 }
                 at = end;
             }
         }
-        Ok(copied)
+        if !batch.is_empty() {
+            self.copy(&mut pass, &batch)?;
+        }
+        Ok(pass.copied)
     }
+
+    /// Copies some ranges.
+    fn copy(&mut self, pass: &mut Pass<'_>, ranges: &[(u64, u32)]) -> Result<(), CopyError> {
+        let (writer, first, moved) = (&mut self.writer, pass.first, &mut pass.moved);
+        self.source.read(ranges, |place, piece| match piece {
+            Piece::Data(bytes) => {
+                *moved += bytes.len() as u64;
+                writer.write(place, bytes).map_err(CopyError::from)
+            }
+            Piece::Zeros(_) if first => Ok(()),
+            Piece::Zeros(bytes) => writer.zero(place, bytes).map_err(CopyError::from),
+        })?;
+        let bytes = ranges.iter().map(|(_, bytes)| u64::from(*bytes)).sum();
+        pass.copied += bytes;
+        if first {
+            pass.job.advance(bytes);
+        }
+        if pass.job.wait(pass.began, pass.moved, pass.rate) { Ok(()) } else { Err(CopyError::Stopped) }
+    }
+}
+
+/// One way through a volume.
+struct Pass<'a> {
+    job: &'a Job,
+    began: Instant,
+    rate: u64,
+    first: bool,
+    /// Bytes that had changed.
+    copied: u64,
+    /// Bytes of them that were not zeros.
+    moved: u64,
 }
 
 /// Makes the files of the copy anew: ids are never used twice, so what lies there is an attempt that failed.

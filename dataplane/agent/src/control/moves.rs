@@ -48,7 +48,9 @@ impl Follower {
             (name, epoch)
         };
         let daemon = self.daemon.upgrade().ok_or_else(|| Failure::again("the data plane ends".to_owned()))?;
-        match daemon.freeze(&name) {
+        // Another node opens the same files next, or a copy of them.
+        let shared = self.settings.pools.iter().any(|(pool, _)| pool.name == instruction.pool && pool.shared);
+        match daemon.freeze(&name, shared) {
             Ok(Saved { bytes, packets }) => {
                 let credits = Credits { operations: packets, bytes };
                 let frozen = Frozen { epoch, credits: Some(credits) };
@@ -102,7 +104,7 @@ impl Follower {
         // A clone is as its source was at one moment, which is held for as long as the rest takes.
         let name = instruction.from_name.as_ref().map_or(String::new(), ToString::to_string);
         let daemon = self.daemon.upgrade().ok_or_else(|| Failure::again("the data plane ends".to_owned()))?;
-        daemon.freeze(&name).map_err(|why| Failure::again(why.to_string()))?;
+        daemon.freeze(&name, false).map_err(|why| Failure::again(why.to_string()))?;
         let copied = copy.end(job, instruction.rate_bytes_per_s);
         daemon.thaw(&name).map_err(|why| Failure::again(why.to_string()))?;
         copied

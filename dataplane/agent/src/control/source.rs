@@ -1,8 +1,8 @@
 //! A volume of another node that is copied: a client of its NBD export, on the thread of the copy
 //! (docs/decisions/050).
 //!
-//! Invariants: a server that says nothing for [`SILENCE`], or what it must not say, ends the copy; one request is under
-//! way at a time, so an answer is of the one that was asked.
+//! Invariants: a server that says nothing for [`SILENCE`], or what it must not say, ends the copy; what is asked together
+//! is answered before more is asked.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -20,8 +20,10 @@ use engine::wire::nbd::transmission::{
 
 /// How long a server may say nothing.
 const SILENCE: Duration = Duration::from_secs(10);
-/// Bytes that are read with one request.
+/// Bytes that are asked for together, at most.
 pub const READ_BYTES: u32 = 8 << 20;
+/// Ranges that are asked for together, at most: as many requests as a server takes, so that none waits for answers.
+pub const READS: usize = 64;
 /// Bytes that one question about changes covers.
 const ASK_BYTES: u64 = 1 << 30;
 /// Longest piece that a server may say: one part of a read, with its head.
@@ -101,9 +103,10 @@ impl Source {
     /// run, maybe not to the end.
     pub fn changed(&mut self, offset_bytes: u64) -> Result<Vec<(u64, bool)>, SourceError> {
         let length_bytes = (self.bytes - offset_bytes).min(ASK_BYTES) as u32;
-        self.ask(Command::BLOCK_STATUS, offset_bytes, length_bytes)?;
+        let request = self.request(Command::BLOCK_STATUS, offset_bytes, length_bytes);
+        self.send(&request.octets())?;
         let mut runs = Vec::new();
-        self.answers(|payload| {
+        self.answers(request.cookie, |_, payload| {
             let ChunkPayload::BlockStatus { descriptors, .. } = payload else { return Ok(()) };
             let run = |one: engine::wire::nbd::transmission::Descriptor| {
                 (u64::from(one.length_bytes), one.flags != AllocationFlags::NONE)
@@ -117,18 +120,22 @@ impl Source {
         Ok(runs)
     }
 
-    /// Reads `length_bytes`, at most [`READ_BYTES`]; pieces come in any order, with their place.
+    /// Reads some ranges, asked for together, each at most [`READ_BYTES`] and not more than [`READS`]; pieces come in any
+    /// order, with their place.
     pub fn read<E: From<SourceError>>(
         &mut self,
-        offset_bytes: u64,
-        length_bytes: u32,
+        ranges: &[(u64, u32)],
         mut each: impl FnMut(u64, Piece<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
-        self.ask(Command::READ, offset_bytes, length_bytes)?;
-        let end = offset_bytes + u64::from(length_bytes);
-        let mut left = u64::from(length_bytes);
+        let first = self.cookie + 1;
+        let mut asked = Vec::with_capacity(ranges.len() * Request::BYTES);
+        for &(offset_bytes, length_bytes) in ranges {
+            asked.extend(self.request(Command::READ, offset_bytes, length_bytes).octets());
+        }
+        self.send(&asked)?;
+        let mut left: Vec<u64> = ranges.iter().map(|(_, length_bytes)| u64::from(*length_bytes)).collect();
         let place = self.place.clone();
-        self.answers(|payload| {
+        self.answers(first, |row, payload| {
             let (at, piece, bytes) = match payload {
                 ChunkPayload::OffsetData { offset_bytes, data } => {
                     (offset_bytes, Piece::Data(data), data.len() as u64)
@@ -138,19 +145,23 @@ impl Source {
                 }
                 _ => return Ok(()),
             };
-            if at < offset_bytes || at.checked_add(bytes).is_none_or(|last| last > end) || bytes > left {
+            let (begin, length) = ranges[row];
+            let end = begin + u64::from(length);
+            if at < begin || at.checked_add(bytes).is_none_or(|last| last > end) || bytes > left[row] {
                 let what = "an answer to what was not asked".to_owned();
                 return Err(SourceError::Says { place: place.clone(), what }.into());
             }
-            left -= bytes;
+            left[row] -= bytes;
             each(at, piece)
         })?;
+        let left: u64 = left.iter().sum();
         if left == 0 { Ok(()) } else { Err(self.says(format!("{left} bytes were not answered")).into()) }
     }
 
     /// Ends in order.
     pub fn leave(mut self) -> Result<(), SourceError> {
-        self.ask(Command::DISC, 0, 0)
+        let request = self.request(Command::DISC, 0, 0);
+        self.send(&request.octets())
     }
 
     fn says(&self, what: String) -> SourceError {
@@ -173,23 +184,25 @@ impl Source {
         Ok(scratch)
     }
 
-    fn ask(&mut self, command: Command, offset_bytes: u64, length_bytes: u32) -> Result<(), SourceError> {
+    /// The next request.
+    fn request(&mut self, command: Command, offset_bytes: u64, length_bytes: u32) -> Request {
         self.cookie += 1;
-        let (flags, cookie) = (CommandFlags::NONE, self.cookie);
-        self.send(&Request { flags, command, cookie, offset_bytes, length_bytes }.octets())
+        Request { flags: CommandFlags::NONE, command, cookie: self.cookie, offset_bytes, length_bytes }
     }
 
-    /// Takes the chunks that answer what was asked last.
+    /// Takes the chunks that answer what was asked last, from the cookie `first` on, each with the row of its request.
     fn answers<E: From<SourceError>>(
         &mut self,
-        mut each: impl FnMut(ChunkPayload<'_>) -> Result<(), E>,
+        first: u64,
+        mut each: impl FnMut(usize, ChunkPayload<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
-        loop {
+        let mut left = self.cookie + 1 - first;
+        while left > 0 {
             let head = self.receive(ChunkHeader::BYTES)?;
             let parsed = ChunkHeader::parse(&head).map_err(|error| self.says(error.to_string()));
             self.scratch = head;
             let header = parsed?;
-            if header.cookie != self.cookie || header.payload_bytes > PIECE_BYTES_MAX {
+            if !(first..=self.cookie).contains(&header.cookie) || header.payload_bytes > PIECE_BYTES_MAX {
                 return Err(self.says("an answer to what was not asked".to_owned()).into());
             }
             let payload = self.receive(header.payload_bytes as usize)?;
@@ -198,13 +211,12 @@ impl Source {
                 ChunkPayload::Error { error, message, .. } => {
                     return Err(self.says(format!("error {}: {message}", error.0)).into());
                 }
-                payload => each(payload)?,
+                payload => each((header.cookie - first) as usize, payload)?,
             }
             self.scratch = payload;
-            if header.flags.has(ChunkFlags::DONE) {
-                return Ok(());
-            }
+            left -= u64::from(header.flags.has(ChunkFlags::DONE));
         }
+        Ok(())
     }
 
     fn handshake(&mut self, name: &str) -> Result<(), SourceError> {

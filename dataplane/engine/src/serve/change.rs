@@ -72,8 +72,9 @@ pub(super) enum Change {
         blocks: u64,
         reply: Reply<()>,
     },
-    /// `rests`: it writes its checkpoint.
+    /// `durable`: with a checkpoint; `rests`: it is being written.
     Freeze {
+        durable: bool,
         rests: bool,
         reply: Reply<Saved>,
     },

@@ -6,8 +6,8 @@
 
 use block::{BlockSize, Extent, Lba};
 
-/// Smallest granule.
-const GRANULE_BYTES_MIN: u64 = 64 << 10;
+/// Smallest granule: a page of the volume.
+const GRANULE_BYTES_MIN: u64 = 4 << 10;
 /// Granules that a volume has at most, when it begins to be copied.
 const GRANULES_MAX: u64 = 1 << 20;
 
@@ -98,11 +98,12 @@ mod tests {
 
     #[test]
     fn what_changed_is_told_once_until_it_changes_again() {
-        // Granules of 16 blocks.
-        let mut tracker = Tracker::new(1, BlockSize::B4096, 1000);
-        assert_eq!(told(&mut tracker, 0, 1000, 8), [(1000, true)]);
+        // Granules of 16 blocks: 64 KiB of 64 GiB.
+        let mut tracker = Tracker::new(1, BlockSize::B4096, (1 << 24) - 8);
+        let all = (1 << 24) - 8;
+        assert_eq!(told(&mut tracker, 0, all, 8), [(all, true)]);
         // The last granule is not whole, so it may be told again.
-        assert_eq!(told(&mut tracker, 0, 1000, 8), [(992, false), (8, true)]);
+        assert_eq!(told(&mut tracker, 0, all, 8), [(all - 8, false), (8, true)]);
         tracker.mark(Lba(31), 2);
         tracker.mark(Lba(100), 1);
         assert_eq!(
@@ -114,26 +115,25 @@ mod tests {
 
     #[test]
     fn nothing_is_cleared_that_was_not_told_whole() {
+        // Granules of 8 blocks.
         let mut tracker = Tracker::new(1, BlockSize::B512, 1 << 20);
         assert_eq!(told(&mut tracker, 0, 1 << 20, 8), [(1 << 20, true)]);
         for granule in [1, 3, 5] {
-            tracker.mark(Lba(granule * 128), 1);
+            tracker.mark(Lba(granule * 8), 1);
         }
-        assert_eq!(told(&mut tracker, 130, 64, 8), [(64, true)], "a part of a granule");
-        assert_eq!(
-            told(&mut tracker, 0, 1024, 2),
-            [(128, false), (128, true)],
-            "as many as there is room for"
-        );
-        assert_eq!(told(&mut tracker, 0, 512, 8), [(384, false), (128, true)]);
-        tracker.mark(Lba((1 << 20) + 64), 8);
-        assert_eq!(told(&mut tracker, 1 << 20, 128, 8), [(128, true)], "it has grown");
-        assert_eq!(told(&mut tracker, 1 << 20, 128, 8), [(128, false)]);
+        assert_eq!(told(&mut tracker, 9, 4, 8), [(4, true)], "a part of a granule");
+        assert_eq!(told(&mut tracker, 0, 64, 2), [(8, false), (8, true)], "as many as there is room for");
+        assert_eq!(told(&mut tracker, 0, 32, 8), [(24, false), (8, true)]);
+        tracker.mark(Lba((1 << 20) + 4), 8);
+        assert_eq!(told(&mut tracker, 1 << 20, 16, 8), [(16, true)], "it has grown");
+        assert_eq!(told(&mut tracker, 1 << 20, 16, 8), [(16, false)]);
     }
 
     #[test]
     fn a_large_volume_has_larger_granules() {
         let tracker = Tracker::new(1, BlockSize::B4096, 1 << 34);
         assert_eq!((tracker.bits.len(), tracker.shift), ((1 << 20) / 64, 14));
+        let tracker = Tracker::new(1, BlockSize::B4096, 1 << 16);
+        assert_eq!((tracker.bits.len(), tracker.shift), (1 << 10, 0));
     }
 }
