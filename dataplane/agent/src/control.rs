@@ -86,6 +86,8 @@ pub struct Follower {
     news: Notify,
     /// Reports so far.
     reports: AtomicU64,
+    /// How often this node started; it does not change while it runs.
+    incarnation: u64,
 }
 
 struct State {
@@ -107,6 +109,7 @@ impl Follower {
 
     fn of(settings: Settings, daemon: Weak<Daemon>) -> Result<Arc<Follower>, BookError> {
         let shelf = Shelf::open(&settings.state)?;
+        let incarnation = shelf.book.incarnation;
         let state = State {
             shelf,
             jobs: Jobs::default(),
@@ -124,6 +127,7 @@ impl Follower {
             told: Notify::new(),
             news: Notify::new(),
             reports: AtomicU64::new(0),
+            incarnation,
         }))
     }
 
@@ -232,7 +236,7 @@ impl Follower {
         let workers = self.daemon.upgrade().map_or(0, |daemon| daemon.node().plan().workers.len());
         NodeInfo {
             name: self.settings.name.clone(),
-            incarnation: self.state().shelf.book.incarnation,
+            incarnation: self.incarnation,
             workers: u16::try_from(workers).unwrap_or(u16::MAX),
             capacity: self.settings.capacity,
             pools: self.settings.pools.iter().map(|(pool, _)| pool.clone()).collect(),
@@ -458,7 +462,7 @@ impl Follower {
             jobs.get(key).map_or(Done::Running { done_bytes: 0, total_bytes: 0 }, |job| job.progress())
         });
         Some(NodeReport {
-            incarnation: state.shelf.book.incarnation,
+            incarnation: self.incarnation,
             seq: self.next_report(),
             running: state.serving.version,
             utilisation_ppm: state.figures.utilisation_ppm(self.settings.capacity),
@@ -508,6 +512,7 @@ mod tests {
         let first = follower.report(None).unwrap();
         let writes = follower.state();
         assert!(follower.report(None).is_none());
+        assert_eq!(follower.introduction().incarnation, first.incarnation, "it can link meanwhile");
         let still = follower.still(&first);
         drop(writes);
         assert_eq!((still.seq, still.incarnation, still.whole), (first.seq + 1, first.incarnation, false));

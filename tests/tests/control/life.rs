@@ -36,6 +36,39 @@ fn a_data_plane_serves_its_last_snapshot_without_control_plane_also_after_its_ow
     assert!(cluster.client(0, "another").is_ok());
 }
 
+/// The file that is read first when a volume is opened is a pipe that nobody writes to.
+#[test]
+fn a_node_whose_volume_takes_long_to_open_is_alive_all_the_time() {
+    let mut cluster = Cluster::start("slow-open", 1);
+    cluster.volume("disk", "one");
+    cluster.kill_node(0);
+    let (file, aside) = (cluster.folder.join("volumes/volume-1/superblock"), cluster.folder.join("aside"));
+    std::fs::rename(&file, &aside).expect("it is there");
+    assert!(std::process::Command::new("mkfifo").arg(&file).status().expect("coreutils").success());
+    cluster.start_node(0);
+    let heard = |cluster: &Cluster| cluster.tidegate(&["node", "get", "one"])["state"] == "alive";
+    let losses = |cluster: &Cluster| {
+        let log = std::fs::read_to_string(cluster.folder.join("controlplane.log")).expect("a log");
+        log.matches("is lost").count()
+    };
+    cluster.until("it is heard", heard);
+    let before = losses(&cluster);
+    // Twice as long as it takes to be lost.
+    let began = std::time::Instant::now();
+    cluster.until("time has passed", |cluster| {
+        assert!(heard(cluster), "{:?} after it was heard", began.elapsed());
+        began.elapsed() > std::time::Duration::from_secs(3)
+    });
+    assert!(cluster.client(0, "disk").is_err(), "it is being opened still");
+    let pipe = cluster.folder.join("pipe");
+    std::fs::rename(&file, &pipe).expect("it is there");
+    std::fs::rename(&aside, &file).expect("it is there");
+    // Whoever reads it finds its end, and tries again.
+    drop(std::fs::File::options().write(true).open(&pipe).expect("somebody reads it"));
+    cluster.until("it is served", |cluster| cluster.client(0, "disk").is_ok());
+    assert_eq!(losses(&cluster), before);
+}
+
 #[test]
 fn a_lost_heads_volume_is_served_by_another_with_what_was_flushed() {
     let mut cluster = Cluster::start("failover", 2);
