@@ -1,11 +1,14 @@
 //! Who decides: the policies of `policies/host`, one thread for each kind of decision.
 //!
 //! A question of the core goes to the thread of its kind, the answer comes back to the core. Components lie as files
-//! beside the store, under their digests; what is active stands in the store, so a control plane that starts again
-//! decides as before. The shipped policies are there from the beginning, and none of them is active.
+//! beside the store, under their digests; what is active, and what it has come to, stands in the store ([`kept`]), so a
+//! control plane that starts again decides as before. The shipped policies are there from the beginning, and none of
+//! them is active.
 //!
 //! Invariants: the core never waits for a policy; a question for which there is no place is answered by the core
 //! itself when its time is over; what the API says is active is active on every thread.
+
+mod kept;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -53,6 +56,8 @@ struct Inner {
     /// What the store says is active, by kind.
     stored: Mutex<BTreeMap<&'static str, PolicyId>>,
     questions: BTreeMap<&'static str, Sender<control_core::Ask>>,
+    /// Places of the threads, by kind.
+    seats: BTreeMap<&'static str, Seat>,
 }
 
 /// Why nobody can decide.
@@ -102,15 +107,19 @@ impl Policies {
             threads.push((kind, asked));
         }
         let (folder, stored) = (kept, Mutex::default());
-        let policies = Policies(Arc::new(Inner { host, folder, log, store, stored, questions }));
+        let seats: BTreeMap<_, _> = Kind::ALL.iter().map(|kind| (kind.name(), host.seat())).collect();
+        let policies =
+            Policies(Arc::new(Inner { host, folder, log, store, stored, questions, seats: seats.clone() }));
         policies.restore()?;
-        for (kind, asked) in threads {
-            let (policies, seat, driver) = (policies.clone(), policies.0.host.seat(), driver.clone());
+        for ((kind, asked), seat) in threads.into_iter().zip(Kind::ALL.map(|kind| seats[kind.name()].clone()))
+        {
+            let (policies, driver) = (policies.clone(), driver.clone());
             std::thread::Builder::new()
                 .name(format!("tidegate-{kind}"))
                 .spawn(move || policies.decide(kind, &asked, seat, &driver))
                 .map_err(|source| failed(root, source))?;
         }
+        policies.keep_for_ever().map_err(|source| failed(root, source))?;
         let shipped = policies.clone();
         // Compiling takes a while the first time, and nothing waits for it.
         std::thread::spawn(move || shipped.push_shipped());
@@ -160,6 +169,7 @@ impl Policies {
         let policy = policy.ok_or_else(|| format!("{id} is not there"))?;
         self.0.host.activate(&policy, Start::Fresh).map_err(|error| error.to_string())?;
         info!(%kind, policy = %id, "active again");
+        self.resume(kind);
         Ok(())
     }
 
@@ -232,15 +242,18 @@ impl Policies {
         if active.as_ref().map(|policy| policy.id()) == stored.get(kind.name()) {
             return Ok(());
         }
+        let state = self.0.seats[kind.name()].state(kind);
         match active {
             Some(policy) => {
                 let id = policy.id();
                 let value = serde_json::to_vec(id).map_err(|error| StoreError::Failed(Box::new(error)))?;
-                self.0.store.transact(&Transaction::new().put(active_key(kind), value))?;
+                let active = Transaction::new().put(active_key(kind), value);
+                self.0.store.transact(&kept::write(active, kind, state.as_ref())?)?;
                 stored.insert(kind.name(), id.clone());
             }
             None => {
-                self.0.store.transact(&Transaction::new().delete(active_key(kind)))?;
+                let none = Transaction::new().delete(active_key(kind));
+                self.0.store.transact(&kept::write(none, kind, None)?)?;
                 stored.remove(kind.name());
             }
         }

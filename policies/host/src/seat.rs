@@ -14,8 +14,8 @@ use crate::log::{DecisionRecord, Instead, Record, StateRecord};
 use crate::policy::{Policy, checked};
 use crate::shadow::Shadow;
 
-/// Decides on one thread, with the active policies of its [`crate::Policies`].
-#[derive(Debug)]
+/// Decides on one thread, with the active policies of its [`crate::Policies`]; clones are the same place.
+#[derive(Clone, Debug)]
 pub struct Seat {
     pub(crate) shared: Arc<Shared>,
     pub(crate) places: Arc<Mutex<Places>>,
@@ -64,6 +64,20 @@ impl Seat {
     /// What the active policy of a kind has come to here.
     pub fn state(&self, kind: Kind) -> Option<State> {
         lock(&self.places).of[kind as usize].active.as_mut().and_then(|live| live.export().0)
+    }
+
+    /// Has the active policy of a kind go on here from what one had come to before. False: none is active.
+    /// If it cannot read that, it goes on as it was.
+    pub fn resume(&self, kind: Kind, state: &State) -> Result<bool, Fault> {
+        let mut places = lock(&self.places);
+        let seat = places.seat;
+        let place = &mut places.of[kind as usize];
+        let Some(policy) = place.active.as_ref().map(|live| live.policy.clone()) else { return Ok(false) };
+        let guest = policy.start(Some(state))?;
+        let live = Live::new(policy, guest, Some(state.clone()));
+        live.log_state(&self.shared, seat, true);
+        place.active = Some(live);
+        Ok(true)
     }
 }
 

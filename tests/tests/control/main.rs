@@ -10,5 +10,6 @@ mod failover;
 mod host;
 mod life;
 mod moves;
+mod restart;
 mod swap;
 mod top;
