@@ -66,7 +66,9 @@ fn lose_heads(test: &str, how: How, patience: Duration) {
     let mut losses = Vec::new();
     for round in 0..rounds {
         let head = round % 2;
-        losses.push(lose_head(&mut cluster, how, head, round as u64));
+        let loss = lose_head(&mut cluster, how, head, round as u64);
+        println!("round {round}: accepted {:?}, gap {:?}", loss.accepted, loss.gap);
+        losses.push(loss);
         if how == How::Stopped {
             cluster.kill_node(head);
         }

@@ -11,5 +11,6 @@ mod host;
 mod life;
 mod moves;
 mod restart;
+mod storm;
 mod swap;
 mod top;
