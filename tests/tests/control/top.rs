@@ -49,12 +49,12 @@ fn a_screen_is_drawn_again_and_again_and_the_terminal_is_as_it_was_after_q_and_a
         daemon().with_file_name("tidegate").display(),
         cluster.socket().display()
     );
-    for end in ["q", "\u{3}"] {
+    for (record, end) in [("typescript-q", "q"), ("typescript-c", "\u{3}")] {
         // `script` gives it a terminal, whose settings are compared by who has it before and after.
         let inside =
             format!("stty -g > before; {top}; echo ended $?; stty -g > after; cmp before after && echo same");
         let script = Command::new("script")
-            .args(["--quiet", "--return", "--flush", "--command", &inside, "typescript"])
+            .args(["--quiet", "--return", "--flush", "--command", &inside, record])
             .env("SHELL", "/bin/bash")
             .current_dir(&cluster.folder)
             .stdin(Stdio::piped())
@@ -62,7 +62,7 @@ fn a_screen_is_drawn_again_and_again_and_the_terminal_is_as_it_was_after_q_and_a
             .spawn()
             .expect("script is there");
         let mut script = Held(script);
-        let seen = || std::fs::read_to_string(cluster.folder.join("typescript")).unwrap_or_default();
+        let seen = || std::fs::read_to_string(cluster.folder.join(record)).unwrap_or_default();
         cluster.until("three frames", |_| seen().matches("\u{1b}[Htidegate").count() >= 3);
         let mut keys = script.0.stdin.take().expect("it is piped");
         std::io::Write::write_all(&mut keys, end.as_bytes()).expect("keys are typed");
