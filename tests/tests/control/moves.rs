@@ -174,7 +174,8 @@ fn a_move_gains_no_credits() {
     println!("{done} I/Os in {seconds:.1} s; {may:.0} are allowed");
     // One may have been paid for at each node and answered at the other.
     assert!(done as f64 <= may + 2.0, "{done} I/Os, and {may} are what it may");
-    assert!(done as f64 >= may - fill as f64 * 4.0, "{done} I/Os of {may}: credits were lost");
+    // How long it was held, and earned nothing, is the machine's.
+    assert!(done > bank + 20 + fill / 2, "{done} I/Os of {may}: it earns nothing where it has gone");
 }
 
 /// Does something while a host works; what that led to.

@@ -13,10 +13,10 @@ const VOLUMES: usize = 50;
 /// Volumes that are asked for in the storm.
 const MORE: usize = 40;
 
-/// Longest time that an answer may take, measured around a whole run of the command line. A busy machine of CI may be
-/// slower than the claim.
+/// Longest time that an answer may take, measured around a whole run of the command line. In the short form other tests
+/// and the compiler of policies run beside it, so that it shows only that no answer waits for the storm to end.
 fn patience() -> Duration {
-    Duration::from_millis(if full() { 200 } else { 1_000 })
+    Duration::from_millis(if full() { 200 } else { 10_000 })
 }
 
 /// Names of the volumes that are served.
@@ -44,9 +44,9 @@ fn a_storm_delays_no_answer_and_nothing_of_it_runs_twice_or_is_lost() {
     for number in 0..MORE {
         answers.push(create(&cluster, &format!("storm-{number}")));
         if number == MORE / 2 {
-            cluster.until("heads are found to be lost", |cluster| {
-                let volumes = cluster.tidegate(&["volume", "list"]);
-                volumes.as_array().expect("a list").iter().any(|one| one["state"] == "recovering")
+            let lost = cluster.names[0].clone();
+            cluster.until("the heads are found to be lost", |cluster| {
+                cluster.tidegate(&["node", "get", &lost])["state"] == "lost"
             });
             cluster.kill_controlplane();
             cluster.start_controlplane();
