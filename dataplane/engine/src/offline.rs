@@ -98,7 +98,11 @@ impl Offline {
         while !machine.volume.is_settled() {
             machine.turn()?;
         }
-        Ok(())
+        match machine.volume.health() {
+            Health::Sound => Ok(()),
+            Health::Broken => Err(OfflineError::Failed(Status::Broken)),
+            Health::Fenced => Err(OfflineError::Failed(Status::Fenced)),
+        }
     }
 
     fn machine(&mut self) -> Result<&mut Machine, OfflineError> {
@@ -111,12 +115,12 @@ impl Drop for Offline {
     fn drop(&mut self) {
         let Some(mut machine) = self.0.take() else { return };
         for _ in 0..REST_ROUNDS {
-            if machine.is_at_rest() {
+            if machine.volume.is_settled() {
                 break;
             }
             machine.work();
         }
-        let at_rest = machine.is_at_rest();
+        let at_rest = machine.volume.is_settled();
         let Machine { volume, mut pool, .. } = machine;
         if at_rest {
             volume.close(&mut pool);
@@ -191,12 +195,6 @@ impl Machine {
     fn turn(&mut self) -> Result<(), OfflineError> {
         self.work();
         self.failed.map_or(Ok(()), |status| Err(OfflineError::Failed(status)))
-    }
-
-    fn is_at_rest(&self) -> bool {
-        // A checkpoint of one that failed would not come to an end.
-        let sound = self.volume.health() == Health::Sound;
-        if sound { self.volume.is_settled() } else { self.volume.is_idle() }
     }
 
     /// Does what can be done; sleeps if that was nothing.

@@ -483,9 +483,10 @@ impl Volume {
         self.step_merge(pool);
     }
 
-    /// True when it is idle and no checkpoint is under way or wanted: it can be closed with nothing left to do.
+    /// True when it is idle and no checkpoint is under way or wanted: it can be closed with nothing left to do. A
+    /// checkpoint of one that failed or was taken over would not come to an end, so it is not waited for.
     pub fn is_settled(&self) -> bool {
-        self.is_idle() && self.merge.is_settled()
+        self.is_idle() && (self.health() != Health::Sound || self.merge.is_settled())
     }
 
     /// True when a step would change something that no answer of a medium announces. What waits for room that the

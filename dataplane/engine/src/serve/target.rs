@@ -507,14 +507,8 @@ impl Target {
 
     /// Nothing is under way.
     pub(super) fn is_idle(&self) -> bool {
-        match &self.body {
-            // A checkpoint of one that failed or was taken over would not come to an end.
-            Body::Thin { volume, .. } if volume.health() != Health::Sound => {
-                volume.is_idle() && self.busy == 0
-            }
-            Body::Thin { volume, .. } => volume.is_settled() && self.busy == 0,
-            _ => self.busy == 0,
-        }
+        let settled = !matches!(&self.body, Body::Thin { volume, .. } if !volume.is_settled());
+        settled && self.busy == 0
     }
 
     /// Gives memory back. False when something was under way.
