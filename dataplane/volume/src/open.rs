@@ -209,16 +209,13 @@ fn fence(directory: &dyn Directory, epoch: Epoch) -> Result<(), OpenError> {
     if highest > epoch.0 {
         return Err(OpenError::Raced(Epoch(highest)));
     }
-    let fenced: BTreeSet<FileName> =
-        names.iter().copied().filter(|name| matches!(name, FileName::Fence(_))).collect();
-    for name in names {
-        let FileName::Epoch(other) = name else { continue };
-        let name = FileName::Fence(other);
-        if other == epoch || fenced.contains(&name) {
-            continue;
-        }
-        match directory.create(name) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(io_error(name)(error)),
+    let others = names.iter().filter_map(|name| match name {
+        FileName::Epoch(other) if *other != epoch => Some(FileName::Fence(*other)),
+        _ => None,
+    });
+    for fence in others {
+        match directory.create(fence) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(io_error(fence)(error)),
             _ => {}
         }
     }
