@@ -216,17 +216,17 @@ impl Server {
                 let Some(target) = self.targets[volume.0 as usize].as_mut() else { return true };
                 if frozen {
                     target.drop_held();
+                }
+                let is_over = left == 0 && !target.is_busy();
+                if is_over {
+                    target.rest();
+                }
+                if frozen || is_over {
                     self.set_busy(volume);
                 }
-                if left > 0 {
+                if !is_over {
                     return false;
                 }
-                let Some(target) = self.targets[volume.0 as usize].as_mut() else { return true };
-                if target.is_busy() {
-                    return false;
-                }
-                target.rest();
-                self.set_busy(volume);
                 Stage::Rest
             }
             Stage::Rest => return self.let_go(volume, leave),
