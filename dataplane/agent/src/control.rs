@@ -1,7 +1,8 @@
 //! Doing what a control plane says: its end of the link, on this node.
 //!
 //! [`book`] is what must be remembered, [`dial`] makes connections, [`placed`] turns a snapshot into what is served,
-//! [`steps`] carries instructions out, [`moves`] those of moves, with [`copy`] and [`source`], [`figures`] says how things are. This file is the loop between them.
+//! [`steps`] carries instructions out, [`moves`] those of moves, with [`copy`] and [`source`], [`figures`] says how
+//! things are. This file is the loop between them.
 //!
 //! Invariants: nothing here reads an expiry: without control plane a node serves its last snapshot for ever (decision
 //! D11). What a message says is written down before it is done. A snapshot is applied by one thread, and of several

@@ -10,6 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use engine::block::BlockSize;
+use engine::wire::EmitError;
 use engine::wire::nbd::handshake::{
     ClientFlags, Greeting, HandshakeFlags, Info, InfoCode, InfoRequest, MetaContextRequest, OptionCode,
     OptionHeader, OptionReplyHeader, Reply,
@@ -28,6 +29,8 @@ pub const READS: usize = 64;
 const ASK_BYTES: u64 = 1 << 30;
 /// Longest piece that a server may say: one part of a read, with its head.
 const PIECE_BYTES_MAX: u32 = (32 << 20) + 64;
+/// Longest data of an option that is sent: two names of 4096 bytes, and what stands between them.
+const OPTION_BYTES_MAX: usize = 2 * 4096 + 64;
 
 const CHANGED: &str = "tidegate:changed";
 const IDENTITY: &str = "tidegate:identity:";
@@ -63,9 +66,24 @@ pub enum SourceError {
     },
 }
 
-trait Socket: Read + Write + Send {}
-impl Socket for TcpStream {}
-impl Socket for UnixStream {}
+trait Socket: Read + Write + Send {
+    fn limit(&self, silence: Duration) -> io::Result<()>;
+}
+
+impl Socket for TcpStream {
+    fn limit(&self, silence: Duration) -> io::Result<()> {
+        self.set_nodelay(true)?;
+        self.set_read_timeout(Some(silence))?;
+        self.set_write_timeout(Some(silence))
+    }
+}
+
+impl Socket for UnixStream {
+    fn limit(&self, silence: Duration) -> io::Result<()> {
+        self.set_read_timeout(Some(silence))?;
+        self.set_write_timeout(Some(silence))
+    }
+}
 
 /// A piece of what was read.
 pub enum Piece<'a> {
@@ -226,15 +244,9 @@ impl Source {
             .with_if(greeting.flags.has(HandshakeFlags::NO_ZEROES), ClientFlags::NO_ZEROES);
         self.send(&flags.octets())?;
         self.option(OptionCode::STRUCTURED_REPLY, &[], |_, _| {})?;
-        let meta = |queries: &[&str]| {
-            let mut data = vec![0; 64 + name.len() + queries.iter().map(|query| query.len()).sum::<usize>()];
-            // There is room for it.
-            let length = MetaContextRequest::emit(name, queries, &mut data).unwrap_or(0);
-            data.truncate(length);
-            data
-        };
+        let asks = self.data(|data| MetaContextRequest::emit(name, &[IDENTITY], data))?;
         let mut identity = None;
-        self.option(OptionCode::LIST_META_CONTEXT, &meta(&[IDENTITY]), |_, reply| {
+        self.option(OptionCode::LIST_META_CONTEXT, &asks, |_, reply| {
             if let Reply::MetaContext { name, .. } = reply {
                 let digits = name.strip_prefix(IDENTITY);
                 identity = digits.and_then(|digits| u128::from_str_radix(digits, 16).ok());
@@ -243,15 +255,14 @@ impl Source {
         let identity = identity.ok_or_else(|| self.says(format!("it does not say {IDENTITY}")))?;
         self.identity = identity.to_be_bytes();
         let mut selected = false;
-        self.option(OptionCode::SET_META_CONTEXT, &meta(&[CHANGED]), |_, reply| {
+        let asks = self.data(|data| MetaContextRequest::emit(name, &[CHANGED], data))?;
+        self.option(OptionCode::SET_META_CONTEXT, &asks, |_, reply| {
             selected |= matches!(reply, Reply::MetaContext { name: CHANGED, .. });
         })?;
         if !selected {
             return Err(self.says(format!("it does not know {CHANGED}")));
         }
-        let mut data = vec![0; 64 + name.len()];
-        let length = InfoRequest::emit(name, &[InfoCode::BLOCK_SIZE], &mut data).unwrap_or(0);
-        data.truncate(length);
+        let data = self.data(|data| InfoRequest::emit(name, &[InfoCode::BLOCK_SIZE], data))?;
         let mut block = None;
         self.option(OptionCode::GO, &data, |source, reply| match reply {
             Reply::Info(Info::Export { size_bytes, .. }) => source.bytes = size_bytes,
@@ -260,6 +271,14 @@ impl Source {
         })?;
         self.block = block.ok_or_else(|| self.says("it does not say how long its blocks are".to_owned()))?;
         Ok(())
+    }
+
+    /// The data of an option.
+    fn data(&self, emit: impl FnOnce(&mut [u8]) -> Result<usize, EmitError>) -> Result<Vec<u8>, SourceError> {
+        let mut data = vec![0; OPTION_BYTES_MAX];
+        let length = emit(&mut data).map_err(|error| self.says(error.to_string()))?;
+        data.truncate(length);
+        Ok(data)
     }
 
     /// Sends an option and takes its replies until the last.
@@ -294,22 +313,13 @@ fn connect(addresses: &[String], name: &str) -> Result<(String, Box<dyn Socket>)
     let mut outcome = Err(SourceError::NoAddress { name: name.to_owned(), addresses: addresses.to_owned() });
     for place in addresses {
         let opened = if let Some(path) = place.strip_prefix("nbd+unix:///?socket=") {
-            UnixStream::connect(path).and_then(|socket| {
-                socket.set_read_timeout(Some(SILENCE))?;
-                socket.set_write_timeout(Some(SILENCE))?;
-                Ok(Box::new(socket) as Box<dyn Socket>)
-            })
+            UnixStream::connect(path).map(|socket| Box::new(socket) as Box<dyn Socket>)
         } else if let Some(host) = place.strip_prefix("nbd://") {
-            TcpStream::connect(host).and_then(|socket| {
-                socket.set_nodelay(true)?;
-                socket.set_read_timeout(Some(SILENCE))?;
-                socket.set_write_timeout(Some(SILENCE))?;
-                Ok(Box::new(socket) as Box<dyn Socket>)
-            })
+            TcpStream::connect(host).map(|socket| Box::new(socket) as Box<dyn Socket>)
         } else {
             continue;
         };
-        match opened {
+        match opened.and_then(|socket| socket.limit(SILENCE).map(|()| socket)) {
             Ok(socket) => return Ok((place.clone(), socket)),
             Err(source) => outcome = Err(SourceError::Socket { place: place.clone(), source }),
         }

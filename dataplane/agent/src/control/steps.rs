@@ -96,8 +96,8 @@ impl Job {
 pub struct Jobs(BTreeMap<InstructionKey, Arc<Job>>);
 
 impl Jobs {
-    /// A new one, if there is room.
-    /// Whatever else is under way with its volume is stopped, and comes along to be waited for.
+    /// A new one, if there is room. Whatever else is under way with its volume is stopped, and comes along to be waited
+    /// for.
     pub fn begin(&mut self, instruction: &Instruction) -> Option<(Arc<Job>, Vec<Arc<Job>>)> {
         if self.0.len() >= JOBS_MAX {
             return None;
