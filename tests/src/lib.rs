@@ -8,4 +8,5 @@ pub mod gateway;
 pub mod guest;
 pub mod lab;
 pub mod netns;
+pub mod random;
 pub mod traffic;

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::client::{Client, Random};
+use tests::random::Random;
+
+use crate::client::Client;
 
 /// Blocks that it uses.
 const BLOCKS: u64 = 16 << 10;
@@ -45,7 +47,7 @@ impl Host {
             places,
             volume: volume.to_owned(),
             client: None,
-            random: Random(seed),
+            random: Random::new(seed),
             written: BTreeMap::new(),
             answered: 0,
             longest_gap: Duration::ZERO,

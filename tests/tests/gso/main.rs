@@ -16,6 +16,7 @@ use port::packet::PacketSpec;
 use port::{Port, PortSpec};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tests::netns::{self, Namespace, isolated, skip};
+use tests::random::Random;
 use wire::checksum::{self, Checksum};
 use wire::{IpKind, Parsed};
 
@@ -89,7 +90,7 @@ fn compare_all(wire: &mut Wire) {
     let mut pieces = 0;
     for (ipv6, udp) in [(false, false), (true, false), (false, true), (true, true)] {
         for gso_bytes in [1400, 1448] {
-            let mut case = Case::random(&mut Random(7));
+            let mut case = Case::random(7);
             (case.ipv6, case.udp, case.gso_bytes) = (ipv6, udp, gso_bytes);
             (case.ip_extra, case.tags) = (vec![], vec![]);
             case.payload_bytes = 65_535 - if ipv6 { 0 } else { 20 } - case.transport_header_bytes();
@@ -97,7 +98,7 @@ fn compare_all(wire: &mut Wire) {
         }
     }
     for seed in 0..RANDOM_CASES {
-        pieces += Case::random(&mut Random(seed)).compare(wire);
+        pieces += Case::random(seed).compare(wire);
     }
     let extra = wire.far.rx_burst(&mut wire.pool, &mut Batch::new()).expect("far is up");
     assert_eq!(extra, 0, "the kernel made more pieces than we did");
@@ -122,9 +123,9 @@ struct Case {
 }
 
 impl Case {
-    fn random(random: &mut Random) -> Case {
-        let seed = random.0;
-        let tag = random.next() as u16 & !1;
+    fn random(seed: u64) -> Case {
+        let random = &mut Random::new(seed);
+        let tag = random.any() as u16 & !1;
         let udp = random.below(3) == 0;
         let mut case = Case {
             seed,
@@ -139,10 +140,10 @@ impl Case {
             ip_extra_type: if random.below(2) == 0 { 0 } else { 60 },
             tcp_options: match random.below(3) {
                 0 => vec![],
-                1 => [&[1, 1, 8, 10][..], &random.next().to_be_bytes()].concat(),
+                1 => [&[1, 1, 8, 10][..], &random.any().to_be_bytes()].concat(),
                 _ => vec![1; 4 * random.below(11) as usize],
             },
-            flags: random.next() as u8,
+            flags: random.any() as u8,
             gso_bytes: 1,
             payload_bytes: 0,
         };
@@ -170,7 +171,7 @@ impl Case {
 
     /// The frame, its transport checksum holding the sum of the pseudo-header.
     fn bytes(&self) -> Vec<u8> {
-        let random = &mut Random(!self.seed);
+        let random = &mut Random::new(!self.seed);
         // No multicast, so that the receiving kernel is not tempted to do anything with it.
         let mut out = vec![2, 0, 0, 0, 0, 0xfe, 2, 0x77, 0, 0, 0, self.seed as u8];
         for (kind, tag) in &self.tags {
@@ -181,12 +182,12 @@ impl Case {
         let proto = if self.udp { 17 } else { 6 };
         if self.ipv6 {
             out.extend([0x86, 0xdd, 0x60 | random.below(16) as u8]);
-            out.extend(&random.next().to_be_bytes()[..3]);
+            out.extend(&random.any().to_be_bytes()[..3]);
             out.extend(((self.ip_extra.len() + transport.len()) as u16).to_be_bytes());
             out.extend([if self.ip_extra.is_empty() { proto } else { self.ip_extra_type }, 64]);
             for last in [1, 2] {
                 out.extend([0xfd, 0x10, 0, 0, 0, 0, 0, 0]);
-                out.extend(&(random.next() << 8 | last).to_be_bytes());
+                out.extend(&(random.any() << 8 | last).to_be_bytes());
             }
             let extra = self.ip_extra.len();
             if extra > 0 {
@@ -195,9 +196,9 @@ impl Case {
             }
         } else {
             let start = out.len() + 2;
-            out.extend([8, 0, 0x45 + (self.ip_extra.len() / 4) as u8, random.next() as u8]);
+            out.extend([8, 0, 0x45 + (self.ip_extra.len() / 4) as u8, random.any() as u8]);
             out.extend(((20 + self.ip_extra.len() + transport.len()) as u16).to_be_bytes());
-            out.extend(&random.next().to_be_bytes()[..2]);
+            out.extend(&random.any().to_be_bytes()[..2]);
             out.extend([random.below(2) as u8 * 0x40, 0, 64, proto, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
             out.extend(&self.ip_extra);
             let check = Checksum::new().bytes(&out[start..]).finish();
@@ -211,22 +212,22 @@ impl Case {
     }
 
     fn transport(&self, random: &mut Random) -> Vec<u8> {
-        let mut out = random.next().to_be_bytes()[..4].to_vec();
+        let mut out = random.any().to_be_bytes()[..4].to_vec();
         if self.udp {
             out.extend(((8 + self.payload_bytes) as u16).to_be_bytes());
             out.extend([0; 2]);
         } else {
             // Now and then a sequence number that is about to wrap.
-            let seq = if random.below(4) == 0 { u32::MAX - 3000 } else { random.next() as u32 };
+            let seq = if random.below(4) == 0 { u32::MAX - 3000 } else { random.any() as u32 };
             out.extend(seq.to_be_bytes());
-            out.extend((random.next() as u32).to_be_bytes());
+            out.extend((random.any() as u32).to_be_bytes());
             out.extend([(5 + self.tcp_options.len() as u8 / 4) << 4, self.flags]);
-            out.extend((random.next() as u16).to_be_bytes());
+            out.extend((random.any() as u16).to_be_bytes());
             out.extend([0; 2]);
-            out.extend((random.next() as u16).to_be_bytes());
+            out.extend((random.any() as u16).to_be_bytes());
             out.extend(&self.tcp_options);
         }
-        out.extend((0..self.payload_bytes.div_ceil(8)).flat_map(|_| random.next().to_be_bytes()));
+        out.extend((0..self.payload_bytes.div_ceil(8)).flat_map(|_| random.any().to_be_bytes()));
         out.truncate(self.transport_header_bytes() + self.payload_bytes);
         out
     }
@@ -300,20 +301,4 @@ fn pseudo(parsed: &Parsed) -> Checksum {
 fn transport_sum(bytes: &[u8]) -> u16 {
     let parsed = wire::parse(bytes).expect("the kernel's pieces parse");
     pseudo(&parsed).bytes(&bytes[parsed.l4.into()..parsed.l3_end as usize]).folded()
-}
-
-/// SplitMix64: the same cases in every run.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
 }

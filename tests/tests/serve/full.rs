@@ -7,9 +7,10 @@ use std::process::Command as Program;
 
 use tests::gateway::{daemon, folder};
 use tests::netns::skip;
+use tests::random::Random;
 use wire::nbd::transmission::{Command, CommandFlags, ErrorCode};
 
-use crate::client::{Client, Random};
+use crate::client::Client;
 use crate::place::{Place, client, file, memory};
 
 /// Bytes of a write: a few pages.
@@ -43,7 +44,7 @@ impl Drop for Disk {
 }
 
 fn bytes_of(block: u64, write: u64) -> Vec<u8> {
-    let mut random = Random(block << 32 | write | 1);
+    let mut random = Random::new(block << 32 | write | 1);
     let words = std::iter::repeat_with(|| random.below(1 << 32) as u32);
     words.take(BYTES / 4).flat_map(u32::to_le_bytes).collect()
 }
@@ -104,7 +105,7 @@ fn a_disk_that_runs_full_costs_new_pages_and_nothing_else() {
         assert!([ErrorCode::NOSPC, ErrorCode::OK].contains(&error), "{error:?}");
         other.write(0, &[7; 4096]).expect("the other volume does not notice");
     }
-    let mut random = Random(0x6675_6c6c);
+    let mut random = Random::new(0x6675_6c6c);
     for write in 2..400 {
         let block = random.below(next);
         assert_eq!(writer.write(block, write), ErrorCode::OK, "an overwrite, number {write}");

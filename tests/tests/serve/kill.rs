@@ -11,9 +11,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tests::gateway::{folder, full};
+use tests::random::Random;
 use wire::nbd::transmission::{Command, CommandFlags};
 
-use crate::client::{Client, Random};
+use crate::client::Client;
 use crate::place::{Place, file};
 
 /// Writes and flushes under way.
@@ -82,7 +83,7 @@ impl Load {
             answered,
             sent,
             last_write: 0,
-            random: Random(seed),
+            random: Random::new(seed),
             flushes: 0,
         }
     }
@@ -166,7 +167,7 @@ fn kill_dash_nine_breaks_no_promise() {
         [file("pages", &at.join("pages"), "64MiB", 4096), file("sectors", &at.join("sectors"), "64MiB", 512)];
     let mut place = Place::new("serve-kill", &exports.each_ref().map(String::as_str));
     let mut loads = [Load::new("pages", 4096, 0x7469_6465), Load::new("sectors", 512, 0x6761_7465)];
-    let mut random = Random(0x6b69_6c6c);
+    let mut random = Random::new(0x6b69_6c6c);
     let rounds = if full() { 500 } else { 20 };
     for round in 0..rounds {
         let (answers, end) = (AtomicU64::new(0), 1 + random.below(ANSWERS_MAX));

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 use tests::gateway::full;
+use tests::random::Random;
 
 use super::http::{Answer, say};
-use super::schema::{Random, Schemas, spoil};
+use super::schema::{Schemas, spoil};
 use crate::cluster::Cluster;
 
 /// A method of a path of the document.
@@ -73,7 +74,7 @@ impl Fuzzer {
                 });
             }
         }
-        Fuzzer { cluster, socket, schemas, operations, random: Random(seed), seen: BTreeMap::new() }
+        Fuzzer { cluster, socket, schemas, operations, random: Random::new(seed), seen: BTreeMap::new() }
     }
 
     /// Says something to an operation and judges the answer.
@@ -136,7 +137,7 @@ impl Fuzzer {
                     (fits, broken) = (None, serde_json::from_slice::<Value>(&body).is_err());
                 }
             } else {
-                body = (0..random.below(300)).map(|_| random.next() as u8).collect();
+                body = (0..random.below(300)).map(|_| random.any() as u8).collect();
             }
         }
         Saying { bytes: request(&operation.method, &path, &headers, &body), fits, broken }
@@ -235,7 +236,7 @@ fn breaks(body: &mut Vec<u8>, random: &mut Random) {
         4 => *body = b"{\"command\":{\"valve_open\":1e999}}".to_vec(),
         _ => {
             let at = random.below(body.len().max(1));
-            body.insert(at, random.next() as u8 | 0x80);
+            body.insert(at, random.any() as u8 | 0x80);
         }
     }
 }

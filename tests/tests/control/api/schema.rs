@@ -1,32 +1,7 @@
 //! JSON Schemas, as far as the document uses them: values that fit them, values that nearly do, and the check.
 
 use serde_json::{Map, Value, json};
-
-/// A sequence of numbers from a seed (splitmix64, <https://prng.di.unimi.it/splitmix64.c>).
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// Below `end`, which is not 0.
-    pub fn below(&mut self, end: usize) -> usize {
-        (self.next() % end as u64) as usize
-    }
-
-    pub fn chance(&mut self, of_hundred: usize) -> bool {
-        self.below(100) < of_hundred
-    }
-
-    pub fn pick<'a, T>(&mut self, all: &'a [T]) -> &'a T {
-        &all[self.below(all.len())]
-    }
-}
+use tests::random::Random;
 
 /// Names that are there, or will be.
 const KNOWN: [&str; 8] = ["blue", "disk", "default", "one", "red", "leasing-pack-tight", "a", "9"];
@@ -196,7 +171,7 @@ fn number(schema: &Value, random: &mut Random) -> Value {
     let number = match random.below(6) {
         0 => least,
         1 => most,
-        2 => least + random.next() as i128 % (most - least + 1),
+        2 => least + random.any() as i128 % (most - least + 1),
         _ => random.below(6) as i128,
     };
     let number = number.clamp(least, most);
