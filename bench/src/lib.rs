@@ -28,3 +28,14 @@ pub mod traffic;
 
 /// A result whose error is a sentence for the person at the terminal.
 pub type Outcome<T = ()> = Result<T, String>;
+
+/// How a program ends, with what it says of its error.
+pub fn exit(outcome: Outcome) -> std::process::ExitCode {
+    match outcome {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}

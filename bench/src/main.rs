@@ -28,20 +28,13 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let outcome = match Cli::parse().command {
+    bench::exit(match Cli::parse().command {
         Command::Rate(args) => bench::rate::run(&args),
         Command::Peers(args) => bench::peers::run(&args),
         Command::Block(args) => bench::block::run(&args),
         Command::Trace(args) => bench::trace::run(&args),
         Command::Idle(args) => bench::idle::run(&args),
-    };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("bench: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    })
 }
 
 #[cfg(test)]

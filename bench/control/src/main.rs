@@ -53,13 +53,7 @@ const WAVE: u64 = 500;
 const TURNS_MAX: u64 = 100_000;
 
 fn main() -> ExitCode {
-    match run(&Cli::parse().args) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("bench: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    bench::exit(run(&Cli::parse().args))
 }
 
 fn run(args: &Args) -> Outcome {

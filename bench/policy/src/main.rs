@@ -79,13 +79,7 @@ const QUESTIONS: u64 = 32;
 const FUNCTIONS_MAX: u64 = 2;
 
 fn main() -> ExitCode {
-    match run(&Cli::parse().args) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("bench: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    bench::exit(run(&Cli::parse().args))
 }
 
 /// Measures all rows, prints the table, writes what was asked for.

@@ -45,6 +45,12 @@ fn a_volume_moves_between_private_directories_under_a_host_that_notices_a_pause_
     }
 }
 
+/// Begins to move the volume to the second node, and returns when its copy is under way.
+fn begin_copy(cluster: &Cluster) {
+    cluster.tidegate(&["volume", "move", "disk", "--to", "two", "--now"]);
+    cluster.until("the copy is under way", |cluster| copied(cluster) > 0);
+}
+
 #[test]
 fn a_target_that_dies_in_the_middle_of_a_copy_loses_nothing_and_the_move_can_be_made_again() {
     let mut cluster = Cluster::slow("target-dies", 2);
@@ -52,8 +58,7 @@ fn a_target_that_dies_in_the_middle_of_a_copy_loses_nothing_and_the_move_can_be_
     let mut host = host(&cluster, "disk");
     host.work(8000, &NEVER);
     under_work(&mut host, |_| {
-        cluster.tidegate(&["volume", "move", "disk", "--to", "two", "--now"]);
-        cluster.until("the copy is under way", |cluster| copied(cluster) > 0);
+        begin_copy(&cluster);
         cluster.kill_node(1);
         cluster.start_node(1);
         cluster.until("the move is over", is_over);
@@ -80,8 +85,7 @@ fn a_move_is_given_up_in_the_middle_and_its_volume_goes_on() {
     let mut host = host(&cluster, "disk");
     host.work(8000, &NEVER);
     under_work(&mut host, |_| {
-        cluster.tidegate(&["volume", "move", "disk", "--to", "two", "--now"]);
-        cluster.until("the copy is under way", |cluster| copied(cluster) > 0);
+        begin_copy(&cluster);
         let id = operation(&cluster)["id"].to_string();
         cluster.tidegate(&["operation", "cancel", &id]);
         cluster.until("the move is over", is_over);
