@@ -73,6 +73,7 @@ impl Node {
             epoch: placed.epoch,
             worker: placed.worker.unwrap_or(0),
             serving: Serving::Active,
+            nqn: String::new(),
             size_bytes: placed.size_bytes,
             iops: 100 + (self.seq % 7) as u32,
             bytes_per_s: 400_000,

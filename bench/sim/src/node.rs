@@ -350,6 +350,7 @@ impl Node {
                 epoch: open.epoch,
                 worker: placed.and_then(|placed| placed.worker).unwrap_or(0),
                 serving: if frozen { Serving::Frozen } else { open.serving },
+                nqn: String::new(),
                 size_bytes: placed.map_or(0, |placed| placed.size_bytes),
                 iops: 100 + (self.ticks % 7) as u32,
                 bytes_per_s: 400_000,

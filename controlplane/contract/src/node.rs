@@ -90,7 +90,7 @@ pub struct Condition {
 }
 
 /// How an open volume is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct VolumeReport {
     /// Which.
@@ -101,6 +101,9 @@ pub struct VolumeReport {
     pub worker: u16,
     /// How it is.
     pub serving: Serving,
+    /// The subsystem that NVMe hosts connect to.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub nqn: String,
     /// What it sustains now, so that a resize or new limits are seen to be there.
     pub size_bytes: u64,
     /// Operations in the last second.

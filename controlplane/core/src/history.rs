@@ -142,6 +142,7 @@ mod tests {
             epoch: Epoch(1),
             worker: 0,
             serving: Serving::Active,
+            nqn: String::new(),
             size_bytes: 0,
             iops,
             bytes_per_s: u64::from(iops) * 4_096,

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod ask;
+mod attach;
 mod client;
 mod explain;
 mod objects;

@@ -7,6 +7,7 @@ use contract::{
 };
 
 use crate::ask::{Asker, Failure};
+use crate::attach;
 use crate::table::{Table, bytes, parse_bytes};
 
 /// `tidegate node`
@@ -101,6 +102,11 @@ pub enum VolumeCommand {
     List,
     /// Show one
     Get {
+        /// Name or id
+        volume: String,
+    },
+    /// Show how a host attaches it: the commands, for each node that offers it
+    Attach {
         /// Name or id
         volume: String,
     },
@@ -379,6 +385,7 @@ pub async fn volume(asker: &Asker, command: VolumeCommand) -> Result<(), Failure
         VolumeCommand::Get { volume } => {
             return asker.show_one(&asker.one::<Volume>("volumes", &volume).await?);
         }
+        VolumeCommand::Attach { volume } => return attach::run(asker, &volume).await,
         VolumeCommand::Create { name, size, tenant, pool, best_effort, on, limits, wait } => {
             let tenant = asker.one::<Tenant>("tenants", &tenant).await?.id;
             let class = if best_effort { Class::Revocable } else { Class::Firm };

@@ -119,6 +119,9 @@ pub struct Export {
     /// Size in bytes.
     #[serde(default)]
     pub bytes_total: u64,
+    /// The subsystem that NVMe hosts connect to.
+    #[serde(default)]
+    pub nqn: String,
     /// Another owner has it, so everything is refused here.
     #[serde(default)]
     pub fenced: bool,
@@ -225,6 +228,7 @@ fn export(one: &Served, figures: &ServedFigures) -> Export {
         at_ns: figures.at_ns,
         worker: figures.worker,
         bytes_total: one.bytes(),
+        nqn: one.listed.nqn.clone(),
         fenced: figures.fenced,
         connections: figures.connections,
         counters: counters.into_iter().map(|(name, count)| (name.to_owned(), count)).collect(),

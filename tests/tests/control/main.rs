@@ -2,6 +2,7 @@
 //! user types, kill -9 of either side.
 
 mod api;
+mod attach;
 #[path = "../serve/client.rs"]
 #[allow(dead_code, reason = "the tests of serving use all of it")]
 mod client;

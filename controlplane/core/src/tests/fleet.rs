@@ -331,6 +331,7 @@ impl Node {
             epoch: placed.epoch,
             worker: placed.worker.unwrap_or(0),
             serving: if self.frozen.contains(&placed.volume) { Serving::Frozen } else { Serving::Active },
+            nqn: String::new(),
             size_bytes: placed.size_bytes,
             iops: load,
             bytes_per_s: u64::from(load) * 4_096,

@@ -96,7 +96,7 @@ pub fn run(args: &Args) -> Outcome {
     let stack =
         Stack::start(&programs, &folder.0, &kept, &socket, gateways.ends.as_ref().map(|(_, server)| server))?;
     stack.provide()?;
-    stack.print(&gateways);
+    stack.print(&gateways)?;
     match (args.load, &gateways.ends) {
         (Some(seconds), Some((host, _))) => load(host, seconds, &programs, &gateways.socket)?,
         _ => watch(args, &programs, &gateways.socket, &stop)?,
@@ -127,7 +127,6 @@ impl Drop for Folder {
 
 /// A data plane that the control plane drives.
 struct Node {
-    name: &'static str,
     nbd_port: u16,
     nvme_port: u16,
     nbd_socket: PathBuf,
@@ -187,7 +186,7 @@ impl Stack {
             let words =
                 [&*programs.dataplane.to_string_lossy(), "run", "--config", &*config.to_string_lossy()];
             let daemon = Held::daemon(space, &words)?;
-            nodes.push(Node { name, nbd_port, nvme_port, nbd_socket, daemon });
+            nodes.push(Node { nbd_port, nvme_port, nbd_socket, daemon });
         }
         let (programs, socket) = (programs.tidegate.clone(), socket.to_owned());
         Ok(Stack { programs, socket, address, controlplane, nodes })
@@ -219,7 +218,7 @@ impl Stack {
         })
     }
 
-    fn print(&self, gateways: &Gateways) {
+    fn print(&self, gateways: &Gateways) -> Outcome {
         let inside = gateways.ends.as_ref().map_or(String::new(), |(host, server)| {
             println!("\nThe host reaches its volume \"disk\" through gateway a, the tunnel, gateway b.");
             println!("Attach from the host's namespace, in another terminal:\n");
@@ -227,23 +226,21 @@ impl Stack {
             println!("\nNBD at gateway a: 40 MB/s while its 64 MB of credits last, then 10 MB/s.");
             format!("nsenter -t {} -n ", server.pid())
         });
-        println!("\nThe control plane placed these volumes. From this machine, in another terminal:\n");
-        for node in &self.nodes {
-            let (address, socket) = (self.address, node.nbd_socket.display());
-            println!("  data plane {}:", node.name);
-            println!("  nbdinfo --list 'nbd+unix:///?socket={socket}'");
-            println!("  {inside}nbdinfo --list nbd://{address}:{}", node.nbd_port);
-            let port = node.nvme_port;
-            println!("  {inside}nvme discover -t tcp -a {address} -s {port}        # root, module nvme-tcp");
-            println!("  {inside}nvme connect-all -t tcp -a {address} -s {port}     # all that it offers");
-            if let ("one", socket) = (node.name, &socket) {
-                let uri = format!("nbd+unix:///disk?socket={socket}");
-                println!(
-                    "  fio --name=disk --ioengine=nbd --uri='{uri}' --rw=randrw --bs=4k --iodepth=16 --size=1G"
-                );
-                println!("  qemu-img convert -n -f raw -O raw image.raw '{uri}'");
-                println!("  nbd-client -unix {socket} -N disk /dev/nbd0        # root, module nbd");
+        println!("\nThe control plane placed these volumes. From this machine, in another terminal");
+        println!("(nvme and nbd-client need root and the kernel's modules nvme-tcp and nbd):\n");
+        for volume in ["disk", "scratch"] {
+            println!("  # volume {volume}");
+            for line in self.tidegate(&["volume", "attach", volume])?.lines() {
+                let outside = line.starts_with('#') || line.contains("unix");
+                println!("  {}{line}", if outside { "" } else { &inside });
             }
+        }
+        if let Some(node) = self.nodes.first() {
+            let (address, port, socket) = (self.address, node.nvme_port, node.nbd_socket.display());
+            println!("  # what a node offers, and an image onto a volume");
+            println!("  {inside}nvme discover -t tcp -a {address} -s {port}");
+            println!("  {inside}nbdinfo --list nbd://{address}:{}", node.nbd_port);
+            println!("  qemu-img convert -n -f raw -O raw image.raw 'nbd+unix:///disk?socket={socket}'");
         }
         let tidegate = self.programs.display();
         println!("\nAsk the control plane:\n");
@@ -256,6 +253,7 @@ impl Stack {
         println!("  {tidegate} policy shadow leasing-pack-tight");
         println!("  {tidegate} policy activate leasing-pack-tight");
         println!("  {tidegate} policy rollback leasing\n");
+        Ok(())
     }
 
     fn stop(self) -> Outcome {

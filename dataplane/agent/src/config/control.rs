@@ -1,5 +1,6 @@
 //! `[controlplane]`: whom this node follows, and what it offers.
 
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use contract::{Name, Pool, Resources};
@@ -26,6 +27,8 @@ pub struct ControlPlane {
     pub operations: u64,
     /// What this node can serve: bytes per second.
     pub bytes: ByteRate,
+    /// Address under which hosts and other nodes reach this node, where it listens on all that it has.
+    pub advertise: Option<IpAddr>,
     /// Bulk copies at once; 0 = the control plane's default.
     #[serde(default)]
     pub copy_slots: u64,
@@ -82,6 +85,42 @@ pub(crate) fn settings(file: &File, uris: &[String]) -> Result<Option<Settings>,
         name: name(&file.node.name)?,
         capacity: Resources { iops: keys.operations, bytes_per_s: keys.bytes.0, copy_slots: keys.copy_slots },
         pools,
-        addresses: uris.to_vec(),
+        addresses: uris
+            .iter()
+            .map(|uri| reached(uri, keys.advertise).map_err(wrong))
+            .collect::<Result<_, _>>()?,
     }))
+}
+
+/// Where others reach what listens at `uri`.
+fn reached(uri: &str, advertise: Option<IpAddr>) -> Result<String, String> {
+    let parts = uri.split_once("://").and_then(|(scheme, at)| Some((scheme, at.parse::<SocketAddr>().ok()?)));
+    match (parts, advertise) {
+        (Some((scheme, at)), Some(ip)) if at.ip().is_unspecified() => {
+            Ok(format!("{scheme}://{}", SocketAddr::new(ip, at.port())))
+        }
+        (Some((_, at)), None) if at.ip().is_unspecified() => Err(format!(
+            "{uri} is every address that this machine has; say with advertise = \"ADDRESS\" under which one hosts \
+             and other nodes reach it"
+        )),
+        _ => Ok(uri.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::reached;
+
+    #[test]
+    fn what_listens_everywhere_is_reached_at_what_is_advertised() {
+        let ip = |text: &str| Some(text.parse().expect("an address"));
+        let seen = |uri: &str, advertise| reached(uri, advertise).map_err(|why| why.contains("advertise"));
+        assert_eq!(seen("nbd://0.0.0.0:10809", ip("10.0.0.2")), Ok("nbd://10.0.0.2:10809".to_owned()));
+        assert_eq!(seen("nvme-tcp://[::]:4420", ip("fd00::2")), Ok("nvme-tcp://[fd00::2]:4420".to_owned()));
+        assert_eq!(seen("nvme-tcp://[::]:4420", None), Err(true));
+        for uri in ["nbd://10.0.0.1:10809", "nbd+unix:///?socket=/run/0.0.0.0:1"] {
+            assert_eq!(seen(uri, ip("10.0.0.2")), Ok(uri.to_owned()));
+            assert_eq!(seen(uri, None), Ok(uri.to_owned()));
+        }
+    }
 }
