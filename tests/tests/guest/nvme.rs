@@ -12,7 +12,7 @@ use crate::place::{Place, body, export};
 
 /// The port on which the daemon serves NVMe/TCP.
 const PORT: u16 = 4420;
-const DEVICE: &str = "/dev/nvme0n1";
+pub const DEVICE: &str = "/dev/nvme0n1";
 /// The guest's names.
 const HOST_NQN: &str = "nqn.2014-08.org.nvmexpress:uuid:6e766d65-7463-7067-7565-737400000001";
 const HOST_ID: &str = "6e766d65-7463-7067-7565-737400000001";
@@ -50,12 +50,12 @@ fn exports(folder: &Path) -> String {
     )
 }
 
-fn has<'a>(programs: &'a [&'a str]) -> Has<'a> {
+pub fn has<'a>(programs: &'a [&'a str]) -> Has<'a> {
     Has { modules: &["nvme-tcp"], programs, own: &[] }
 }
 
 /// Who comes, and where to.
-fn parties(port: u16) -> String {
+pub fn parties(port: u16) -> String {
     format!("-t tcp -a {HOST} -s {port} -q {HOST_NQN} -I {HOST_ID}")
 }
 
@@ -150,7 +150,7 @@ fn shared(folder: &Path, port: u16, size: &str, standby: bool) -> String {
 }
 
 /// Waits until the guest's kernel has the path to a port in a state: `inaccessible`, `optimized`.
-fn path_is(port: u16, state: &str) -> String {
+pub fn path_is(port: u16, state: &str) -> String {
     format!(
         "until for ctrl in /sys/class/nvme/nvme*; do if grep -q trsvcid={port} $ctrl/address && grep -q live \
          $ctrl/state; then cat $ctrl/nvme*c*n1/ana_state; fi; done | grep -qx {state}; do usleep 20000; done"

@@ -8,7 +8,19 @@ use tests::gateway::{Gateway, daemon, folder};
 use tests::guest::{Guest, Has, Kit};
 use tests::netns::{Namespace, skip};
 
-/// One guest at a time: each keeps two processors busy.
+/// Waits for what a guest needs: what it is made of, and that no other one runs, since each keeps two processors
+/// busy. `None` where there is nothing to make a guest of, which is said.
+pub fn turn(test: &str) -> Option<(Kit, MutexGuard<'static, ()>)> {
+    match Kit::find() {
+        // A test that failed is no reason for the next one to fail.
+        Ok(kit) => Some((kit, TURN.lock().unwrap_or_else(PoisonError::into_inner))),
+        Err(why) => {
+            skip(test, &why);
+            None
+        }
+    }
+}
+
 static TURN: Mutex<()> = Mutex::new(());
 
 /// A daemon and a guest, and a folder that is removed when the test has ended well.
@@ -30,15 +42,7 @@ impl Place {
         exports: impl FnOnce(&Path) -> String,
         has: &Has<'_>,
     ) -> Option<Place> {
-        let kit = match Kit::find() {
-            Ok(kit) => kit,
-            Err(why) => {
-                skip(test, &why);
-                return None;
-            }
-        };
-        // A test that failed is no reason for the next one to fail.
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let (kit, turn) = turn(test)?;
         let (space, folder) = (Namespace::new(), folder(name));
         let body = body(&exports(&folder));
         let daemon = Gateway::start(Some(&space), &folder, name, &body);
