@@ -1,18 +1,19 @@
 //! Who decides: the policies of `policies/host`, one thread for each kind of decision.
 //!
 //! A question of the core goes to the thread of its kind, the answer comes back to the core. Components lie as files
-//! beside the store, under their digests; what is active, and what it has come to, stands in the store ([`kept`]), so a
-//! control plane that starts again decides as before. The shipped policies are there from the beginning, and none of
+//! beside the store, under their digests; what is active and was before it ([`stored`]), and what it has come to
+//! ([`kept`]), stands in the store, so a control plane that starts again decides and goes back as before. The shipped policies are there from the beginning, and none of
 //! them is active.
 //!
 //! Invariants: the core never waits for a policy; a question for which there is no place is answered by the core
 //! itself when its time is over; what the API says is active is active on every thread.
 
 mod kept;
+mod stored;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use axum::extract::{DefaultBodyLimit, State};
 use axum::handler::Handler;
@@ -21,14 +22,12 @@ use axum::{Extension, Json};
 use contract::PolicyKind;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use host::log::{LogOptions, Record};
-use host::{
-    ActivateError, Cache, Candidate, Config, Engine, Gate, Limits, Options, Policy, PolicyId, Seat, Start,
-};
+use host::{ActivateError, Cache, Candidate, Config, Engine, Gate, Limits, Options, Policy, Seat, Start};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use store::{Store, StoreError, Transaction};
-use tracing::{error, info, warn};
+use store::{Store, StoreError};
+use tracing::{error, warn};
 use verdict::{Decide, Kind};
 
 use crate::api::{No, Shell, refusal};
@@ -53,8 +52,8 @@ struct Inner {
     folder: PathBuf,
     log: PathBuf,
     store: Arc<dyn Store>,
-    /// What the store says is active, by kind.
-    stored: Mutex<BTreeMap<&'static str, PolicyId>>,
+    /// What the store says, by kind.
+    stored: Mutex<BTreeMap<&'static str, stored::Stored>>,
     questions: BTreeMap<&'static str, Sender<control_core::Ask>>,
     /// Places of the threads, by kind.
     seats: BTreeMap<&'static str, Seat>,
@@ -137,11 +136,11 @@ impl Policies {
     /// Brings back what was pushed and what was active.
     fn restore(&self) -> Result<(), PoliciesError> {
         let failed = |source| PoliciesError::Folder { path: self.0.folder.clone(), source };
-        let mut active = Vec::new();
+        let mut known = Vec::new();
         for kind in Kind::ALL {
-            active.extend(self.0.store.get(&active_key(kind))?.map(|entry| (kind, entry.value)));
+            known.extend(self.read_stored(kind)?.map(|stored| (kind, stored)));
         }
-        if !active.is_empty() {
+        if !known.is_empty() {
             // One of them may be it; it was compiled when it became active.
             self.push_shipped();
         }
@@ -154,22 +153,9 @@ impl Policies {
                 error!("{} is left out: {why}", path.display());
             }
         }
-        for (kind, value) in active {
-            if let Err(why) = self.restore_active(kind, &value) {
-                error!("what was active for {kind} is not any more; the native default decides: {why}");
-            }
+        for (kind, stored) in known {
+            self.restore_kind(kind, stored);
         }
-        Ok(())
-    }
-
-    fn restore_active(&self, kind: Kind, value: &[u8]) -> Result<(), String> {
-        let id: PolicyId = serde_json::from_slice(value).map_err(|error| error.to_string())?;
-        self.stored().insert(kind.name(), id.clone());
-        let policy = self.0.host.find_by(|known| *known == id);
-        let policy = policy.ok_or_else(|| format!("{id} is not there"))?;
-        self.0.host.activate(&policy, Start::Fresh).map_err(|error| error.to_string())?;
-        info!(%kind, policy = %id, "active again");
-        self.resume(kind);
         Ok(())
     }
 
@@ -235,42 +221,14 @@ impl Policies {
         Ok(done.into())
     }
 
-    /// Has the store say what is active, if it does not yet.
-    fn remember(&self, kind: Kind) -> Result<(), StoreError> {
-        let mut stored = self.stored();
-        let active = self.0.host.active(kind);
-        if active.as_ref().map(|policy| policy.id()) == stored.get(kind.name()) {
-            return Ok(());
-        }
-        let state = self.0.seats[kind.name()].state(kind);
-        match active {
-            Some(policy) => {
-                let id = policy.id();
-                let value = serde_json::to_vec(id).map_err(|error| StoreError::Failed(Box::new(error)))?;
-                let active = Transaction::new().put(active_key(kind), value);
-                self.0.store.transact(&kept::write(active, kind, state.as_ref())?)?;
-                stored.insert(kind.name(), id.clone());
-            }
-            None => {
-                let none = Transaction::new().delete(active_key(kind));
-                self.0.store.transact(&kept::write(none, kind, None)?)?;
-                stored.remove(kind.name());
-            }
-        }
-        Ok(())
-    }
-
-    fn stored(&self) -> MutexGuard<'_, BTreeMap<&'static str, PolicyId>> {
-        // What is in it is the store's, at every instant.
-        self.0.stored.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The life of a thread.
     fn decide(&self, kind: Kind, asked: &Receiver<control_core::Ask>, mut seat: Seat, driver: &Driver) {
         for control_core::Ask { id, tick, question } in asked {
             driver.decided(id, seat.decide(tick, &question));
             // A policy that misbehaves is rolled back while it decides.
-            if let Err(error) = self.remember(kind) {
+            if !self.is_remembered(kind)
+                && let Err(error) = self.remember(kind)
+            {
                 error!("the store does not say what is active for {kind}: {error}");
             }
         }
@@ -302,10 +260,6 @@ impl Policies {
         }
         Ok(newest.into())
     }
-}
-
-fn active_key(kind: Kind) -> String {
-    format!("policies/active/{kind}")
 }
 
 fn conflict(why: ActivateError) -> No {

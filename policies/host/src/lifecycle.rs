@@ -243,6 +243,12 @@ impl Policies {
         lock(&self.shared.control).courses[kind as usize].active.clone()
     }
 
+    /// The versions that were active before it, the last one last: a rollback goes back to that.
+    pub fn previous(&self, kind: Kind) -> Vec<Arc<Policy>> {
+        let control = lock(&self.shared.control);
+        control.courses[kind as usize].previous.iter().map(|version| version.policy.clone()).collect()
+    }
+
     /// Has a policy asked beside the active one.
     pub fn shadow(&self, policy: &Arc<Policy>) -> Result<(), ActivateError> {
         let shared = &self.shared;

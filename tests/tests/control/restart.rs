@@ -1,4 +1,5 @@
-//! What a policy has come to, and that it was rolled back, outlives kill -9 of the control plane.
+//! What a policy has come to, that it was rolled back, and what a rollback goes back to outlive kill -9 of the control
+//! plane.
 
 use serde_json::Value;
 
@@ -41,4 +42,30 @@ fn a_policy_goes_on_from_its_state_after_kill_9_and_a_rollback_stays() {
     cluster.kill_controlplane();
     cluster.start_controlplane();
     assert!(leasing(&cluster)["active"].is_null(), "it stays rolled back");
+}
+
+#[test]
+fn a_rollback_after_kill_9_goes_back_through_the_versions_that_were_active() {
+    let mut cluster = Cluster::start("restart-back", 1);
+    cluster.until("the shipped policies are ready", |cluster| {
+        let policies = cluster.tidegate(&["policy", "list"]);
+        policies["library"].as_array().is_some_and(|all| all.len() >= 6)
+    });
+    let (first, second) = ("leasing-capacity-weighted", "leasing-pack-tight");
+    for name in [first, second, first] {
+        cluster.tidegate(&["policy", "activate", name]);
+    }
+    let before = leasing(&cluster)["previous"].clone();
+    assert_eq!(before.as_array().map(Vec::len), Some(2), "{before}");
+    for left in [second, first] {
+        cluster.kill_controlplane();
+        cluster.start_controlplane();
+        cluster.tidegate(&["policy", "rollback", "leasing"]);
+        assert_eq!(leasing(&cluster)["active"]["name"], left);
+    }
+    cluster.kill_controlplane();
+    cluster.start_controlplane();
+    assert_eq!(leasing(&cluster)["active"]["name"], first);
+    cluster.tidegate(&["policy", "rollback", "leasing"]);
+    assert!(leasing(&cluster)["active"].is_null(), "nothing was active before the first");
 }

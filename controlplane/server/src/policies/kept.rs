@@ -13,7 +13,8 @@ use store::{Store, StoreError, Transaction, VALUE_BYTES_MAX};
 use tracing::{info, warn};
 use verdict::Kind;
 
-use super::{Policies, active_key};
+use super::Policies;
+use super::stored::active_key;
 
 /// Time between two looks at what policies have come to.
 const EVERY: Duration = Duration::from_secs(2);
