@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use contract::{
     Answer, Blocked, Class, Epoch, Holder, Lease, LeaseId, LeaseState, Name, NodeId, NodeState, NodeStep,
-    Observed, OperationId, OperationKind, PolicyRef, Refused, Resources, Revision, ToNodeBody, Trigger,
-    VolumeId,
+    Observed, OperationId, OperationKind, PolicyRef, Refused, Resources, Revision, Step, ToNodeBody, Trigger,
+    VolumeId, Work,
 };
 use verdict::{Leases, PickVictims, Question, UpdateWeights, Victims, Weights};
 
@@ -18,6 +18,10 @@ use crate::{Alarm, Core, Timer};
 
 /// Reports about producers that one request may carry.
 const OBSERVED_MAX: usize = 64;
+/// A whole.
+const PPM: u64 = 1_000_000;
+/// Background work is not begun with less than this part of what it would like.
+const WORK_MIN_PPM: u64 = 250_000;
 
 impl Core {
     fn grant(&mut self, mut lease: Lease) -> LeaseId {
@@ -109,22 +113,65 @@ impl Core {
         lease.is_some_and(|lease| lease.state == LeaseState::Active)
     }
 
-    /// Lets an operation use what is kept for contingencies.
-    pub(crate) fn grant_work(&mut self, id: OperationId, producer: NodeId) -> Result<(), Blocked> {
-        let capacity = self.accounts.node(producer).capacity;
-        let need = Resources {
-            iops: 0,
-            bytes_per_s: self.rate_of(Some(producer)).min(capacity.bytes_per_s),
-            copy_slots: capacity.copy_slots.min(1),
-        };
-        if !self.accounts.fits(producer, Class::Revocable, need, false) {
-            return Err(Blocked::Capacity { need, room: self.accounts.node(producer).free() });
+    /// What one piece of background work gets of a node: as much as its rate needs, and the same share of its
+    /// operations. What is left of a node may be less; it is used slowly then, but not for next to nothing.
+    pub(crate) fn work_share(&self, producer: NodeId) -> Result<Resources, Blocked> {
+        let account = self.accounts.node(producer);
+        let (capacity, free) = (account.capacity, account.free());
+        let rate = self.rate_of(Some(producer));
+        let bytes_per_s = rate.min(capacity.bytes_per_s);
+        let iops = part(
+            capacity.iops,
+            rate,
+            if capacity.bytes_per_s == 0 { 8 * rate } else { capacity.bytes_per_s },
+        );
+        let copy_slots = capacity.copy_slots.min(1);
+        let whole = Resources { iops, bytes_per_s, copy_slots };
+        let left = |free: u64, whole: u64| if whole == 0 { PPM } else { part(PPM, free.min(whole), whole) };
+        let ppm = left(free.iops, iops).min(left(free.bytes_per_s, bytes_per_s));
+        let share = |of: u64| part(of, ppm, PPM);
+        let need = Resources { iops: share(iops), bytes_per_s: share(bytes_per_s), copy_slots };
+        if ppm < WORK_MIN_PPM || !self.accounts.fits(producer, Class::Revocable, need, false) {
+            return Err(Blocked::Capacity { need: whole, room: free });
         }
+        Ok(need)
+    }
+
+    /// The node at which an operation's first step works under a revocable lease, if it does. A clone reserves first:
+    /// making room for its head could cost it the lease that it copies under.
+    pub(crate) fn begins_with_work_at(
+        &self,
+        id: OperationId,
+        source: Option<NodeId>,
+        target: Option<NodeId>,
+    ) -> Option<NodeId> {
+        let operation = self.operations.get(id)?;
+        let left = operation.steps.get(usize::from(operation.at)..).unwrap_or_default();
+        match operation.work {
+            Work::Scrub => source,
+            Work::Delete { wipe: true } => {
+                let wipes = operation.steps.is_empty() || left.contains(&Step::Target(NodeStep::Wipe));
+                target.filter(|_| wipes)
+            }
+            _ => None,
+        }
+    }
+
+    /// The rate of a step: what its lease has, if it works under one.
+    pub(crate) fn work_rate(&self, id: OperationId, node: NodeId) -> u64 {
+        let lease = self.operations.get(id).and_then(|operation| operation.lease);
+        let leased =
+            lease.and_then(|lease| self.leases.get(lease)).map_or(0, |lease| lease.resources.bytes_per_s);
+        if leased > 0 { leased } else { self.rate_of(Some(node)) }
+    }
+
+    /// Lets an operation use what is kept for contingencies.
+    pub(crate) fn grant_work(&mut self, id: OperationId, producer: NodeId, share: Resources) {
         let lease = self.grant(Lease {
             id: LeaseId(0),
             holder: Holder::Operation(id),
             producer,
-            resources: need,
+            resources: share,
             class: Class::Revocable,
             state: LeaseState::Active,
             epoch: Epoch(0),
@@ -135,7 +182,6 @@ impl Core {
         if let Some(operation) = self.operations.change(id) {
             operation.lease = Some(lease);
         }
-        Ok(())
     }
 
     pub(crate) fn end_work_lease(&mut self, id: OperationId) {
@@ -234,6 +280,13 @@ impl Core {
         let after = lease.clone();
         self.accounts.add(&after);
         self.counters.revoked += 1;
+        if let Holder::Operation(operation) = before.holder
+            && let Some(operation) = self.operations.change(operation)
+        {
+            let node = before.producer;
+            operation.why = format!("{id} was revoked by {by}, firm leases need the room at {node}: {why}");
+            operation.policy = by.clone();
+        }
         self.at(ends_ms, Timer::Lease(id));
         self.tell(after.producer, ToNodeBody::Revoke { lease: id, grace_ms });
         match after.holder {
@@ -449,4 +502,9 @@ impl Core {
             self.alarm(Alarm::NoWeights);
         }
     }
+}
+
+/// The part `of * share / whole`.
+fn part(of: u64, share: u64, whole: u64) -> u64 {
+    (u128::from(of) * u128::from(share) / u128::from(whole.max(1))) as u64
 }

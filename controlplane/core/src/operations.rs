@@ -120,7 +120,8 @@ impl Core {
     pub(crate) fn step_within_ms(&self, id: OperationId) -> u64 {
         let Some(operation) = self.operations.get(id) else { return self.config.step_base_ms };
         let size = self.volumes.get(operation.volume).map_or(0, |volume| volume.size_bytes);
-        let rate = self.rate_of(operation.source.or(operation.target));
+        let node = operation.source.or(operation.target);
+        let rate = node.map_or_else(|| self.rate_of(None), |node| self.work_rate(id, node));
         let bytes_ms = size.saturating_mul(4_000) / rate.max(1);
         self.config.step_base_ms.saturating_add(bytes_ms)
     }
@@ -310,9 +311,16 @@ impl Core {
         }
         let pool = volume.pool.clone();
         let mut random = self.random.clone();
-        let eligible = |node| self.can_be_target(id, source, node).is_ok();
+        let possible = |node| self.can_be_target(id, source, node).is_ok();
+        let works = |node| {
+            let at = self.begins_with_work_at(id, source, Some(node));
+            possible(node) && at.is_none_or(|node| self.work_share(node).is_ok())
+        };
         let load = |node| self.accounts.node(node).firm.iops;
-        let chosen = self.producers.choose(Some(&pool), &mut random, eligible, load);
+        let chosen = self
+            .producers
+            .choose(Some(&pool), &mut random, works, load)
+            .or_else(|| self.producers.choose(Some(&pool), &mut random, possible, load));
         self.random = random;
         chosen
     }

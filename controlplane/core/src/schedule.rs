@@ -211,7 +211,11 @@ impl Core {
             let before = rows.len();
             for (source, target) in ways {
                 let usages = self.usages(id, source, target);
-                if let Err(blocked) = self.ledger.fits(&usages, Priority::Bulk) {
+                let works_at = self.begins_with_work_at(id, source, target);
+                let fits = self.ledger.fits(&usages, Priority::Bulk);
+                if let Err(blocked) =
+                    fits.and_then(|()| works_at.map_or(Ok(()), |node| self.work_share(node).map(drop)))
+                {
                     held = Some(blocked);
                     continue;
                 }
@@ -282,14 +286,16 @@ impl Core {
                 break;
             }
             let not_before = answer.not_before_ms.get(at).copied().unwrap_or(0);
-            let started = rows.get(*row as usize).is_some_and(|(id, target)| {
-                self.queue.ready.contains(id)
-                    && self.start_chosen(*id, *target, not_before, answer.reason(at), by)
-            });
-            if started {
-                chosen += 1;
-            } else {
+            let row = rows.get(*row as usize).filter(|(id, _)| self.queue.ready.contains(id));
+            let Some((id, target)) = row.copied() else {
                 self.counters.refused += 1;
+                continue;
+            };
+            match self.start_chosen(id, target, not_before, answer.reason(at), by) {
+                Ok(true) => chosen += 1,
+                // Leases are not in what the policy sees: those before it took what was left.
+                Err(blocked @ Blocked::Capacity { .. }) => self.park(id, blocked),
+                Ok(false) | Err(_) => self.counters.refused += 1,
             }
         }
         let now = self.now();
@@ -309,7 +315,7 @@ impl Core {
         self.timers.insert((self.queue.next_round_ms.max(now + 1), Timer::Round));
     }
 
-    /// Whether an operation was started as the policy chose: it must still be possible, and fit.
+    /// Starts an operation as the policy chose, or says that that is no way or what holds it: it must still fit.
     fn start_chosen(
         &mut self,
         id: OperationId,
@@ -317,10 +323,9 @@ impl Core {
         not_before_ms: u64,
         why: &str,
         by: &PolicyRef,
-    ) -> bool {
-        let Ok(ways) = self.ways_to(id, target) else { return false };
-        let Some((source, target)) = ways else { return false };
-        self.begin(id, source, target, not_before_ms, why, by).is_ok()
+    ) -> Result<bool, Blocked> {
+        let Some((source, target)) = self.ways_to(id, target)? else { return Ok(false) };
+        self.begin(id, source, target, not_before_ms, why, by).map(|()| true)
     }
 
     /// Counts an operation and lets it go, or says which limit is in the way.
@@ -336,9 +341,16 @@ impl Core {
         let usages = self.usages(id, source, target);
         let Some(operation) = self.operations.get(id) else { return Ok(()) };
         let priority = Priority::of(operation.work.kind());
-        self.ledger.take(id, usages, priority)?;
-        self.queue.remove(id);
         let now = self.now();
+        // The lease first: what waits for one holds nothing else meanwhile.
+        let works_at = self.begins_with_work_at(id, source, target).filter(|_| not_before_ms <= now);
+        self.ledger.fits(&usages, priority)?;
+        let share = works_at.map(|node| self.work_share(node).map(|share| (node, share))).transpose()?;
+        self.ledger.take(id, usages, priority)?;
+        if let Some((node, share)) = share {
+            self.grant_work(id, node, share);
+        }
+        self.queue.remove(id);
         let steps = self.steps_of(id, source, target);
         if let Some(operation) = self.operations.change(id) {
             operation.phase = Phase::Scheduled;

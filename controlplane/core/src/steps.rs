@@ -67,6 +67,11 @@ impl Core {
         }
         self.make_room(target);
         if self.accounts.node(target).settled() {
+            if let Some(operation) = self.operations.change(id)
+                && matches!(operation.blocked_on, Some(Blocked::Grace { .. }))
+            {
+                operation.why.push_str("; revocable leases there were revoked for it");
+            }
             return Flow::Next;
         }
         let remaining_ms = self.grace_left_ms(target);
@@ -90,10 +95,13 @@ impl Core {
         let mut unleased = false;
         if self.needs_work_lease(id, step) && !self.has_work_lease(id) {
             if sent.is_none() && operation.lease.is_none() {
-                if let Err(blocked) = self.grant_work(id, node) {
-                    self.blocked(id, blocked);
-                    self.waiting_for_room.insert(id);
-                    return Flow::Wait;
+                match self.work_share(node) {
+                    Ok(share) => self.grant_work(id, node, share),
+                    Err(blocked) => {
+                        self.blocked(id, blocked);
+                        self.waiting_for_room.insert(id);
+                        return Flow::Wait;
+                    }
                 }
             } else {
                 unleased = true;
@@ -136,7 +144,7 @@ impl Core {
             from_name: read.map(|volume| volume.name.clone()),
             from_addresses: reads.map_or_else(Vec::new, |node| node.info.addresses.clone()),
             epoch: volume.epoch,
-            rate_bytes_per_s: self.rate_of(Some(node)),
+            rate_bytes_per_s: self.work_rate(id, node),
             lease: operation.lease,
         };
         self.counters.instructions += 1;
@@ -185,7 +193,9 @@ impl Core {
             Done::Running { .. } => return Flow::Wait,
         };
         if self.needs_work_lease(id, step) && !self.has_work_lease(id) {
-            self.requeue(id, "the lease that it worked under was revoked", false);
+            // Whoever revoked it said why. What a clone copied goes with the place that was reserved for it.
+            let (why, is_copy) = (operation.why.clone(), step == NodeStep::CopyBulk);
+            self.requeue(id, &why, is_copy);
             return Flow::Over;
         }
         let failures = operation.failures.saturating_add(1);

@@ -1,6 +1,7 @@
 //! The core as a whole, in a fleet of obedient nodes.
 
 mod fleet;
+mod leases;
 mod moves;
 mod scenarios;
 

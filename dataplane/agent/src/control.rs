@@ -17,11 +17,11 @@ mod placed;
 mod source;
 mod steps;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use contract::node::{NodeInfo, ToNodeBody};
 use contract::{
@@ -50,6 +50,8 @@ const WHOLE: u64 = 5;
 /// Shortest and longest wait before the control plane is dialled again.
 const DIAL_MIN: Duration = Duration::from_millis(50);
 const DIAL_MAX: Duration = Duration::from_secs(1);
+/// Released leases that are reported.
+const RELEASED_MAX: usize = 1_024;
 /// How long volumes that could not be opened wait to be tried again.
 const AGAIN: Duration = Duration::from_secs(2);
 
@@ -95,9 +97,9 @@ struct State {
     shelf: Shelf,
     jobs: Jobs,
     /// Leases that were revoked and whose work has ended.
-    released: Vec<LeaseId>,
-    /// Leases that were revoked and whose work has not.
-    leaving: Vec<LeaseId>,
+    released: VecDeque<LeaseId>,
+    /// Leases that were revoked and whose work has not, and when notice was given.
+    leaving: Vec<(LeaseId, Instant)>,
     serving: Serving,
     figures: Figures,
 }
@@ -114,7 +116,7 @@ impl Follower {
         let state = State {
             shelf,
             jobs: Jobs::default(),
-            released: Vec::new(),
+            released: VecDeque::new(),
             leaving: Vec::new(),
             serving: Serving::default(),
             figures: Figures::default(),
@@ -295,9 +297,13 @@ impl Follower {
         let mut state = self.state();
         let jobs: Vec<Arc<Job>> = state.jobs.under(lease).cloned().collect();
         jobs.iter().for_each(|job| job.stop());
-        let to = if jobs.is_empty() { &mut state.released } else { &mut state.leaving };
-        if !to.contains(&lease) {
-            to.push(lease);
+        if jobs.is_empty() {
+            release(&mut state.released, lease);
+            drop(state);
+            self.news.notify_one();
+        } else if state.leaving.iter().all(|(leaving, _)| *leaving != lease) {
+            info!(%lease, jobs = jobs.len(), "notice: what works under it ends");
+            state.leaving.push((lease, Instant::now()));
         }
     }
 
@@ -434,10 +440,12 @@ impl Follower {
             error!("how {key} ended is not written down: {failure}");
         }
         let State { jobs, leaving, released, .. } = &mut *state;
-        leaving.retain(|lease| {
+        leaving.retain(|(lease, noticed)| {
             let works = jobs.under(*lease).next().is_some();
             if !works {
-                released.push(*lease);
+                let rested_us = noticed.elapsed().as_micros() as u64;
+                info!(%lease, rested_us, "released: what worked under it rests");
+                release(released, *lease);
             }
             works
         });
@@ -471,7 +479,7 @@ impl Follower {
             volumes,
             steps,
             conditions: Vec::new(),
-            released: state.released.clone(),
+            released: state.released.iter().copied().collect(),
         })
     }
 
@@ -482,6 +490,14 @@ impl Follower {
 
     fn next_report(&self) -> u64 {
         self.reports.fetch_add(1, Ordering::Relaxed) + 1
+    }
+}
+
+/// Remembers that nobody works under a lease; of the oldest the grace was over long ago.
+fn release(released: &mut VecDeque<LeaseId>, lease: LeaseId) {
+    if !released.contains(&lease) {
+        released.truncate(RELEASED_MAX - 1);
+        released.push_front(lease);
     }
 }
 

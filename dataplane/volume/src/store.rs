@@ -251,19 +251,40 @@ impl Checked {
 
 /// Reads everything that a volume refers to and compares it with its checksum.
 pub fn check(directory: &dyn Directory) -> Result<Checked, OpenError> {
+    check_while(directory, &mut |_| true).map(|checked| checked.unwrap_or_default())
+}
+
+/// The same in pieces of a page or a leaf: `go_on` is told the bytes of each piece that was read, may take its time,
+/// and says whether there is to be another one. None: there was not.
+pub fn check_while(
+    directory: &dyn Directory,
+    go_on: &mut dyn FnMut(u64) -> bool,
+) -> Result<Option<Checked>, OpenError> {
     let found = survey(directory, Epoch(u64::MAX))?;
     let Replayed { delta, .. } = found.replay();
     let mut checker = Checker::new(directory, &found);
     checker.out.batches = (found.cut - found.checkpoint.batch, found.last_batch() - found.cut);
     for &(first, leaf) in &found.checkpoint.leaves {
-        for (page, mapped) in checker.leaf(first, &leaf) {
+        let entries = checker.leaf(first, &leaf);
+        if !go_on(LEAF_BYTES as u64) {
+            return Ok(None);
+        }
+        for (page, mapped) in entries {
             *checker.in_use.entry(mapped.place.extent).or_default() += 1;
             if delta.find(page) == Found::Unknown {
                 checker.page(page, mapped);
+                if !go_on(PAGE_BYTES as u64) {
+                    return Ok(None);
+                }
             }
         }
     }
-    delta.pages().for_each(|(page, mapped)| checker.page(page, mapped));
+    for (page, mapped) in delta.pages() {
+        checker.page(page, mapped);
+        if !go_on(PAGE_BYTES as u64) {
+            return Ok(None);
+        }
+    }
     let damaged = checker.out.problems.iter().any(|problem| matches!(problem, Problem::Leaf { .. }));
     for entry in found.checkpoint.extents.iter().filter(|_| !damaged) {
         let in_use = checker.in_use.get(&entry.id).copied().unwrap_or(0);
@@ -271,7 +292,7 @@ pub fn check(directory: &dyn Directory) -> Result<Checked, OpenError> {
             checker.out.add(Problem::Count { extent: entry.id, counted: entry.live, found: in_use });
         }
     }
-    Ok(checker.out)
+    Ok(Some(checker.out))
 }
 
 struct Checker<'a> {

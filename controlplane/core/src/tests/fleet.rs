@@ -35,7 +35,7 @@ pub struct Node {
     pub load: Option<fn(u64) -> u32>,
     pub released: Vec<contract::LeaseId>,
     pub notices: Vec<(contract::LeaseId, u64)>,
-    /// Ignores revocations.
+    /// Ignores what would have it end its work, unless by force.
     pub stubborn: bool,
     pub capacity: u64,
     seq: u64,
@@ -282,7 +282,8 @@ impl Node {
                     self.steps.insert(key, (instruction, running, now + self.busy_ms));
                 }
             }
-            ToNodeBody::Cancel(key) => self.end(key, "cancelled"),
+            ToNodeBody::Cancel(key) if !self.stubborn => self.end(key, "cancelled"),
+            ToNodeBody::Cancel(_) => {}
             ToNodeBody::Forget(keys) => {
                 self.forgot = message.seq;
                 keys.iter().for_each(|key| {

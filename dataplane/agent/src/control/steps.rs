@@ -1,7 +1,8 @@
 //! Carrying instructions out: each on a thread of its own, with how far it is and a way to stop it.
 //!
 //! Invariants: at most [`JOBS_MAX`] at a time; none begins on a volume that is served and must not be; one that
-//! is stopped says so as a failure that may be tried again.
+//! is stopped says so as a failure that may be tried again. What reads or writes a volume does so in pieces of at most
+//! [`CHUNK_BYTES`], each on its medium before the next one, so a stop takes effect after the piece under way.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use contract::{Done, Instruction, InstructionKey, LeaseId, NodeStep, VolumeId};
 use engine::block::BlockSize;
+use engine::volume::format::PAGE_BYTES;
 use engine::volume::{Directory, HostDirectory, store};
 
 use super::book::BookError;
@@ -73,12 +75,6 @@ impl Job {
     /// So many bytes more are done.
     pub fn advance(&self, bytes: u64) {
         self.done_bytes.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    /// So many bytes more are done; waits as long as `rate` per second asks for. False: it was stopped.
-    fn pace(&self, began: Instant, bytes: u64, rate: u64) -> bool {
-        let done = self.done_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        self.wait(began, done, rate)
     }
 
     /// Waits until `done` bytes since `began` are no more than `rate` per second. False: it was stopped.
@@ -150,7 +146,7 @@ pub fn carry_out(
         }
         NodeStep::Remove => remove(directory),
         NodeStep::Wipe => wipe(directory, instruction.rate_bytes_per_s, job),
-        NodeStep::Scrub => scrub(directory, served, job),
+        NodeStep::Scrub => scrub(directory, served, instruction.rate_bytes_per_s, job),
         // Files grow as they are written: an open volume has all the room that its medium has.
         NodeStep::Expand => Ok(()),
         // Whoever follows a control plane does these.
@@ -237,7 +233,7 @@ fn wipe(directory: &Path, rate: u64, job: &Job) -> Result<(), Failure> {
     };
     let files = files().map_err(failed)?;
     job.total_bytes.store(files.iter().map(|(_, bytes)| bytes).sum(), Ordering::Relaxed);
-    let (began, zeros) = (Instant::now(), vec![0; CHUNK_BYTES]);
+    let (began, zeros, mut wiped) = (Instant::now(), vec![0; CHUNK_BYTES], 0);
     for (path, _) in files {
         let mut file = File::options().write(true).open(&path).map_err(failed)?;
         let length = file.metadata().map_err(failed)?.len();
@@ -249,8 +245,12 @@ fn wipe(directory: &Path, rate: u64, job: &Job) -> Result<(), Failure> {
             while at < to {
                 let part = (to - at).min(CHUNK_BYTES as u64);
                 file.write_all(&zeros[..part as usize]).map_err(failed)?;
+                // Here and not at the end: what waits in memory goes on being written after a stop.
+                file.sync_data().map_err(failed)?;
                 at += part;
-                if !job.pace(began, part, rate) {
+                wiped += part;
+                job.advance(part);
+                if !job.wait(began, wiped, rate) {
                     return Err(Failure::again(STOPPED.to_owned()));
                 }
             }
@@ -275,17 +275,30 @@ fn data(file: &File, at: u64, length: u64) -> io::Result<Option<(u64, u64)>> {
 
 /// Reads a volume and checks its sums. What is found while it is served may be a change seen half way, so it
 /// must be found again.
-fn scrub(directory: &Path, served: bool, job: &Job) -> Result<(), Failure> {
+fn scrub(directory: &Path, served: bool, rate: u64, job: &Job) -> Result<(), Failure> {
     let there = HostDirectory::open(directory).map_err(|error| Failure::at(directory, error))?;
     let names = there.list().map_err(|error| Failure::at(directory, error))?;
-    let mut problem = String::new();
-    for _ in 0..if served { LOOKS } else { 1 } {
-        if job.stop.load(Ordering::Relaxed) {
-            return Err(Failure::again(STOPPED.to_owned()));
-        }
-        let checked = store::check(&there).map_err(|error| Failure::at(directory, error))?;
+    if let Ok(summary) = store::summary(&there) {
+        job.expect(summary.pages * PAGE_BYTES as u64);
+    }
+    let (began, mut read, mut problem) = (Instant::now(), 0, String::new());
+    for look in 0..if served { LOOKS } else { 1 } {
+        let mut go_on = |bytes| {
+            read += bytes;
+            if look == 0 {
+                job.advance(bytes);
+            }
+            job.wait(began, read, rate)
+        };
+        let checked =
+            store::check_while(&there, &mut go_on).map_err(|error| Failure::at(directory, error))?;
+        let Some(checked) = checked else { return Err(Failure::again(STOPPED.to_owned())) };
         let Some(first) = checked.problems.first() else { return Ok(()) };
         problem = format!("{} problems in {} files, first: {first}", checked.problem_count, names.len());
     }
     Err(Failure { why: format!("{problem}; restore those blocks from a copy"), again: false })
 }
+
+#[cfg(test)]
+#[path = "steps/tests.rs"]
+mod tests;
