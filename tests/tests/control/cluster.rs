@@ -41,7 +41,7 @@ impl Default for NodeSettings {
 }
 
 /// What data planes are called at first.
-const NAMES: [&str; 2] = ["one", "two"];
+const NAMES: [&str; 3] = ["one", "two", "three"];
 
 impl Cluster {
     /// A running control plane with so many data planes, which it knows.

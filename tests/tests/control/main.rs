@@ -9,6 +9,7 @@ mod client;
 mod cluster;
 mod failover;
 mod host;
+mod leases;
 mod life;
 mod moves;
 mod restart;

@@ -3,6 +3,7 @@
 pub mod converges;
 pub mod ends;
 pub mod firm;
+pub mod grace;
 pub mod ledger;
 pub mod liveness;
 pub mod native;
@@ -46,6 +47,8 @@ pub struct Invariants {
     pub firm: firm::Firm,
     /// Every operation ends or explains itself.
     pub ends: ends::Ends,
+    /// What was revoked goes within its grace.
+    pub grace: grace::Grace,
     /// A policy's fault is the native default's decision.
     pub native: native::Native,
     /// Nobody is judged hastily.
@@ -65,6 +68,7 @@ impl Invariants {
         self.steps += 1;
         self.ledger.after_step(core, capacities, self.steps.is_multiple_of(16));
         self.firm.after_step(core, capacities);
+        self.grace.after_step(core);
         self.native.after_step(core);
         self.liveness.after_step(plane_ms, core, effects);
         if self.steps.is_multiple_of(64) {
@@ -74,10 +78,11 @@ impl Invariants {
 
     /// The first that did not hold.
     pub fn violation(&self) -> Option<Violation> {
-        let all: [(&'static str, &First); 9] = [
+        let all: [(&'static str, &First); 10] = [
             ("one_writer", &self.one_writer.first),
             ("ledger", &self.ledger.first),
             ("firm", &self.firm.first),
+            ("grace", &self.grace.first),
             ("ends", &self.ends.first),
             ("native", &self.native.first),
             ("liveness", &self.liveness.first),
