@@ -16,7 +16,7 @@
 
 mod fio;
 mod idle;
-mod servers;
+pub mod servers;
 
 use std::ops::ControlFlow;
 use std::time::Duration;

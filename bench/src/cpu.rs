@@ -78,6 +78,41 @@ impl Ticks {
     }
 }
 
+/// Interrupts that other processors sent to one, since the machine started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Interrupts {
+    /// Memory was unmapped or protected elsewhere (`TLB`).
+    pub tlb: u64,
+    /// Something was to be called there (`CAL`).
+    pub call: u64,
+}
+
+impl Interrupts {
+    /// What /proc/interrupts says of a processor.
+    pub fn of(cpu: usize) -> Outcome<Interrupts> {
+        let text =
+            fs::read_to_string("/proc/interrupts").map_err(|error| format!("/proc/interrupts: {error}"))?;
+        Interrupts::parse(&text, cpu)
+            .ok_or_else(|| format!("/proc/interrupts has no TLB and CAL of processor {cpu}"))
+    }
+
+    /// A line has a name, then a number for each processor that is on, in their order.
+    fn parse(text: &str, cpu: usize) -> Option<Interrupts> {
+        let name = format!("CPU{cpu}");
+        let column = text.lines().next()?.split_whitespace().position(|word| word == name)?;
+        let of = |kind: &str| {
+            let line = text.lines().find_map(|line| line.trim_start().strip_prefix(kind))?;
+            line.split_whitespace().nth(column)?.parse().ok()
+        };
+        Some(Interrupts { tlb: of("TLB:")?, call: of("CAL:")? })
+    }
+
+    /// What came since `before`.
+    pub fn since(self, before: Interrupts) -> Interrupts {
+        Interrupts { tlb: self.tlb - before.tlb, call: self.call - before.call }
+    }
+}
+
 /// Waits for a quiet machine, and says so if it does not become one.
 pub fn settle(limit: Duration) -> Outcome {
     if !wait_for_quiet(limit)? {
@@ -125,6 +160,20 @@ mod tests {
         }
         name.expect("spawned").join().expect("no panic");
         assert!(Thread::find(std::process::id(), "no such thread").is_err());
+    }
+
+    #[test]
+    fn interrupts_are_those_of_the_processor() {
+        let text = "           CPU0       CPU2\n LOC: 7 8 Local timer interrupts\n\
+                    CAL:     130848     121632   Function call interrupts\n\
+                    TLB:      89503      95275   TLB shootdowns\n";
+        let of = |cpu| Interrupts::parse(text, cpu);
+        assert_eq!(of(0), Some(Interrupts { tlb: 89_503, call: 130_848 }));
+        assert_eq!(of(2), Some(Interrupts { tlb: 95_275, call: 121_632 }));
+        assert_eq!(of(1), None);
+        assert_eq!(Interrupts::parse("CPU0\nTLB: 1\n", 0), None);
+        let now = Interrupts { tlb: 5, call: 9 };
+        assert_eq!(now.since(Interrupts { tlb: 2, call: 9 }), Interrupts { tlb: 3, call: 0 });
     }
 
     #[test]

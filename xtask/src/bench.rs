@@ -18,6 +18,11 @@ impl Args {
     }
 }
 
+/// Whether policies are swapped beside a data plane.
+fn is_under_load(args: &Args) -> bool {
+    args.words.iter().any(|word| word == "--under-load")
+}
+
 /// Runs a bench.
 pub fn run(args: &Args) -> Outcome {
     if args.words.first().is_some_and(|what| what == "peers") {
@@ -37,12 +42,16 @@ pub fn run(args: &Args) -> Outcome {
             "tidegate-load",
         ]))?;
     }
-    if args.words.first().is_some_and(|what| what == "block" || what == "trace") {
+    let serves = |what: &String| what == "block" || what == "trace" || is_under_load(args);
+    if args.words.first().is_some_and(serves) {
         // It is measured as a user runs it.
         show(cargo().args(["build", "--release", "--quiet", "--package", "tidegate-dataplane"]))?;
     }
     if args.words.first().is_some_and(|what| what == "policy") {
         policies::target()?;
+        if is_under_load(args) {
+            tools::ensure(tools::TEST_TOOLS)?;
+        }
         let bench = ["run", "--release", "--quiet", "--package", "policy-bench", "--"];
         return show(cargo().args(bench).args(&args.words[1..]));
     }

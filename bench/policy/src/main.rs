@@ -5,9 +5,13 @@
 //! turns; a figure is the median of its runs. Then decisions are logged and replayed. A decision counts as failed
 //! when the native default had to answer in place of the policy because of a fault, or when its replay differs.
 //!
+//! With `--under-load` all of that happens at once, at a pace, beside a data plane that serves: [`under_load`].
+//!
 //! It is a crate beside `bench`, so that who measures packets does not compile WebAssembly's compiler.
 
 #![forbid(unsafe_code)]
+
+mod under_load;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -30,6 +34,12 @@ use verdict::{Decide, Kind, Native, Question, Tick};
 struct Cli {
     #[command(flatten)]
     args: Args,
+    /// Swap policies of all kinds while they decide and a data plane serves fio; needs two processors
+    #[arg(long)]
+    under_load: bool,
+    /// Length of a window under load; by default 60, or 4 if it is to be quick
+    #[arg(long, value_name = "SECONDS", requires = "under_load")]
+    window: Option<u64>,
 }
 
 /// One row.
@@ -79,7 +89,8 @@ const QUESTIONS: u64 = 32;
 const FUNCTIONS_MAX: u64 = 2;
 
 fn main() -> ExitCode {
-    bench::exit(run(&Cli::parse().args))
+    let cli = Cli::parse();
+    bench::exit(if cli.under_load { under_load::run(&cli.args, cli.window) } else { run(&cli.args) })
 }
 
 /// Measures all rows, prints the table, writes what was asked for.

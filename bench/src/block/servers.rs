@@ -11,11 +11,11 @@ use crate::Outcome;
 use crate::load::Uri;
 
 /// Size of what is served.
-pub(super) const SIZE_BYTES: u64 = 256 << 20;
+pub const SIZE_BYTES: u64 = 256 << 20;
 /// How long a server may take to begin.
 const START: Duration = Duration::from_secs(60);
 /// The processor of the server; the client has the first.
-const SERVER_CPU: usize = 1;
+pub const SERVER_CPU: usize = 1;
 
 /// NQN of our volumes, before their number.
 const NQN: &str = "nqn.2026-11.com.example:v";
@@ -24,15 +24,20 @@ const CONNECTIONS: u32 = 8192;
 
 /// What lies behind a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Medium {
+pub enum Medium {
+    /// Forgets what is written.
     Null,
+    /// Memory of the server.
     Memory,
+    /// A file, or files.
     File,
 }
 
 impl Medium {
+    /// Each of them.
     pub const ALL: [Medium; 3] = [Medium::Null, Medium::Memory, Medium::File];
 
+    /// As it is shown.
     pub fn name(self) -> &'static str {
         match self {
             Medium::Null => "null",
@@ -44,12 +49,15 @@ impl Medium {
 
 /// How it is spoken to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Protocol {
+pub enum Protocol {
+    /// NVMe/TCP.
     NvmeTcp,
+    /// NBD over TCP.
     Nbd,
 }
 
 impl Protocol {
+    /// As it is shown.
     pub fn name(self) -> &'static str {
         match self {
             Protocol::NvmeTcp => "nvme-tcp",
@@ -60,15 +68,19 @@ impl Protocol {
 
 /// Whose server.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub enum Kind {
+    /// `tidegate-dataplane`.
     Ours,
+    /// nbdkit.
     Nbdkit,
+    /// qemu-nbd.
     Qemu,
     /// Another NVMe/TCP target, which runs already.
     Other(String),
 }
 
 impl Kind {
+    /// As it is shown.
     pub fn name(&self) -> &'static str {
         match self {
             Kind::Ours => "tidegate",
@@ -88,7 +100,7 @@ impl Kind {
 }
 
 /// Whether a program is there; if not, says aloud what that means.
-pub(super) fn is_installed(program: &str, without: &str) -> bool {
+pub fn is_installed(program: &str, without: &str) -> bool {
     let mut version = Command::new(program);
     let status = version.arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
     let found = status.is_ok_and(|status| status.success());
@@ -99,26 +111,30 @@ pub(super) fn is_installed(program: &str, without: &str) -> bool {
 }
 
 /// The NBD servers that are installed.
-pub(super) fn peers() -> Vec<Kind> {
+pub fn peers() -> Vec<Kind> {
     let there = |kind: &Kind| is_installed(kind.name(), "no comparison with it");
     [Kind::Nbdkit, Kind::Qemu].into_iter().filter(there).collect()
 }
 
 /// Time that a process has used.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Spent {
+pub struct Spent {
+    /// By the program.
     pub user_ns: u64,
+    /// By the kernel for it.
     pub kernel_ns: u64,
 }
 
 /// A running server, killed when it is dropped unless somebody else has started it.
-pub(super) struct Server {
+#[derive(Debug)]
+pub struct Server {
     child: Option<Child>,
     /// With `@` for the number of the volume.
     uri: String,
 }
 
 impl Server {
+    /// Starts it; it serves when this returns.
     pub fn start(
         kind: &Kind,
         protocol: Protocol,

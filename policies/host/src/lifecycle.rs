@@ -1,10 +1,12 @@
 //! The life of policies: pushed, shadowed, activated, rolled back.
 //!
 //! Every change of what is active goes through [`Shared::install`]: new instances are made beside the running ones,
-//! then the locks of all seats are taken, state goes from the old instances to the new, and all swap or none does.
-//! A seat that is idle is swapped like a busy one, so when the call returns, every policy thread runs the new version.
+//! then the locks of the kind's places on all seats are taken, state goes from the old instances to the new, and all
+//! swap or none does; the old ones are taken apart when decisions go on again. A seat that is idle is swapped like a
+//! busy one, so when the call returns, every policy thread runs the new version.
 //!
-//! Lock order: control, then seats by number, then the log. Nobody waits for control while holding a seat.
+//! Lock order: control, then places by number of their seat, then the log. Nobody waits for control while holding a
+//! place.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,7 +22,7 @@ use crate::fault::{Fault, FaultClass};
 use crate::guest::{Guest, State};
 use crate::log::{Log, LogError, LogOptions, Record};
 use crate::policy::{AdmitError, Candidate, Gate, Policy};
-use crate::seat::{Live, Places, Seat, lock};
+use crate::seat::{Live, Place, Places, Seat, lock};
 use crate::shadow::Shadow;
 use crate::status::{Counters, KindStatus, LifeEvent, PolicyStatus, ShadowStatus, Status};
 
@@ -129,7 +131,7 @@ struct Journal {
 struct Control {
     library: Vec<Arc<Policy>>,
     courses: [Course; Kind::ALL.len()],
-    seats: Vec<Weak<Mutex<Places>>>,
+    seats: Vec<Weak<Places>>,
     next_seat: u32,
     events: VecDeque<LifeEvent>,
 }
@@ -195,16 +197,16 @@ impl Policies {
         let shared = self.shared.clone();
         let mut control = lock(&shared.control);
         control.next_seat += 1;
-        let mut places = Places { seat: control.next_seat, ..Places::default() };
-        for kind in Kind::ALL {
+        let places = Kind::ALL.map(|kind| {
             let course = &control.courses[kind as usize];
-            let place = &mut places.of[kind as usize];
-            place.generation = course.generation;
-            // One that does not start now starts, or fails and is counted, with the first decision.
-            place.active = course.active.clone().map(|policy| Live::waiting(policy, None));
-            place.shadow = course.shadow.clone().map(|policy| Shadow::new(policy, None, None));
-        }
-        let places = Arc::new(Mutex::new(places));
+            Place {
+                // One that does not start now starts, or fails and is counted, with the first decision.
+                active: course.active.clone().map(|policy| Live::waiting(policy, None)),
+                shadow: course.shadow.clone().map(|policy| Shadow::new(policy, None, None)),
+                generation: course.generation,
+            }
+        });
+        let places = Arc::new(Places::new(control.next_seat, places));
         control.seats.retain(|seat| seat.strong_count() > 0);
         control.seats.push(Arc::downgrade(&places));
         drop(control);
@@ -255,16 +257,15 @@ impl Policies {
         let mut control = lock(&shared.control);
         let kind = policy.kind();
         let seats = control.seats();
-        let mut locked: Vec<_> = seats.iter().map(|seat| lock(seat)).collect();
+        let mut locked: Vec<_> = seats.iter().map(|seat| seat.lock(kind)).collect();
         let mut shadows = Vec::new();
-        for places in &mut locked {
-            let place = &mut places.of[kind as usize];
+        for place in &mut locked {
             let state = place.active.as_mut().and_then(|live| live.export().0);
             let guest = policy.start(state.as_ref()).map_err(|fault| control.refused(policy, fault))?;
             shadows.push(Shadow::new(policy.clone(), Some(guest), state));
         }
-        for (places, shadow) in locked.iter_mut().zip(shadows) {
-            places.of[kind as usize].shadow = Some(shadow);
+        for (place, shadow) in locked.iter_mut().zip(shadows) {
+            place.shadow = Some(shadow);
         }
         drop(locked);
         control.courses[kind as usize].shadow = Some(policy.clone());
@@ -340,10 +341,9 @@ impl Policies {
         let mut shadow = course.shadow.as_ref().map(|policy| ShadowStatus::of(policy));
         let mut running = Vec::new();
         for seat in control.seats.iter().filter_map(Weak::upgrade) {
-            let places = lock(&seat);
-            let place = &places.of[kind as usize];
+            let place = seat.lock(kind);
             let label = place.active.as_ref().map_or(&self.shared.native, Live::label);
-            running.push((places.seat, label.to_string()));
+            running.push((seat.seat, label.to_string()));
             if let (Some(all), Some(one)) = (&mut shadow, &place.shadow) {
                 all.comparison.add(&one.comparison);
             }
@@ -361,7 +361,7 @@ impl Policies {
 }
 
 impl Control {
-    fn seats(&mut self) -> Vec<Arc<Mutex<Places>>> {
+    fn seats(&mut self) -> Vec<Arc<Places>> {
         self.seats.retain(|seat| seat.strong_count() > 0);
         self.seats.iter().filter_map(Weak::upgrade).collect()
     }
@@ -394,7 +394,7 @@ impl Control {
 
     fn stop_shadow(&mut self, kind: Kind) -> bool {
         for seat in self.seats() {
-            lock(&seat).of[kind as usize].shadow = None;
+            seat.lock(kind).shadow = None;
         }
         self.courses[kind as usize].shadow.take().is_some()
     }
@@ -549,43 +549,55 @@ impl Shared {
     ) -> Result<Installed, Fault> {
         let seats = control.seats();
         // Instances are made before anybody has to wait.
-        let start = |policy: &Arc<Policy>| policy.start(None);
-        let mut fresh = Vec::new();
-        for _ in &seats {
-            fresh.push(policy.map(start).transpose()?);
-        }
-        let mut locked: Vec<_> = seats.iter().map(|seat| lock(seat)).collect();
+        let start = || seats.iter().map(|_| policy.map(|policy| policy.start(None)).transpose()).collect();
+        let fresh: Result<Vec<Option<Guest>>, Fault> = aside(start)?;
+        let fresh = fresh?;
+        let mut locked: Vec<_> = seats.iter().map(|seat| (seat.seat, seat.lock(kind))).collect();
         let held = Instant::now();
         let mut ready = Vec::new();
         let mut installed =
             Installed { before: BTreeMap::new(), seats: seats.len(), state_bytes: 0, held_ns: 0 };
-        for (places, guest) in locked.iter_mut().zip(fresh) {
-            let seat = places.seat;
-            let now = places.of[kind as usize].active.as_mut().and_then(|live| live.export().0);
+        for ((seat, place), guest) in locked.iter_mut().zip(fresh) {
+            let now = place.active.as_mut().and_then(|live| live.export().0);
             if let Some(state) = &now {
-                installed.before.insert(seat, state.clone());
+                installed.before.insert(*seat, state.clone());
             }
             let Some((policy, guest)) = policy.zip(guest) else { continue };
-            let live = hand_over(policy, guest, now, seat, &from)?;
+            let live = hand_over(policy, guest, now, *seat, &from)?;
             installed.state_bytes += live.state_bytes();
             ready.push(live);
         }
         control.courses[kind as usize].generation += 1;
         lock(&self.kinds[kind as usize].faults).clear();
         let mut ready = ready.into_iter();
-        for places in &mut locked {
-            let seat = places.seat;
-            let place = &mut places.of[kind as usize];
+        let mut old = Vec::new();
+        for (seat, place) in &mut locked {
             place.generation = control.courses[kind as usize].generation;
-            place.active = ready.next();
+            old.push(std::mem::replace(&mut place.active, ready.next()));
             if let Some(live) = &place.active {
-                live.log_state(self, seat, true);
+                live.log_state(self, *seat, true);
             }
         }
         drop(locked);
         installed.held_ns = u64::try_from(held.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        // Giving back their memory takes a while. Without a thread for it, it has happened here.
+        let _ = aside(move || drop(old));
         Ok(installed)
     }
+}
+
+/// Does what nobody waits for at low priority, so that decisions go first where processors are few.
+fn aside<T: Send>(act: impl FnOnce() -> T + Send) -> Result<T, Fault> {
+    std::thread::scope(|scope| {
+        let work = || {
+            // On Linux niceness belongs to the thread. Where that is refused, it works at ordinary priority.
+            let _ = rustix::process::nice(10);
+            act()
+        };
+        let thread = std::thread::Builder::new().name("policy-swap".into()).spawn_scoped(scope, work);
+        let thread = thread.map_err(|error| Fault::Start(format!("there is no thread for it: {error}")))?;
+        thread.join().map_err(|_| Fault::Start("its thread panicked".into()))
+    })
 }
 
 /// Gives a new instance what it goes on from.

@@ -3,6 +3,7 @@
 //! A log that holds decisions of the same version (code and configuration) is replayed strictly: the same verdicts, the
 //! same faults, the same fuel, the same states at checkpoints. Any other version answers every question of its
 //! kind, from the first state of each policy thread if it reads that, and the decisions that differ are listed.
+//! [`replay_all`] follows all versions of a log at once, and with them what was handed over at each swap.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,7 +11,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use thiserror::Error;
-use verdict::Verdict;
+use verdict::{Kind, Verdict};
 
 use crate::digest::{Digest, PolicyId};
 use crate::fault::{Fault, FaultClass};
@@ -34,6 +35,8 @@ pub struct Replayed {
     pub different: u64,
     /// States that were compared at checkpoints.
     pub states: u64,
+    /// States that a version took over from the one before, and that were all that this one had come to.
+    pub carried: u64,
     /// Decisions that cannot be asked again: they depended on a clock, or their state is no longer in the log.
     pub skipped: u64,
     /// The first differences.
@@ -92,7 +95,7 @@ pub fn replay(path: &Path, policy: &Arc<Policy>) -> Result<Replayed, ReplayError
         }
     }
     let found = Replayed { same_version, ..Replayed::default() };
-    let mut replay = Replay { policy, seats: BTreeMap::new(), found };
+    let mut replay = Replay { policy, seats: Seats::new(), found };
     for record in log::read(path)? {
         match record? {
             Record::State(state) if state.kind == policy.kind() => replay.state(&state)?,
@@ -105,9 +108,40 @@ pub fn replay(path: &Path, policy: &Arc<Policy>) -> Result<Replayed, ReplayError
     Ok(replay.found)
 }
 
+/// Replays all of a log strictly, decided by any of `policies`, and what went from each version to the next: it must be
+/// what the version before had come to, which the replay knows of its own.
+pub fn replay_all(path: &Path, policies: &[Arc<Policy>]) -> Result<Replayed, ReplayError> {
+    let found = Replayed { same_version: true, ..Replayed::default() };
+    let mut of: BTreeMap<Kind, Replay<'_>> = BTreeMap::new();
+    for record in log::read(path)? {
+        let record = record?;
+        let (kind, version) = match &record {
+            Record::State(state) => (state.kind, Some(&state.policy)),
+            Record::Decision(decision) => (decision.question.kind(), decision.policy.as_ref()),
+            Record::Event { .. } => continue,
+        };
+        let Some(policy) = policies.iter().find(|policy| Some(policy.id()) == version) else { continue };
+        let replay = of.entry(kind).or_insert_with(|| Replay {
+            policy,
+            seats: Seats::new(),
+            found: Replayed::default(),
+        });
+        replay.policy = policy;
+        match &record {
+            Record::State(state) => replay.take_over(state)?,
+            Record::Decision(decision) => replay.strictly(decision),
+            Record::Event { .. } => {}
+        }
+    }
+    Ok(of.into_values().fold(found, |all, replay| all.and(replay.found)))
+}
+
+/// The instance of each policy thread.
+type Seats = BTreeMap<u32, Guest>;
+
 struct Replay<'a> {
     policy: &'a Arc<Policy>,
-    seats: BTreeMap<u32, Guest>,
+    seats: Seats,
     found: Replayed,
 }
 
@@ -136,6 +170,26 @@ impl Replay<'_> {
                 self.seats.insert(seat, guest);
             }
         }
+        Ok(())
+    }
+
+    /// Like [`Replay::state`] for the same version, but whatever starts must go on from where its predecessor ended.
+    fn take_over(&mut self, record: &StateRecord) -> Result<(), ReplayError> {
+        let before = self.seats.get_mut(&record.seat).map(Guest::export_state);
+        match before {
+            Some(now) if !record.started => {
+                self.compare_state(record.state.as_ref(), now);
+                return Ok(());
+            }
+            Some(now) => {
+                let different = self.found.different;
+                self.compare_state(record.state.as_ref(), now);
+                self.found.carried += u64::from(self.found.different == different);
+            }
+            None => {}
+        }
+        let guest = self.policy.start(record.state.as_ref()).map_err(ReplayError::Start)?;
+        self.seats.insert(record.seat, guest);
         Ok(())
     }
 
@@ -276,6 +330,18 @@ fn rows(rows: &[u32]) -> String {
 }
 
 impl Replayed {
+    fn and(mut self, other: Replayed) -> Replayed {
+        self.decisions += other.decisions;
+        self.identical += other.identical;
+        self.different += other.different;
+        self.states += other.states;
+        self.carried += other.carried;
+        self.skipped += other.skipped;
+        let room = DIFFERENCES_MAX.saturating_sub(self.differences.len());
+        self.differences.extend(other.differences.into_iter().take(room));
+        self
+    }
+
     /// Whether it shows what it should: nothing differs, and something was asked.
     pub fn is_identical(&self) -> bool {
         self.different == 0 && self.decisions > 0

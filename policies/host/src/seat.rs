@@ -1,7 +1,8 @@
 //! A policy thread's place: one live instance of each kind's active policy, and one of its shadow.
 //!
-//! [`Seat::decide`] holds the seat's lock for one decision. An activation takes the locks of all seats, so that each
-//! swap falls between two decisions and no state is lost in between (see [`crate::lifecycle`]).
+//! [`Seat::decide`] holds the lock of a kind's place for one decision. An activation takes the locks of the places of
+//! its kind on all seats, so that each swap falls between two decisions and no state is lost in between (see
+//! [`crate::lifecycle`]). Decisions of other kinds do not wait for it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -18,16 +19,18 @@ use crate::shadow::Shadow;
 #[derive(Clone, Debug)]
 pub struct Seat {
     pub(crate) shared: Arc<Shared>,
-    pub(crate) places: Arc<Mutex<Places>>,
+    pub(crate) places: Arc<Places>,
 }
 
 /// What a seat has of each kind.
 #[derive(Debug, Default)]
 pub(crate) struct Places {
     pub(crate) seat: u32,
-    pub(crate) of: [Place; Kind::ALL.len()],
+    /// Of each kind: who waits for the place, and the place.
+    of: [(Mutex<()>, Mutex<Place>); Kind::ALL.len()],
 }
 
+/// What a seat has of one kind.
 #[derive(Debug, Default)]
 pub(crate) struct Place {
     pub(crate) active: Option<Live>,
@@ -63,15 +66,14 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Seat {
     /// What the active policy of a kind has come to here.
     pub fn state(&self, kind: Kind) -> Option<State> {
-        lock(&self.places).of[kind as usize].active.as_mut().and_then(|live| live.export().0)
+        self.places.lock(kind).active.as_mut().and_then(|live| live.export().0)
     }
 
     /// Has the active policy of a kind go on here from what one had come to before. False: none is active.
     /// If it cannot read that, it goes on as it was.
     pub fn resume(&self, kind: Kind, state: &State) -> Result<bool, Fault> {
-        let mut places = lock(&self.places);
-        let seat = places.seat;
-        let place = &mut places.of[kind as usize];
+        let seat = self.places.seat;
+        let mut place = self.places.lock(kind);
         let Some(policy) = place.active.as_ref().map(|live| live.policy.clone()) else { return Ok(false) };
         let guest = policy.start(Some(state))?;
         let live = Live::new(policy, guest, Some(state.clone()));
@@ -83,8 +85,10 @@ impl Seat {
 
 impl Decide for Seat {
     fn decide(&mut self, tick: Tick, question: &Question) -> Decided<Verdict> {
-        let (decided, trouble) = lock(&self.places).decide(&self.shared, tick, question);
-        // Without the seat's lock: going back takes the locks of all seats.
+        let mut place = self.places.lock(question.kind());
+        let (decided, trouble) = place.decide(&self.shared, self.places.seat, tick, question);
+        drop(place);
+        // Without the place's lock: going back takes those of all seats.
         if let Some(trouble) = trouble {
             self.shared.roll_back_from(question.kind(), &trouble);
         }
@@ -93,20 +97,34 @@ impl Decide for Seat {
 }
 
 impl Places {
+    pub(crate) fn new(seat: u32, of: [Place; Kind::ALL.len()]) -> Places {
+        Places { seat, of: of.map(|place| (Mutex::default(), Mutex::new(place))) }
+    }
+
+    /// Locks are not fair: a thread that decides without a pause would take its place again and again before one that
+    /// waits for it wakes up. So the next one waits at the entrance, and whoever comes after waits for that one.
+    pub(crate) fn lock(&self, kind: Kind) -> MutexGuard<'_, Place> {
+        let (entrance, place) = &self.of[kind as usize];
+        let _next = lock(entrance);
+        lock(place)
+    }
+}
+
+impl Place {
     fn decide(
         &mut self,
         shared: &Shared,
+        seat: u32,
         tick: Tick,
         question: &Question,
     ) -> (Decided<Verdict>, Option<Trouble>) {
-        let (kind, seat) = (question.kind(), self.seat);
-        let place = &mut self.of[kind as usize];
+        let kind = question.kind();
         let number = shared.next_decision(kind);
-        let Some(live) = &mut place.active else {
+        let Some(live) = &mut self.active else {
             let verdict = question.native(tick);
             shared.log(|| decision(number, seat, None, tick, question, &verdict, None, &Spent::default()));
             let by = By { policy: shared.native_label(), decision: number, instead: None };
-            if let Some(shadow) = &mut place.shadow {
+            if let Some(shadow) = &mut self.shadow {
                 shadow.compare(tick, question, number, &verdict, &Spent::default(), shared.options());
             }
             return (Decided { verdict, by }, None);
@@ -122,8 +140,8 @@ impl Places {
         let by = By { policy: live.label.clone(), decision: number, instead: why };
         let fault = fault.or_else(|| live.checkpoint(shared, seat));
         shared.count(kind, by.instead.is_none(), fault.as_ref());
-        let trouble = fault.and_then(|fault| shared.trouble(kind, number, place.generation, &fault));
-        if let Some(shadow) = &mut place.shadow {
+        let trouble = fault.and_then(|fault| shared.trouble(kind, number, self.generation, &fault));
+        if let Some(shadow) = &mut self.shadow {
             shadow.compare(tick, question, number, &verdict, &spent, shared.options());
         }
         (Decided { verdict, by }, trouble)

@@ -3,14 +3,16 @@
 use std::fs;
 
 use host::log::{LogOptions, Record, read};
-use host::replay::{config_in, decided_by, replay, told};
+use host::replay::{config_in, decided_by, replay, replay_all, told};
 use host::{Options, Start};
 use verdict::Kind;
 
 use crate::{Folder, Rig};
 
-/// Decisions of the replay test in each kind; `cargo xtask bench policy` replays 100,000.
-const DECISIONS: u64 = 1_500;
+/// Decisions of the replay test in each kind: a short form, and the whole one where `TIDEGATE_FULL` is set.
+fn decisions() -> u64 {
+    if std::env::var_os("TIDEGATE_FULL").is_some() { 100_000 } else { 1_500 }
+}
 
 fn rig(folder: &Folder) -> Rig {
     Rig::with(Options { log: Some(folder.log()), checkpoint_every: 50, ..Options::default() })
@@ -20,26 +22,53 @@ fn rig(folder: &Folder) -> Rig {
 fn a_replay_is_bit_identical_for_the_same_version_and_lists_what_differs_for_another() {
     let folder = Folder::new("replay");
     let mut rig = rig(&folder);
+    let count = decisions();
     for kind in Kind::ALL {
         let names: Vec<&str> =
             shipped::all().map(|(name, _)| name).filter(|name| name.starts_with(kind.name())).collect();
         let policy = rig.push(names[0], &[]);
         rig.policies.activate(&policy, Start::Fresh).expect("it starts");
-        (0..DECISIONS).for_each(|number| drop(rig.decide(kind, number)));
+        (0..count).for_each(|number| drop(rig.decide(kind, number)));
+        let began = std::time::Instant::now();
         let same = replay(&folder.log().folder, &policy).expect("the log can be read");
+        let same_took = began.elapsed();
         assert!(same.same_version && same.is_identical(), "{kind}: {:?}", same.differences.first());
-        assert_eq!((same.decisions, same.skipped), (DECISIONS, 0), "{kind}");
-        assert!(same.states >= DECISIONS / 50 - 1, "{kind}: {} states compared", same.states);
+        assert_eq!((same.decisions, same.skipped), (count, 0), "{kind}");
+        assert!(same.states >= count / 50 - 1, "{kind}: {} states compared", same.states);
 
         let other = rig.push(names[1], &[]);
+        let began = std::time::Instant::now();
         let differs = replay(&folder.log().folder, &other).expect("the log can be read");
+        let (different, took) = (differs.different, began.elapsed());
+        println!("{kind}: {count} again in {same_took:?}; by another in {took:?}, {different} differ");
         assert!(!differs.same_version && differs.different > 0, "{kind}: two policies that decide alike");
-        assert_eq!(differs.identical + differs.different, DECISIONS, "{kind}");
+        assert_eq!(differs.identical + differs.different, count, "{kind}");
         let difference = differs.differences.first().expect("in words");
         assert!(difference.decision > 0 && difference.logged != difference.replayed, "{difference:?}");
     }
     let counts = decided_by(&folder.log().folder).expect("the log can be read");
-    assert_eq!(counts.values().sum::<u64>(), DECISIONS * 3, "{counts:?}");
+    assert_eq!(counts.values().sum::<u64>(), count * 3, "{counts:?}");
+}
+
+#[test]
+fn a_log_of_many_swaps_replays_whole_and_shows_that_all_state_went_along() {
+    const SWAPS: u64 = 12;
+    let folder = Folder::new("replay-swaps");
+    let mut rig = rig(&folder);
+    let versions = [rig.push("misbehaving", &[]), rig.push("misbehaving", &[("after", "1")])];
+    rig.policies.activate(&versions[0], Start::Fresh).expect("it starts");
+    for swap in 1..=SWAPS {
+        (0..60).for_each(|number| drop(rig.decide(Kind::Leasing, number)));
+        rig.policies.activate(&versions[swap as usize % 2], Start::Carry).expect("it takes over");
+    }
+    let whole = replay_all(&folder.log().folder, &versions).expect("the log can be read");
+    assert!(whole.is_identical() && whole.skipped == 0, "{:?}", whole.differences.first());
+    assert_eq!((whole.decisions, whole.carried), (60 * SWAPS, SWAPS));
+    // A version that begins anew is seen.
+    rig.policies.activate(&versions[1], Start::Fresh).expect("it starts");
+    let broken = replay_all(&folder.log().folder, &versions).expect("the log can be read");
+    assert_eq!((broken.carried, broken.different), (SWAPS, 1));
+    assert_eq!(broken.differences[0].logged, "no state");
 }
 
 #[test]
