@@ -25,7 +25,8 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 
 use crate::Outcome;
-use device::{Answer, Device, Ending, Op, Request};
+pub use device::Op;
+use device::{Answer, Device, Ending, Request};
 use drive::Load;
 pub use uri::{Place, Uri};
 
@@ -39,6 +40,8 @@ pub const BLOCK_BYTES_MAX: u32 = wire::nbd::PAYLOAD_BYTES_MAX;
 const RECEIVE_BYTES: usize = 256 << 10;
 /// Events of paths that are remembered.
 pub const EVENTS_KEPT: usize = 100;
+/// Requests that can be remembered one by one: 40 MiB of them.
+pub const SEEN_MAX: usize = 1 << 20;
 /// Longest latency that is told apart, ns.
 const LATENCY_NS_MAX: u64 = 600_000_000_000;
 
@@ -63,6 +66,8 @@ pub struct Spec {
     pub block_bytes: u32,
     /// One block after the other instead of at random.
     pub sequential: bool,
+    /// Writes are answered when they are durable (force unit access).
+    pub fua: bool,
     /// A flush after so many writes; `None` = never.
     pub flush_every: Option<u32>,
     /// Requests per second of all connections together; `None` = as many as are answered.
@@ -77,6 +82,8 @@ pub struct Spec {
     pub requests_max: Option<u64>,
     /// Chooses the blocks.
     pub seed: u64,
+    /// So many requests are remembered one by one, the first to be answered; at most [`SEEN_MAX`].
+    pub seen_max: usize,
 }
 
 impl Spec {
@@ -92,6 +99,7 @@ impl Spec {
             read_percent: 100,
             block_bytes: 4096,
             sequential: false,
+            fua: false,
             flush_every: None,
             rate_iops: None,
             verify: false,
@@ -99,8 +107,24 @@ impl Spec {
             duration: Duration::from_secs(10),
             requests_max: None,
             seed: 1,
+            seen_max: 0,
         }
     }
+}
+
+/// A request as its client saw it. Times are ns of the monotonic clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// What was asked for.
+    pub op: Op,
+    /// Where.
+    pub offset_bytes: u64,
+    /// Just before it was put on its connection.
+    pub asked_ns: u64,
+    /// When its answer had come, whole.
+    pub answered_ns: u64,
+    /// The protocol's number of what went wrong.
+    pub error: Option<u32>,
 }
 
 /// What came of it.
@@ -130,6 +154,8 @@ pub struct Figures {
     pub elapsed: Duration,
     /// Latencies in ns.
     pub latency: Histogram<u64>,
+    /// The requests that were to be remembered, in the order of their answers.
+    pub seen: Vec<Seen>,
 }
 
 impl Figures {
@@ -148,6 +174,7 @@ impl Figures {
             mismatch_count: 0,
             elapsed: Duration::ZERO,
             latency: latency.map_err(|error| format!("a histogram of latencies: {error:?}"))?,
+            seen: Vec::new(),
         })
     }
 
@@ -219,6 +246,9 @@ fn check(spec: &Spec) -> Outcome {
     }
     if spec.flush_every == Some(0) {
         return Err("a flush comes after at least 1 write".to_owned());
+    }
+    if spec.seen_max > SEEN_MAX {
+        return Err(format!("at most {SEEN_MAX} requests are remembered one by one"));
     }
     if spec.rate_iops == Some(0) {
         return Err("the rate is at least 1 request per second".to_owned());

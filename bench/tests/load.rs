@@ -107,6 +107,31 @@ fn a_rate_is_kept_and_lateness_counts() {
 }
 
 #[test]
+fn each_request_is_written_down_as_its_client_saw_it() {
+    let Some(server) = Nbdkit::start("log", &["memory", "4M"]) else { return };
+    let file = server.folder.join("log.csv");
+    let words = ["--reads", "0", "--sequential", "--requests", "200", "--flush-every", "100", "--log"];
+    let (output, figures) = server.load(&[&words[..], &[file.to_str().expect("UTF-8")]].concat());
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let text = std::fs::read_to_string(&file).expect("it is there");
+    let mut lines = text.lines();
+    assert_eq!(lines.next(), Some("kind,offset_bytes,asked_ns,answered_ns,error"));
+    let (mut offsets, mut flushes) = (Vec::new(), 0);
+    for line in lines {
+        let fields: Vec<&str> = line.split(',').collect();
+        let [kind, offset, asked, answered, ""] = fields[..] else { panic!("{line}") };
+        let number = |field: &str| field.parse::<u64>().expect("digits");
+        assert!(number(asked) > 0 && number(answered) > number(asked), "{line}");
+        if kind == "flush" { flushes += 1 } else { offsets.push(number(offset)) }
+    }
+    offsets.sort_unstable();
+    assert!(offsets.iter().zip(0..).all(|(&offset, block)| offset == block * 4096), "{offsets:?}");
+    let told = [figures["writes"].as_u64(), figures["flushes"].as_u64()];
+    assert_eq!(told, [Some(offsets.len() as u64), Some(flushes)]);
+    assert_eq!(offsets.len() as u64 + flushes, 200);
+}
+
+#[test]
 fn what_cannot_be_done_is_said() {
     for (uri, words, what) in [
         ("nbd+unix:///?socket=/nonexistent", &[][..], "No such file"),

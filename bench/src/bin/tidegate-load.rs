@@ -2,12 +2,14 @@
 
 #![forbid(unsafe_code)]
 
+use std::fmt::Write;
 use std::io::IsTerminal;
 use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use bench::load::{self, Figures, Place, Spec, Uri, nvme};
+use bench::load::{self, Figures, Place, Seen, Spec, Uri, nvme};
 use clap::{Parser, ValueEnum};
 
 /// Sends requests from one polling thread and tells how long they took. Ends with 0 if all were answered as
@@ -32,6 +34,9 @@ struct Cli {
     /// One block after the other instead of at random
     #[arg(long)]
     sequential: bool,
+    /// Writes that are answered when they are durable (force unit access)
+    #[arg(long)]
+    fua: bool,
     /// A flush after so many writes of a connection
     #[arg(long, value_name = "WRITES")]
     flush_every: Option<u32>,
@@ -53,6 +58,10 @@ struct Cli {
     /// Chooses the blocks
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Write a line per request to this file: what, where, when it was asked and answered (ns of the monotonic
+    /// clock), error; the first million
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
     #[command(flatten)]
     nvme: Nvme,
     /// How to print
@@ -124,6 +133,7 @@ fn main() -> ExitCode {
         read_percent: cli.reads,
         block_bytes: cli.block_bytes,
         sequential: cli.sequential,
+        fua: cli.fua,
         flush_every: cli.flush_every,
         rate_iops: cli.rate,
         verify: cli.verify,
@@ -131,6 +141,7 @@ fn main() -> ExitCode {
         duration: Duration::from_secs(cli.seconds),
         requests_max: cli.requests,
         seed: cli.seed,
+        seen_max: if cli.log.is_some() { load::SEEN_MAX } else { 0 },
     };
     let shows = std::io::stderr().is_terminal();
     let mut progress = |figures: &Figures| {
@@ -143,7 +154,11 @@ fn main() -> ExitCode {
     if shows {
         eprint!("\r\x1b[K");
     }
-    match outcome {
+    let logged = outcome.and_then(|figures| {
+        cli.log.as_ref().map_or(Ok(()), |file| log(file, &figures.seen))?;
+        Ok(figures)
+    });
+    match logged {
         Ok(figures) => {
             match cli.output {
                 Format::Table => table(&spec.uri, &figures),
@@ -206,6 +221,17 @@ fn table(uri: &Uri, figures: &Figures) {
         println!("wrong bytes: {} times", figures.mismatch_count);
         figures.mismatches.iter().for_each(|what| println!("  {what}"));
     }
+}
+
+/// Requests one by one, for programs.
+fn log(file: &Path, seen: &[Seen]) -> Result<(), String> {
+    let mut text = String::from("kind,offset_bytes,asked_ns,answered_ns,error\n");
+    for Seen { op, offset_bytes, asked_ns, answered_ns, error } in seen {
+        let error = error.map_or_else(String::new, |number| number.to_string());
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{},{offset_bytes},{asked_ns},{answered_ns},{error}", op.name());
+    }
+    std::fs::write(file, text).map_err(|error| format!("{}: {error}", file.display()))
 }
 
 fn json(figures: &Figures) -> serde_json::Value {

@@ -9,10 +9,24 @@ use crate::Outcome;
 
 /// What is asked of the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Op {
+pub enum Op {
+    /// Read.
     Read,
+    /// Write.
     Write,
+    /// Flush.
     Flush,
+}
+
+impl Op {
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Op::Read => "read",
+            Op::Write => "write",
+            Op::Flush => "flush",
+        }
+    }
 }
 
 /// A request.
@@ -21,6 +35,8 @@ pub(super) struct Request {
     pub op: Op,
     pub offset_bytes: u64,
     pub bytes: u32,
+    /// A write is answered when it is durable.
+    pub fua: bool,
 }
 
 /// How a request ended.

@@ -3,11 +3,12 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
+use engine::clock::monotonic_ns;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use super::verify::Blocks;
-use super::{Answer, Device, EVENTS_KEPT, Ending, Figures, Op, Request, Spec};
+use super::{Answer, Device, EVENTS_KEPT, Ending, Figures, Op, Request, Seen, Spec};
 use crate::Outcome;
 
 /// How long the last answers are waited for.
@@ -21,6 +22,8 @@ struct Under {
     /// Of a write.
     sequence: u32,
     due_ns: u64,
+    /// When it went, as far as that is remembered.
+    asked_ns: u64,
 }
 
 /// A connection's requests.
@@ -61,6 +64,8 @@ pub(super) struct Load<'a> {
     /// Once everything is read back: the block to go on at.
     back: Option<u64>,
     started: Instant,
+    /// The same by the monotonic clock, ns.
+    started_ns: u64,
     /// When the next request is due, ns since the start, with a rate.
     next_due_ns: u64,
     due_step_ns: f64,
@@ -92,6 +97,7 @@ impl<'a> Load<'a> {
             table: spec.verify.then(table).transpose()?,
             back: None,
             started: Instant::now(),
+            started_ns: monotonic_ns(),
             next_due_ns: 0,
             due_step_ns: spec.rate_iops.map_or(0.0, |rate| 1e9 / rate as f64),
             due: 0.0,
@@ -166,7 +172,7 @@ impl<'a> Load<'a> {
 
     fn ask(&mut self, index: usize, slot: u32, op: Op, block: u64) -> bool {
         let bytes = self.spec.block_bytes;
-        let request = Request { op, offset_bytes: block * u64::from(bytes), bytes };
+        let request = Request { op, offset_bytes: block * u64::from(bytes), bytes, fua: self.spec.fua };
         let payload = self.clients[index].payloads.get(slot as usize).unwrap_or(&self.payload);
         self.device.ask(index, slot, &request, payload)
     }
@@ -178,7 +184,10 @@ impl<'a> Load<'a> {
             if due_ns > now_ns || self.requests_left == 0 {
                 return;
             }
-            let Some(under) = self.next(index, slot, due_ns) else { return };
+            let Some(mut under) = self.next(index, slot, due_ns) else { return };
+            if self.spec.seen_max > 0 {
+                under.asked_ns = self.started.elapsed().as_nanos() as u64;
+            }
             let client = &mut self.clients[index];
             client.free.pop();
             client.slots[slot as usize] = Some(under);
@@ -200,7 +209,8 @@ impl<'a> Load<'a> {
             self.back = Some(block + 1);
             let (client, table) = (&mut self.clients[index], self.table.as_mut());
             client.free.pop();
-            client.slots[slot as usize] = Some(Under { op: Op::Read, block, sequence: 0, due_ns: now_ns });
+            client.slots[slot as usize] =
+                Some(Under { op: Op::Read, block, sequence: 0, due_ns: now_ns, asked_ns: 0 });
             table.map(|table| table.begin(block, true, &mut []));
             has_asked = true;
             if !self.ask(index, slot, Op::Read, block) {
@@ -216,7 +226,7 @@ impl<'a> Load<'a> {
         let client = &mut self.clients[index];
         if self.spec.flush_every.is_some() && client.writes_to_flush == 0 {
             client.writes_to_flush = self.spec.flush_every.unwrap_or(0);
-            return Some(Under { op: Op::Flush, block: 0, sequence: 0, due_ns });
+            return Some(Under { op: Op::Flush, block: 0, sequence: 0, due_ns, asked_ns: 0 });
         }
         let block = self.choose()?;
         let read = self.random.random_range(0..100) < self.spec.read_percent;
@@ -226,7 +236,7 @@ impl<'a> Load<'a> {
             (Some(table), Some(payload)) => table.begin(block, read, payload),
             _ => 0,
         };
-        Some(Under { op: if read { Op::Read } else { Op::Write }, block, sequence, due_ns })
+        Some(Under { op: if read { Op::Read } else { Op::Write }, block, sequence, due_ns, asked_ns: 0 })
     }
 
     /// The next block; none if it is being written or read, and it would not be known what must come.
@@ -277,8 +287,17 @@ impl<'a> Load<'a> {
     }
 
     fn end(&mut self, under: Under, ending: Ending, payload: &[u8], now_ns: u64) {
-        let Under { op, block, sequence, due_ns } = under;
+        let Under { op, block, sequence, due_ns, asked_ns } = under;
         let failed = ending != Ending::Done;
+        if self.figures.seen.len() < self.spec.seen_max {
+            self.figures.seen.push(Seen {
+                op,
+                offset_bytes: block * u64::from(self.spec.block_bytes),
+                asked_ns: self.started_ns + asked_ns,
+                answered_ns: self.started_ns + now_ns,
+                error: if let Ending::Failed(number) = ending { Some(number) } else { None },
+            });
+        }
         if let Some(table) = &mut self.table
             && op != Op::Flush
             && let Err(what) = table.end(block, op == Op::Read, sequence, failed, payload)

@@ -121,7 +121,8 @@ impl Connection {
             Op::Flush => (0, 0),
             _ => (wish.offset_bytes, wish.bytes),
         };
-        self.push(&Request { flags: CommandFlags::NONE, command, cookie, offset_bytes, length_bytes });
+        let flags = if wish.fua && wish.op == Op::Write { CommandFlags::FUA } else { CommandFlags::NONE };
+        self.push(&Request { flags, command, cookie, offset_bytes, length_bytes });
         self.out.extend_from_slice(payload);
     }
 

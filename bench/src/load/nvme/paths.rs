@@ -127,7 +127,9 @@ impl Paths {
         if request.op != Op::Flush {
             let lba = request.offset_bytes >> shift;
             let blocks_less_one = (request.bytes >> shift) - 1;
-            command.dwords_10_15 = [lba as u32, (lba >> 32) as u32, blocks_less_one, 0, 0, 0];
+            // NVM command set clause 3.2.6: "Force Unit Access", bit 30.
+            let fua = u32::from(request.fua && request.op == Op::Write) << 30;
+            command.dwords_10_15 = [lba as u32, (lba >> 32) as u32, blocks_less_one | fua, 0, 0, 0];
         }
         queue.ask(slot, command, payload);
         true
