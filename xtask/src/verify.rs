@@ -58,6 +58,8 @@ const CLAIMS: &[Claim] = &[
             Step::Test { package: "throttle", test: "curve", filter: "" },
             Step::Test { package: "throttle", test: "fairness", filter: "" },
             Step::Test { package: "tests", test: "credits", filter: "" },
+            Step::Test { package: "tests", test: "serve", filter: "credits::" },
+            Step::Test { package: "tests", test: "serve", filter: "neighbour::" },
         ],
     },
     Claim {
@@ -90,6 +92,7 @@ const CLAIMS: &[Claim] = &[
         steps: &[
             Step::Test { package: "trace", test: "", filter: "" },
             Step::Test { package: "tests", test: "serve", filter: "trace::" },
+            Step::Test { package: "tests", test: "serve", filter: "spans::" },
             Step::Bench(&["trace"]),
         ],
     },

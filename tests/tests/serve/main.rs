@@ -1,12 +1,13 @@
 //! Volumes served by the daemon that a user runs, to clients over NBD and NVMe/TCP: programs that we did not write, a
 //! writer that survives kill -9, an owner that is replaced while it is stopped, volumes that come, grow and go, limits
-//! as a client feels them, where the time of I/Os went, a bit that turned, and clients that mean no good.
+//! as hosts and their neighbours feel them, where the time of I/Os went, a bit that turned, and clients that mean no good.
 //!
 //! No test here needs root. A program that is not installed is skipped aloud.
 
 mod change;
 mod client;
 mod clients;
+mod credits;
 mod damage;
 mod fence;
 mod full;
@@ -16,7 +17,9 @@ mod hostile;
 mod kill;
 mod limits;
 mod moves;
+mod neighbour;
 mod nvme;
 mod place;
+mod spans;
 mod tls;
 mod trace;

@@ -4,6 +4,7 @@
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use agent::client::AskError;
 use tests::gateway::{Gateway, folder};
@@ -149,6 +150,12 @@ impl Place {
     pub fn remove(self) {
         std::fs::remove_dir_all(&self.folder).expect("the folder can be removed");
     }
+}
+
+/// For tests whose clients poll, or compare what they feel with a clock: one at a time.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// An export in memory.
