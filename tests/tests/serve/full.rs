@@ -45,7 +45,7 @@ impl Drop for Disk {
 
 fn bytes_of(block: u64, write: u64) -> Vec<u8> {
     let mut random = Random::new(block << 32 | write | 1);
-    let words = std::iter::repeat_with(|| random.below(1 << 32) as u32);
+    let words = std::iter::repeat_with(|| random.below(1_u64 << 32) as u32);
     words.take(BYTES / 4).flat_map(u32::to_le_bytes).collect()
 }
 
