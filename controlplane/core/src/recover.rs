@@ -103,7 +103,12 @@ impl Core {
                 self.operations.load(operation.id, *operation);
             }
             Record::Lease(lease) => {
-                written_ms = lease.granted_ms;
+                // One that was revoked began its grace before it was written.
+                let grace_ms = u64::from(self.config.grace_max_ms);
+                written_ms = match lease.state {
+                    LeaseState::Revoked { ends_ms } => lease.granted_ms.max(ends_ms.saturating_sub(grace_ms)),
+                    _ => lease.granted_ms,
+                };
                 self.leases.load(lease.id, *lease);
             }
             Record::Limit(limit) => {
