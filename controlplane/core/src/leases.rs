@@ -10,7 +10,7 @@ use contract::{
     Observed, OperationId, OperationKind, PolicyRef, Refused, Resources, Revision, Step, ToNodeBody, Trigger,
     VolumeId, Work,
 };
-use verdict::{Leases, PickVictims, Question, UpdateWeights, Victims, Weights};
+use verdict::{Leases, PPM, PickVictims, Question, UpdateWeights, Victims, Weights};
 
 use crate::asks::Purpose;
 use crate::registry::{member, next};
@@ -18,8 +18,6 @@ use crate::{Alarm, Core, Timer};
 
 /// Reports about producers that one request may carry.
 const OBSERVED_MAX: usize = 64;
-/// A whole.
-const PPM: u64 = 1_000_000;
 /// Background work is not begun with less than this part of what it would like.
 const WORK_MIN_PPM: u64 = 250_000;
 
@@ -127,9 +125,10 @@ impl Core {
         );
         let copy_slots = capacity.copy_slots.min(1);
         let whole = Resources { iops, bytes_per_s, copy_slots };
-        let left = |free: u64, whole: u64| if whole == 0 { PPM } else { part(PPM, free.min(whole), whole) };
+        let all = u64::from(PPM);
+        let left = |free: u64, whole: u64| if whole == 0 { all } else { part(all, free.min(whole), whole) };
         let ppm = left(free.iops, iops).min(left(free.bytes_per_s, bytes_per_s));
-        let share = |of: u64| part(of, ppm, PPM);
+        let share = |of: u64| part(of, ppm, all);
         let need = Resources { iops: share(iops), bytes_per_s: share(bytes_per_s), copy_slots };
         if ppm < WORK_MIN_PPM || !self.accounts.fits(producer, Class::Revocable, need, false) {
             return Err(Blocked::Capacity { need: whole, room: free });
