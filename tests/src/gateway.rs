@@ -140,6 +140,24 @@ pub fn full() -> bool {
     std::env::var_os("TIDEGATE_FULL").is_some()
 }
 
+/// [`full`] for a test without a short form, which says that it is left out.
+pub fn full_or_skip(test: &str) -> bool {
+    if !full() {
+        crate::netns::skip(test, "it has no short form; set TIDEGATE_FULL=1");
+    }
+    full()
+}
+
+/// The middle of some figures.
+///
+/// # Panics
+/// Without any.
+pub fn median(figures: &[f64]) -> f64 {
+    let mut sorted = figures.to_vec();
+    sorted.sort_unstable_by(f64::total_cmp);
+    sorted[sorted.len() / 2]
+}
+
 /// Sum of a frame counter over the workers of a report.
 pub fn frames(report: &Report, key: &str) -> u64 {
     report.workers.iter().filter_map(|worker| worker.frames.get(key)).sum()

@@ -6,7 +6,8 @@
 //!
 //! Windows come in sets of three, in an order that turns: nobody decides; all decide; all decide while each kind goes
 //! through four versions, one each 60 ms: a shipped policy, another build of it, the other shipped policy of the kind,
-//! another build of that. State goes along each time.
+//! another build of that. State goes along each time. Without swaps each version decides in a quarter of the window, so
+//! that the same policies have decided as often in both.
 //!
 //! - **Decisions** fail when the native default answers in place of a policy, for whatever reason.
 //! - **State** is checked afterwards by replaying the log of each window: every decision must come out as it was, to the
@@ -18,7 +19,8 @@
 mod fio;
 mod load;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bench::block::servers::{self, Medium, Protocol, SERVER_CPU, Server};
@@ -29,7 +31,7 @@ use bench::report::{self, median};
 use bench::{Outcome, cpu};
 use host::author::percentile;
 use host::log::LogOptions;
-use host::{Engine, Limits, Options, Policies, replay};
+use host::{Engine, Limits, Options, Policies, Policy, replay};
 use serde::Serialize;
 use verdict::Kind;
 
@@ -177,64 +179,94 @@ pub fn run(args: &Args, window: Option<u64>) -> Outcome {
             let (requests, failed) = fio.end()?;
             seen.fio.requests += requests;
             seen.fio.failed += u64::from(failed);
-            if let Some(asked) = asked {
-                check(asked, which, length, &versions, &log, &mut seen.kinds)?;
-                std::fs::remove_dir_all(&log).map_err(|error| format!("{}: {error}", log.display()))?;
-            }
+            check(asked, which, length, &versions, &log, &mut seen.kinds)?;
         }
     }
     report(args, length, seen)
 }
 
-/// One window; what was asked in it, of each kind.
+/// One window; what was asked in each of its parts, of each kind. Each part has a log of its own.
 fn watch(
     which: Window,
     length: Duration,
     engine: &Engine,
     versions: &load::Versions,
     log: &Path,
-) -> Outcome<Option<[Asked; KINDS]>> {
-    if which == Window::Idle {
-        std::thread::sleep(length);
-        return Ok(None);
-    }
-    // All of a window is kept, and removed after it.
-    let options = LogOptions { files: 10_000, ..LogOptions::in_folder(log) };
-    let options = Options { log: Some(options), ..Options::default() };
-    let policies = Policies::new(engine.clone(), host::Gate::default(), options);
-    let policies = policies.map_err(|error| error.to_string())?;
-    Load { policies, versions, length, swaps: which == Window::Swapping }.run().map(Some)
+) -> Outcome<Vec<[Asked; KINDS]>> {
+    let parts = match which {
+        Window::Idle => {
+            std::thread::sleep(length);
+            return Ok(Vec::new());
+        }
+        Window::Steady => load::VERSIONS,
+        Window::Swapping => 1,
+    };
+    let part = |first: usize| {
+        // All of it is kept, and removed after it.
+        let options = LogOptions { files: 10_000, ..LogOptions::in_folder(&part_log(log, first)) };
+        let options = Options { log: Some(options), ..Options::default() };
+        let policies = Policies::new(engine.clone(), host::Gate::default(), options);
+        let policies = policies.map_err(|error| error.to_string())?;
+        let (length, swaps) = (length / parts as u32, which == Window::Swapping);
+        Load { policies, versions, first, length, swaps }.run()
+    };
+    (0..parts).map(part).collect()
 }
 
-/// Counts what was asked, and replays it from the log.
+/// Where the decisions of a window's part are logged.
+fn part_log(log: &Path, part: usize) -> PathBuf {
+    log.join(part.to_string())
+}
+
+/// Counts what was asked, replays it from the logs and removes them.
 fn check(
-    asked: [Asked; KINDS],
+    parts: Vec<[Asked; KINDS]>,
     which: Window,
     length: Duration,
     versions: &load::Versions,
     log: &Path,
     kinds: &mut [KindSeen; KINDS],
 ) -> Outcome {
-    for ((mut asked, versions), seen) in asked.into_iter().zip(versions).zip(kinds) {
+    if parts.is_empty() {
+        return Ok(());
+    }
+    let mut times_ns: [Vec<u64>; KINDS] = Default::default();
+    for (part, asked) in parts.into_iter().enumerate() {
+        let log = part_log(log, part);
+        for (((asked, versions), seen), times_ns) in
+            asked.into_iter().zip(versions).zip(&mut *kinds).zip(&mut times_ns)
+        {
+            seen.add(&asked, &log, versions)?;
+            times_ns.extend(asked.times_ns);
+        }
+    }
+    for (seen, mut times_ns) in kinds.iter_mut().zip(times_ns) {
+        seen.per_s.push(times_ns.len() as f64 / length.as_secs_f64());
+        let p50_us = microseconds(percentile(&mut times_ns, 50));
+        let p99_us = microseconds(percentile(&mut times_ns, 99));
+        seen.percentiles[usize::from(which == Window::Swapping)].push((p50_us, p99_us));
+    }
+    std::fs::remove_dir_all(log).map_err(|error| format!("{}: {error}", log.display()))
+}
+
+impl KindSeen {
+    /// Counts what was asked in a part of a window, and replays it from its log.
+    fn add(&mut self, asked: &Asked, log: &Path, versions: &[Arc<Policy>]) -> Outcome {
         let replayed = replay::replay_all(log, versions).map_err(|error| error.to_string())?;
         let decisions = asked.times_ns.len() as u64;
         let odd = replayed.different + replayed.skipped + decisions.abs_diff(replayed.decisions);
         if let Some(difference) = replayed.differences.first() {
             eprintln!("{difference:?}");
         }
-        seen.per_s.push(decisions as f64 / length.as_secs_f64());
-        seen.decisions += decisions;
-        seen.failed += asked.failed + odd;
+        self.decisions += decisions;
+        self.failed += asked.failed + odd;
         let swaps = asked.held_ns.len() as u64;
-        seen.swaps += swaps;
+        self.swaps += swaps;
         // Every thread has a place for every kind.
-        seen.failed_swaps += asked.failed_swaps + (swaps * KINDS as u64).abs_diff(replayed.carried);
-        seen.held_ns.extend(asked.held_ns);
-        let p50_us = microseconds(percentile(&mut asked.times_ns, 50));
-        let p99_us = microseconds(percentile(&mut asked.times_ns, 99));
-        seen.percentiles[usize::from(which == Window::Swapping)].push((p50_us, p99_us));
+        self.failed_swaps += asked.failed_swaps + (swaps * KINDS as u64).abs_diff(replayed.carried);
+        self.held_ns.extend(&asked.held_ns);
+        Ok(())
     }
-    Ok(())
 }
 
 fn report(args: &Args, length: Duration, seen: Seen) -> Outcome {

@@ -219,6 +219,12 @@ impl Cluster {
         ]);
     }
 
+    /// By which name NVMe hosts know a volume.
+    pub fn nqn(&self, volume: &str) -> String {
+        let attach = self.tidegate(&["volume", "attach", volume]);
+        attach["nqn"].as_str().expect("a name").to_owned()
+    }
+
     /// Data planes that are alive.
     pub fn alive(&self) -> usize {
         let nodes = self.tidegate(&["node", "list"]);

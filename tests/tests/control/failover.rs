@@ -6,9 +6,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bench::load::{self, Figures, Place, Spec, Uri, nvme};
-use engine::block::VolumeId;
-use engine::session::nvme_tcp::Namespace;
-use engine::volume::{HostDirectory, store};
 use rustix::process::{Signal, kill_process};
 use tests::gateway::full;
 use wire::nbd::transmission::{Command, CommandFlags, ErrorCode};
@@ -121,7 +118,7 @@ fn lose_head(cluster: &mut Cluster, how: How, head: usize, seed: u64) -> Loss {
         read_back: true,
         duration: Duration::from_secs(600),
         seed,
-        ..Spec::new(Uri { place: Place::NvmeTcp(cluster.nvme(head)), name: nqn(cluster) })
+        ..Spec::new(Uri { place: Place::NvmeTcp(cluster.nvme(head)), name: cluster.nqn("disk") })
     };
     let done = AtomicBool::new(false);
     let mut progress = |_: &Figures| match done.load(Ordering::Relaxed) {
@@ -214,15 +211,4 @@ fn goes_on(cluster: &Cluster, node: usize, old: &mut Client) {
     println!(
         "{refused} of {LATE} writes that waited for the old head were refused, the others never answered"
     );
-}
-
-/// By which name hosts know the volume.
-fn nqn(cluster: &Cluster) -> String {
-    let directory = HostDirectory::open(&cluster.folder.join("volumes/volume-1")).expect("its files");
-    let summary = store::summary(&directory).expect("a volume");
-    let namespace = Namespace::new(VolumeId(1), summary.size, summary.blocks, summary.identity, false);
-    let hex: String =
-        namespace.expect("a namespace").uuid().iter().map(|byte| format!("{byte:02x}")).collect();
-    let parts = [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]];
-    format!("nqn.2014-08.org.nvmexpress:uuid:{}", parts.join("-"))
 }

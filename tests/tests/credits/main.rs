@@ -10,7 +10,7 @@ mod lab;
 
 use std::sync::{Mutex, PoisonError};
 
-use tests::gateway::full;
+use tests::gateway::{full, full_or_skip, median};
 use tests::netns::{isolated, skip};
 
 use curve::{Curve, Window};
@@ -207,19 +207,13 @@ fn neighbour(lab: &mut Lab) -> Option<f64> {
     (!disturbed).then_some(p99_us)
 }
 
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_unstable_by(f64::total_cmp);
-    sorted[sorted.len() / 2]
-}
-
 /// A neighbour beside a noisy volume that spends its bank, and beside the same when the bank is empty.
 ///
 /// In full only: latencies are the machine's as much as ours, so the three ways are measured in turn, many
 /// times, on a quiet machine.
 #[test]
 fn a_neighbour_keeps_its_latency() {
-    if !full() {
+    if !full_or_skip("a_neighbour_keeps_its_latency") {
         return;
     }
     alone("a_neighbour_keeps_its_latency", || {

@@ -55,7 +55,7 @@ fn a_linux_guest_goes_on_when_the_control_plane_replaces_a_head() {
 }
 
 fn heads_are_lost(cluster: &mut Cluster, guest: &mut Guest) {
-    let nqn = cluster.tidegate(&["volume", "attach", "disk"])["nqn"].as_str().expect("a name").to_owned();
+    let nqn = cluster.nqn("disk");
     for node in 0..2 {
         let many = format!(
             "--nr-io-queues=2 --ctrl-loss-tmo=3600 --reconnect-delay=1 --keep-alive-tmo={KEEP_ALIVE_SECONDS}"

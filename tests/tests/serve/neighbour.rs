@@ -7,7 +7,7 @@
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use tests::gateway::full;
+use tests::gateway::{full_or_skip, median};
 use tests::netns::{Held, skip};
 
 use crate::place::{Place, client, memory};
@@ -62,14 +62,9 @@ fn bank(place: &Place) -> i64 {
     noisy.operations.burst_level.expect("it has a bank")
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_unstable_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
 #[test]
 fn a_neighbour_keeps_its_latency_beside_a_volume_that_bursts() {
-    if !full() {
+    if !full_or_skip(TEST) {
         return;
     }
     if std::thread::available_parallelism().map_or(1, usize::from) < 2 {
@@ -105,7 +100,7 @@ fn a_neighbour_keeps_its_latency_beside_a_volume_that_bursts() {
         place.stop();
     }
     let [alone, burst, held] =
-        figures.map(|all| [0, 1].map(|which| median(all.iter().map(|one| one[which]).collect())));
+        figures.map(|all| [0, 1].map(|which| median(&all.iter().map(|one| one[which]).collect::<Vec<_>>())));
     println!(
         "medians: alone {alone:.1?} us, beside a burst {burst:.1?} us, beside one that is held {held:.1?} us"
     );

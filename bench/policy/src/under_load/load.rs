@@ -18,6 +18,9 @@ const ROWS: usize = 10;
 /// Questions that are asked over and over.
 const QUESTIONS: u64 = 32;
 
+/// Versions of each kind.
+pub(super) const VERSIONS: usize = 4;
+
 /// Of each kind: a shipped policy, another build of it, the other shipped policy, another build of that.
 pub(super) type Versions = [Vec<Arc<Policy>>; KINDS];
 
@@ -49,6 +52,8 @@ fn rebuilt(component: &[u8]) -> Vec<u8> {
 pub(super) struct Load<'a> {
     pub policies: Policies,
     pub versions: &'a Versions,
+    /// The version that decides at first.
+    pub first: usize,
     pub length: Duration,
     pub swaps: bool,
 }
@@ -70,7 +75,7 @@ impl Load<'_> {
     pub fn run(&self) -> Outcome<[Asked; KINDS]> {
         let seats: Vec<Seat> = (0..KINDS).map(|_| self.policies.seat()).collect();
         for versions in self.versions {
-            self.policies.activate(&versions[0], Start::Fresh).map_err(|error| error.to_string())?;
+            self.policies.activate(&versions[self.first], Start::Fresh).map_err(|error| error.to_string())?;
         }
         let mut asked: [Asked; KINDS] = Default::default();
         let begin = Instant::now();
@@ -102,7 +107,7 @@ impl Load<'_> {
             let (kind, round) = (number as usize % KINDS, number as usize / KINDS + 1);
             let versions = &self.versions[kind];
             let (held_ns, failed) = &mut swaps[kind];
-            match self.policies.activate(&versions[round % versions.len()], Start::Carry) {
+            match self.policies.activate(&versions[(self.first + round) % versions.len()], Start::Carry) {
                 Ok(activation) => held_ns.push(activation.held_ns),
                 Err(error) => {
                     eprintln!("{error}");
@@ -163,7 +168,7 @@ mod tests {
     fn another_build_is_another_version_that_decides_alike() {
         let engine = Engine::new(host::Limits::default()).expect("WebAssembly runs here");
         for versions in versions(&engine).expect("all are admitted") {
-            assert_eq!(versions.len(), 4);
+            assert_eq!(versions.len(), VERSIONS);
             for pair in versions.chunks(2) {
                 assert_eq!(pair[0].id().name, pair[1].id().name);
                 assert_ne!(pair[0].id().digest, pair[1].id().digest);
