@@ -96,6 +96,7 @@ impl Node {
                 .collect(),
             conditions: Vec::new(),
             released: Vec::new(),
+            refused: Vec::new(),
         }
     }
 }
@@ -145,6 +146,7 @@ impl Fleet {
                 capacity: Resources { iops: 2_000_000, bytes_per_s: 80_000_000_000, copy_slots: 4 },
                 pools: vec![Pool { name: name("default".to_owned()), shared: true, capacity_bytes: 1 << 50 }],
                 addresses: vec![format!("nvme-tcp://10.0.{}.{}:4420", number / 250, number % 250)],
+                networks: vec![],
             };
             fleet.say(number, FromNode::Hello(info))?;
         }

@@ -155,6 +155,7 @@ impl Node {
             capacity,
             pools: vec![pool("shared", true), pool("own", false)],
             addresses: vec![],
+            networks: vec![],
         }
     }
 
@@ -387,6 +388,7 @@ impl Node {
             } else {
                 self.released.iter().copied().collect()
             },
+            refused: vec![],
         }
     }
 }

@@ -20,6 +20,7 @@ pub mod ids;
 pub mod node;
 pub mod object;
 pub mod resources;
+pub mod rule;
 
 pub use api::{Answer, Command, Explanation, Live, LiveNode, Observed, Reason, Refused, Request, Status};
 pub use ids::{
@@ -28,11 +29,12 @@ pub use ids::{
 };
 pub use node::{
     Condition, Credits, Done, FromNode, Instruction, InstructionKey, NodeInfo, NodeReport, NodeSnapshot,
-    NodeStep, Placed, Role, Serving, StepReport, TenantRules, ToNode, ToNodeBody, VolumeReport,
+    NodeStep, Placed, RefusedRules, Role, Serving, StepReport, TenantRules, ToNode, ToNodeBody, VolumeReport,
 };
 pub use object::{
     Blocked, Class, Event, EventKind, EventStatus, Head, Holder, Lease, LeaseState, Node, NodeState,
-    Operation, OperationKind, Phase, Plan, PolicyKind, PolicyRef, Pool, Progress, Rule, Step, Subject,
-    Tenant, Trigger, Volume, VolumeState, Work,
+    Operation, OperationKind, Phase, Plan, PolicyKind, PolicyRef, Pool, Progress, Step, Subject, Tenant,
+    Trigger, Volume, VolumeState, Work,
 };
 pub use resources::{Bucket, Dim, Limit, Resources, Scope, Usage, VolumeLimits};
+pub use rule::Rule;

@@ -21,8 +21,9 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{Epoch, LeaseId, Name, NodeId, OperationId, TenantId, Version, VolumeId};
-use crate::object::{EventKind, Pool, Rule, Trigger};
+use crate::object::{EventKind, Pool, Trigger};
 use crate::resources::{Resources, VolumeLimits};
+use crate::rule::Rule;
 
 /// How a node introduces itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +41,9 @@ pub struct NodeInfo {
     pub pools: Vec<Pool>,
     /// Where hosts reach it, as `protocol://address:port`.
     pub addresses: Vec<String>,
+    /// Tenants whose networks it carries, as a gateway.
+    #[serde(default)]
+    pub networks: Vec<Name>,
 }
 
 /// What a node says.
@@ -75,6 +79,19 @@ pub struct NodeReport {
     pub conditions: Vec<Condition>,
     /// Leases whose holders are gone from it, since it was told that they are revoked.
     pub released: Vec<LeaseId>,
+    /// Rules of the snapshot that it cannot carry out; those that it had before of these tenants stay.
+    #[serde(default)]
+    pub refused: Vec<RefusedRules>,
+}
+
+/// Why a node does not carry out the rules of a tenant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct RefusedRules {
+    /// Whose.
+    pub tenant: TenantId,
+    /// What is wrong, and what to do.
+    pub why: String,
 }
 
 /// Something that a node sees; said in every report while it lasts.
@@ -194,7 +211,7 @@ pub struct NodeSnapshot {
     pub version: Version,
     /// Volumes that it serves or stands by for, by id.
     pub volumes: Vec<Placed>,
-    /// Networks of the tenants that it has volumes of, by id.
+    /// Networks that it carries ([`NodeInfo::networks`]), by id.
     pub tenants: Vec<TenantRules>,
 }
 

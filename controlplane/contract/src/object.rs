@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{Epoch, EventId, LeaseId, Name, NodeId, OperationId, Revision, TenantId, VolumeId};
 use crate::node::{Credits, NodeInfo, NodeStep};
 use crate::resources::{Dim, Resources, Scope, VolumeLimits};
+use crate::rule::Rule;
 
 /// Whose volumes and networks are kept apart.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,26 +25,6 @@ pub struct Tenant {
     pub rules: Vec<Rule>,
     /// How often it was changed.
     pub revision: Revision,
-}
-
-/// A rule of a tenant's network; words as in `[[rule]]` of `dataplane.toml`, read by the node that carries it out.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(deny_unknown_fields)]
-pub struct Rule {
-    /// An address, a prefix or a MAC.
-    pub to: String,
-    /// tcp or udp; none = any.
-    #[serde(default)]
-    pub protocol: Option<String>,
-    /// Destination port; none = any.
-    #[serde(default)]
-    pub port: Option<u16>,
-    /// forward, drop or trap.
-    pub action: String,
-    /// Tunnel endpoint, with forward.
-    #[serde(default)]
-    pub vtep: Option<String>,
 }
 
 /// Where volumes lie: one directory of a node, or one that several nodes see.

@@ -146,6 +146,7 @@ impl Core {
         if rules.len() > RULES_MAX {
             return Err(Refused::TooMany { what: "rules of one tenant".into(), max: RULES_MAX as u64 });
         }
+        Rule::check(&rules).map_err(Refused::Invalid)?;
         let known = self.index.tenants.get(&name).copied();
         let others = self.tenants.iter().any(|(id, tenant)| Some(id) != known && tenant.vni == vni);
         if vni.is_some() && others {
@@ -164,17 +165,9 @@ impl Core {
         };
         let revision = self.tenants.get(id).map_or(Revision(0), |tenant| tenant.revision);
         self.index.tenants.insert(name.clone(), id);
+        self.mark_network(&name);
         self.tenants.insert(id, Tenant { id, name, vni, weight, rules, revision });
-        if known.is_some() {
-            let theirs: Vec<VolumeId> = self.volumes_of(id).collect();
-            theirs.into_iter().for_each(|volume| self.mark_volume(volume));
-        }
         Ok(Answer { tenant: Some(id), revision: Revision(revision.0 + 1), ..Answer::default() })
-    }
-
-    fn volumes_of(&self, tenant: TenantId) -> impl Iterator<Item = VolumeId> {
-        // A tenant's rules change seldom; an index for it would cost every volume.
-        self.volumes.iter().filter(move |(_, volume)| volume.tenant == tenant).map(|(id, _)| id)
     }
 
     fn tenant_delete(&mut self, id: TenantId) -> Result<Answer, Refused> {
@@ -183,6 +176,7 @@ impl Core {
         }
         if let Some(gone) = self.tenants.remove(id) {
             self.index.tenants.remove(&gone.name);
+            self.mark_network(&gone.name);
         }
         Ok(Answer { tenant: Some(id), ..Answer::default() })
     }

@@ -212,6 +212,11 @@ impl Core {
                 reasons.push(because(format!("{dim}: {used} of {max} in use or scheduled")));
             }
         }
+        for refused in self.links.get(id).map_or(&[][..], |link| &link.refused) {
+            let name = self.tenants.get(refused.tenant).map(|tenant| tenant.name.to_string());
+            let whose = name.unwrap_or_else(|| refused.tenant.to_string());
+            reasons.push(because(format!("it does not carry out the rules of {whose}: {}", refused.why)));
+        }
         let weight = self.producers.get(id).map_or(0, |producer| producer.weight_ppm);
         let text = format!("its share of new leases is {weight} ppm");
         reasons.push(Reason { text, node: Some(id), policy: Some(PolicyRef::default()) });

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use contract::{
-    Dim, Epoch, FromNode, Name, Node, NodeId, NodeInfo, NodeReport, NodeState, OperationId, Revision, Scope,
-    Serving, StepReport, ToNode, ToNodeBody, Trigger, Version, VolumeId, VolumeReport, VolumeState,
+    Dim, Epoch, FromNode, Name, Node, NodeId, NodeInfo, NodeReport, NodeState, OperationId, RefusedRules,
+    Revision, Scope, Serving, StepReport, ToNode, ToNodeBody, Trigger, Version, VolumeId, VolumeReport,
+    VolumeState,
 };
 
 use crate::registry::{member, next};
@@ -31,6 +32,8 @@ pub(crate) struct Link {
     /// The snapshot that it was sent last.
     pub sent: Version,
     pub sent_ms: u64,
+    /// Rules that it cannot carry out.
+    pub refused: Vec<RefusedRules>,
 }
 
 /// How a volume was last reported.
@@ -249,6 +252,9 @@ impl Core {
         }
         link.seq = report.seq;
         link.running = report.running;
+        let max = self.config.limits.report;
+        link.refused = report.refused;
+        link.refused.truncate(max);
         let behind = link.running < link.sent
             && self.clock.now_ms.saturating_sub(link.sent_ms) >= self.config.resend_ms;
         self.counters.reports += 1;
@@ -257,7 +263,6 @@ impl Core {
         if behind {
             self.mark(id);
         }
-        let max = self.config.limits.report;
         for volume in report.volumes.iter().take(max) {
             self.volume_reported(id, volume);
         }

@@ -3,10 +3,10 @@
 //! A change marks its nodes; at the end of the step each gets one snapshot, however much changed. A node that was
 //! sent one just before gets the next a little later, so that a storm costs it few of them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use contract::{
-    NodeId, NodeSnapshot, Placed, Role, TenantId, TenantRules, ToNodeBody, Version, Volume, VolumeId,
+    Name, NodeId, NodeSnapshot, Placed, Role, TenantRules, ToNodeBody, Version, Volume, VolumeId,
 };
 
 use crate::{Core, Timer};
@@ -62,22 +62,28 @@ impl Core {
 
     /// What a node should do now.
     pub fn snapshot(&self, id: NodeId, version: Version) -> NodeSnapshot {
-        let mut tenants: BTreeMap<TenantId, TenantRules> = BTreeMap::new();
-        let mut volumes = Vec::new();
-        for volume in self.index.volumes_at.get(&id).into_iter().flatten() {
-            let Some(volume) = self.volumes.get(*volume) else { continue };
-            let Some(placed) = placed(volume, id) else { continue };
-            volumes.push(placed);
-            if let Some(tenant) = self.tenants.get(volume.tenant) {
-                tenants.entry(tenant.id).or_insert_with(|| TenantRules {
-                    tenant: tenant.id,
-                    name: tenant.name.clone(),
-                    vni: tenant.vni,
-                    rules: tenant.rules.clone(),
-                });
-            }
-        }
-        NodeSnapshot { version, volumes, tenants: tenants.into_values().collect() }
+        let volumes = self.index.volumes_at.get(&id).into_iter().flatten();
+        let volumes = volumes.filter_map(|volume| placed(self.volumes.get(*volume)?, id)).collect();
+        let networks = self.nodes.get(id).map_or(&[][..], |node| &node.info.networks);
+        let tenants = networks.iter().filter_map(|name| self.tenants.get(*self.index.tenants.get(name)?));
+        let mut tenants: Vec<TenantRules> = tenants
+            .map(|tenant| TenantRules {
+                tenant: tenant.id,
+                name: tenant.name.clone(),
+                vni: tenant.vni,
+                rules: tenant.rules.clone(),
+            })
+            .collect();
+        tenants.sort_unstable_by_key(|tenant| tenant.tenant);
+        NodeSnapshot { version, volumes, tenants }
+    }
+
+    /// The network of a tenant changed.
+    pub(crate) fn mark_network(&mut self, name: &Name) {
+        // Networks change seldom; an index for it would cost every node.
+        let carry = self.nodes.iter().filter(|(_, node)| node.info.networks.contains(name));
+        let carry: Vec<NodeId> = carry.map(|(id, _)| id).collect();
+        self.marked.extend(carry);
     }
 }
 

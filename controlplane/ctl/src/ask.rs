@@ -32,11 +32,16 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// What was asked for is not there.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Failure::Ask(AskError::Refused { status: StatusCode::NOT_FOUND, .. }))
+    }
+
     /// The exit code; the help lists them.
     pub fn code(&self) -> u8 {
         match self {
             Failure::Ask(AskError::Unreachable { .. } | AskError::Silent) => 5,
-            Failure::Ask(AskError::Refused { status: StatusCode::NOT_FOUND, .. }) => 3,
+            missing if missing.is_missing() => 3,
             Failure::Ask(AskError::Refused { status, .. }) if status.is_client_error() => 4,
             Failure::Operation(_) => 6,
             Failure::Ask(_) | Failure::Other(_) => 1,

@@ -1,9 +1,11 @@
 //! Nodes, tenants, volumes, leases, operations and events on the command line.
 
+use std::path::{Path, PathBuf};
+
 use clap::{Subcommand, ValueEnum};
 use contract::{
-    Bucket, Class, Command, Event, EventKind, Lease, Name, Node, Operation, OperationId, Resources, Tenant,
-    Trigger, Volume, VolumeLimits,
+    Bucket, Class, Command, Event, EventKind, Lease, Name, Node, Operation, OperationId, Resources, Rule,
+    Tenant, Trigger, Volume, VolumeLimits,
 };
 
 use crate::ask::{Asker, Failure};
@@ -49,16 +51,19 @@ pub enum TenantCommand {
         /// Name or id
         tenant: String,
     },
-    /// Make one, or change it
+    /// Make one, or change it; what is not said stays as it is
     Put {
         /// Name
         name: Name,
         /// Network identifier in the overlay
         #[arg(long)]
         vni: Option<u32>,
-        /// Share where tenants share
-        #[arg(long, default_value_t = 1)]
-        weight: u32,
+        /// Share where tenants share; 1 if nobody said otherwise
+        #[arg(long)]
+        weight: Option<u32>,
+        /// File with all its rules, as [[rule]] of dataplane.toml: to, protocol, port, action, vtep
+        #[arg(long, value_name = "FILE")]
+        rules: Option<PathBuf>,
     },
     /// Remove one that has no volume
     Delete {
@@ -326,7 +331,7 @@ pub async fn tenant(asker: &Asker, command: TenantCommand) -> Result<(), Failure
         TenantCommand::List => {
             let tenants: Vec<Tenant> = asker.all("tenants", |tenant: &Tenant| tenant.id.0).await?;
             return asker.show(&tenants, |tenants| {
-                let mut table = Table::new(&["ID", "NAME", "VNI", "WEIGHT"]);
+                let mut table = Table::new(&["ID", "NAME", "VNI", "WEIGHT", "RULES"]);
                 for tenant in tenants {
                     let vni = tenant.vni.map_or("-".to_owned(), |vni| vni.to_string());
                     table.row(vec![
@@ -334,6 +339,7 @@ pub async fn tenant(asker: &Asker, command: TenantCommand) -> Result<(), Failure
                         tenant.name.to_string(),
                         vni,
                         tenant.weight.to_string(),
+                        tenant.rules.len().to_string(),
                     ]);
                 }
                 table
@@ -342,14 +348,58 @@ pub async fn tenant(asker: &Asker, command: TenantCommand) -> Result<(), Failure
         TenantCommand::Get { tenant } => {
             return asker.show_one(&asker.one::<Tenant>("tenants", &tenant).await?);
         }
-        TenantCommand::Put { name, vni, weight } => {
-            Command::TenantPut { name, vni, weight, rules: Vec::new() }
+        TenantCommand::Put { name, vni, weight, rules } => {
+            return put_tenant(asker, name, vni, weight, rules.as_deref()).await;
         }
         TenantCommand::Delete { tenant } => {
             Command::TenantDelete { tenant: asker.one::<Tenant>("tenants", &tenant).await?.id }
         }
     };
     asker.change_and_tell(command, None, false).await
+}
+
+/// Changes what is said of a tenant, unless somebody else has changed it meanwhile.
+async fn put_tenant(
+    asker: &Asker,
+    name: Name,
+    vni: Option<u32>,
+    weight: Option<u32>,
+    rules: Option<&Path>,
+) -> Result<(), Failure> {
+    let before = match asker.one::<Tenant>("tenants", name.as_str()).await {
+        Ok(tenant) => Some(tenant),
+        Err(failure) if failure.is_missing() => None,
+        Err(failure) => return Err(failure),
+    };
+    let rules = rules.map(rules_of).transpose()?;
+    let expected = before.as_ref().map_or(0, |before| before.revision.0);
+    let command = match before {
+        None => {
+            let (weight, rules) = (weight.unwrap_or(1), rules.unwrap_or_default());
+            Command::TenantPut { name, vni, weight, rules }
+        }
+        Some(before) => Command::TenantPut {
+            name,
+            vni: vni.or(before.vni),
+            weight: weight.unwrap_or(before.weight),
+            rules: rules.unwrap_or(before.rules),
+        },
+    };
+    asker.change_and_tell(command, Some(expected), false).await
+}
+
+/// The rules in a file.
+fn rules_of(path: &Path) -> Result<Vec<Rule>, Failure> {
+    #[derive(serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct File {
+        #[serde(default)]
+        rule: Vec<Rule>,
+    }
+    let failed = |error: &dyn std::fmt::Display| Failure::Other(format!("{}: {error}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|error| failed(&error))?;
+    let file: File = toml::from_str(&text).map_err(|error| failed(&error))?;
+    Ok(file.rule)
 }
 
 fn volumes(volumes: &[Volume]) -> Table {

@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use contract::node::{NodeInfo, ToNodeBody};
 use contract::{
     Credits, Done, FromNode, Instruction, InstructionKey, LeaseId, Name, NodeReport, NodeSnapshot, NodeStep,
-    Pool, Resources, ToNode, VolumeId,
+    Pool, RefusedRules, Resources, ToNode, VolumeId,
 };
 use tokio::sync::{Notify, mpsc};
 use tokio::task::{JoinError, JoinHandle};
@@ -177,8 +177,8 @@ impl Follower {
     async fn link(self: &Arc<Self>) -> Result<(), String> {
         let connection = self.settings.address.connect().await.map_err(|error| error.to_string())?;
         let (say, said) = mpsc::channel(southbound::QUEUE);
-        let hello = FromNode::Hello(self.introduction());
-        say.send(hello).await.map_err(|error| error.to_string())?;
+        let mut introduced = self.introduction();
+        say.send(FromNode::Hello(introduced.clone())).await.map_err(|error| error.to_string())?;
         let token = self.settings.token.as_deref();
         let mut heard = southbound::dial(connection, token, ReceiverStream::new(said))
             .await
@@ -221,6 +221,12 @@ impl Follower {
                         reading = Some(tokio::task::spawn_blocking(move || figures::read(&daemon)));
                     }
                     ticks += 1;
+                    // A reload may have brought tenants.
+                    if ticks.is_multiple_of(WHOLE) && self.introduction() != introduced {
+                        introduced = self.introduction();
+                        let hello = FromNode::Hello(introduced.clone());
+                        say.send(hello).await.map_err(|error| error.to_string())?;
+                    }
                     None
                 }
                 read = finished(&mut reading) => Some(read.map_err(|error| error.to_string())?),
@@ -236,7 +242,12 @@ impl Follower {
     }
 
     fn introduction(&self) -> NodeInfo {
-        let workers = self.daemon.upgrade().map_or(0, |daemon| daemon.node().plan().workers.len());
+        let daemon = self.daemon.upgrade();
+        let workers = daemon.as_ref().map_or(0, |daemon| daemon.node().plan().workers.len());
+        let file = daemon.map(|daemon| Arc::clone(&daemon.running().file));
+        // A tenant whose name no tenant of a control plane can have gets nothing from one.
+        let networks =
+            file.iter().flat_map(|file| &file.tenant).filter_map(|tenant| tenant.name.parse().ok());
         NodeInfo {
             name: self.settings.name.clone(),
             incarnation: self.incarnation,
@@ -244,6 +255,7 @@ impl Follower {
             capacity: self.settings.capacity,
             pools: self.settings.pools.iter().map(|(pool, _)| pool.clone()).collect(),
             addresses: self.settings.addresses.clone(),
+            networks: networks.collect(),
         }
     }
 
@@ -338,10 +350,13 @@ impl Follower {
         };
         let Some(snapshot) = snapshot else { return true };
         let serving = placed::apply(&daemon, &self.settings.pools, &snapshot, &frozen);
-        let whole = serving.failed.is_empty();
+        let whole = serving.failed.is_empty() && serving.refused.is_empty();
         let version = snapshot.version;
         for (volume, why) in &serving.failed {
             error!(%volume, "not served: {why}");
+        }
+        for RefusedRules { tenant, why } in &serving.refused {
+            error!(%tenant, "rules are not carried out: {why}");
         }
         info!(%version, volumes = snapshot.volumes.len(), failed = serving.failed.len(), "the control plane's snapshot runs");
         self.state().serving = serving;
@@ -480,6 +495,7 @@ impl Follower {
             steps,
             conditions: Vec::new(),
             released: state.released.iter().copied().collect(),
+            refused: state.serving.refused.clone(),
         })
     }
 

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use contract::{RefusedRules, TenantRules};
 use engine::port::PortCaps;
 use engine::throttle::Saved;
 use engine::{
@@ -35,8 +36,8 @@ pub struct Daemon {
     node: Node,
     /// Read without waiting for a reload under way.
     running: ArcSwap<Running>,
-    /// Held while publishing: what is served for a control plane.
-    publishing: Mutex<Vec<Wanted>>,
+    /// Held while publishing.
+    publishing: Mutex<Told>,
     /// How long workers may take to confirm a snapshot.
     confirm: Duration,
     /// TLS for NBD clients from now on, if there is any.
@@ -44,6 +45,15 @@ pub struct Daemon {
     exports: Exports,
     /// What is known of the requests that are followed.
     traces: Traces,
+}
+
+/// What is done for a control plane, beside what the file says.
+#[derive(Debug, Default)]
+struct Told {
+    /// What is served.
+    volumes: Vec<Wanted>,
+    /// Rules of the file's tenants.
+    networks: Vec<TenantRules>,
 }
 
 /// What a data plane runs, as a person named it.
@@ -181,7 +191,7 @@ fn lower(path: &Path, file: &File) -> Result<(Plan, Snapshot, Names), StartError
         config::traces::collector(file)?;
         let plan = config::lower::plan(file)?;
         let mut names = Names::default();
-        let snapshot = config::lower::snapshot(file, FIRST, &[], &mut names, None)?;
+        let snapshot = config::lower::snapshot(file, &[], FIRST, &[], &mut names, None)?;
         Ok((plan, snapshot, names))
     };
     lowered().map_err(|source| StartError::Lower { path: path.to_owned(), source })
@@ -210,7 +220,7 @@ impl Daemon {
         let traces = Traces::start(&node, collector).map_err(StartError::Thread)?;
         exports.prepare(wanted)?.commit(&node, &|one| one.limits(&names))?;
         let running = ArcSwap::from_pointee(Running { file: Arc::new(file), names, version: FIRST });
-        let (path, publishing) = (path.to_owned(), Mutex::new(Vec::new()));
+        let (path, publishing) = (path.to_owned(), Mutex::default());
         Ok(Daemon { path, node, running, publishing, confirm: CONFIRM, tls, exports, traces })
     }
 
@@ -242,8 +252,45 @@ impl Daemon {
         let mut wanted = config::exports::wanted(&running.file)?;
         wanted.extend(told.iter().cloned());
         let applied = self.exports.prepare(wanted)?.commit(&self.node, &|one| one.limits(&running.names))?;
-        *alone = told;
+        alone.volumes = told;
         Ok(applied)
+    }
+
+    /// Goes over to the rules that a control plane gives the file's tenants, while traffic flows. A tenant whose rules
+    /// cannot be carried out keeps those that it had; whose that is, and why, is returned.
+    pub fn carry(&self, told: &[TenantRules]) -> Result<Vec<RefusedRules>, ReloadError> {
+        let mut alone = self.publishing.lock().unwrap_or_else(PoisonError::into_inner);
+        let file = Arc::clone(&self.running.load().file);
+        let mut networks = told.to_vec();
+        let mut refused: Vec<RefusedRules> = Vec::new();
+        while networks != alone.networks {
+            let outcome = self.publish(&alone, &networks, Arc::clone(&file));
+            let (tenant, why) = match outcome {
+                Err(ReloadError::Lower { source: LowerError::Told { tenant, source, .. }, .. }) => {
+                    (tenant, source)
+                }
+                // What is not confirmed yet runs all the same, sooner or later.
+                Ok(_) | Err(ReloadError::Unconfirmed { .. }) => {
+                    alone.networks = networks;
+                    engine::frame::trim_heap();
+                    outcome?;
+                    break;
+                }
+                Err(other) => return Err(other),
+            };
+            let had = alone.networks.iter().find(|one| one.tenant == tenant);
+            // INVARIANT: it is one of those that were tried. What it had is tried once; then it has none.
+            let at = networks.iter().position(|one| one.tenant == tenant);
+            match (at, had) {
+                (Some(at), Some(had)) if networks[at] != *had => networks[at] = had.clone(),
+                (Some(at), _) => drop(networks.remove(at)),
+                (None, _) => break,
+            }
+            if refused.iter().all(|one| one.tenant != tenant) {
+                refused.push(RefusedRules { tenant, why: why.to_string() });
+            }
+        }
+        Ok(refused)
     }
 
     /// Hands a client to the worker that owns what it chose.
@@ -324,14 +371,14 @@ impl Daemon {
         }
         let mut wanted = config::exports::wanted(&file)
             .map_err(|source| ReloadError::Lower { path: self.path.clone(), source })?;
-        wanted.extend(alone.iter().cloned());
+        wanted.extend(alone.volumes.iter().cloned());
         config::exports::listen(&file)
             .map_err(|source| ReloadError::Lower { path: self.path.clone(), source })?;
         let collector = config::traces::collector(&file)
             .map_err(|source| ReloadError::Lower { path: self.path.clone(), source })?;
         let tls = tls(&file)?;
         let change = self.exports.prepare(wanted)?;
-        let version = self.publish(&alone, Arc::new(file))?;
+        let version = self.publish(&alone, &alone.networks, Arc::new(file))?;
         self.tls.store(tls);
         self.traces.collected().set_config(collector);
         let running = self.running.load();
@@ -344,18 +391,23 @@ impl Daemon {
     pub fn refresh(&self) -> Result<u64, ReloadError> {
         let alone = self.publishing.lock().unwrap_or_else(PoisonError::into_inner);
         let file = Arc::clone(&self.running.load().file);
-        let outcome = self.publish(&alone, file);
+        let outcome = self.publish(&alone, &alone.networks, file);
         engine::frame::trim_heap();
         outcome
     }
 
-    fn publish(&self, _alone: &MutexGuard<'_, Vec<Wanted>>, file: Arc<File>) -> Result<u64, ReloadError> {
+    fn publish(
+        &self,
+        _alone: &MutexGuard<'_, Told>,
+        networks: &[TenantRules],
+        file: Arc<File>,
+    ) -> Result<u64, ReloadError> {
         let running = self.running.load();
         let version = running.version + 1;
         let mut names = running.names.clone();
         let before = self.node.snapshot();
         let snapshot =
-            config::lower::snapshot(&file, version, &self.caps(), &mut names, Some(&before.tables))
+            config::lower::snapshot(&file, networks, version, &self.caps(), &mut names, Some(&before.tables))
                 .map_err(|source| ReloadError::Lower { path: self.path.clone(), source })?;
         if names.volumes.end() > self.node.plan().volumes_max {
             return Err(ReloadError::Restart { what: "the number of volumes that there is room for" });

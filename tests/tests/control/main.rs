@@ -12,6 +12,7 @@ mod host;
 mod leases;
 mod life;
 mod moves;
+mod networks;
 mod restart;
 mod storm;
 mod swap;

@@ -99,6 +99,7 @@ impl Fleet {
             capacity: Resources { iops: node.capacity, bytes_per_s: 1 << 30, copy_slots: 4 },
             pools: vec![pool("shared", true), pool("own", false)],
             addresses: vec![],
+            networks: vec![],
         };
         let session = node.session;
         self.step(Input::Node { session, message: FromNode::Hello(info) });
@@ -355,6 +356,7 @@ impl Node {
                 .collect(),
             conditions: vec![],
             released: std::mem::take(&mut self.released),
+            refused: vec![],
         }
     }
 }

@@ -56,7 +56,8 @@ pub struct PoolKeys {
 pub(crate) fn settings(file: &File, uris: &[String]) -> Result<Option<Settings>, LowerError> {
     let Some(keys) = &file.controlplane else { return Ok(None) };
     let wrong = |what: String| LowerError::Key { place: "[controlplane]".to_owned(), what };
-    if uris.is_empty() {
+    // A gateway without pools gets rules and no volumes.
+    if uris.is_empty() && !keys.pool.is_empty() {
         return Err(wrong("hosts could not reach what it places here; listen in [nbd] or [nvme]".to_owned()));
     }
     let name = |text: &str| Name::new(text).map_err(|error| wrong(error.to_string()));

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
+use contract::TenantRules;
 use engine::frame::SlabConfig;
 use engine::idle::IdleParams;
 use engine::overlay::{self, PortId, Prefix, Tables, TenantId, VolumeId, Vtep};
@@ -15,7 +16,7 @@ use engine::{Plan, PortPlan, PortRole, Snapshot, Throttle, WorkerPlan};
 use super::file::{ActionKey, Driver, DscpKey, EncapsulationKey, File, IdleMode, Protocol};
 use super::names::Names;
 use super::units::Nanos;
-use super::{exports, limits, ports};
+use super::{exports, limits, ports, told};
 
 /// An entry of the file that cannot be right.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +58,16 @@ pub enum LowerError {
         place: String,
         /// What is wrong and what to do.
         what: String,
+    },
+    /// The rules that a control plane gives a tenant.
+    #[error("the control plane's rules of tenant \"{name}\": {source}")]
+    Told {
+        /// Whose.
+        tenant: contract::TenantId,
+        /// Its name.
+        name: String,
+        /// What is wrong with them here.
+        source: Box<LowerError>,
     },
     /// The overlay refuses the whole.
     #[error("{source}{legend}")]
@@ -183,10 +194,11 @@ pub fn metrics_address(file: &File) -> Result<Option<SocketAddr>, LowerError> {
     Err(LowerError::Key { place: "[node]".into(), what })
 }
 
-/// What the node does. `caps` are those of the open ports, in the order of the file: addresses and MTUs
-/// that the file leaves to the interface come from there.
+/// What the node does: what the file says, and the rules that a control plane has `told` beside it. `caps` are those of
+/// the open ports, in the order of the file: addresses and MTUs that the file leaves to the interface come from there.
 pub fn snapshot(
     file: &File,
+    told: &[TenantRules],
     version: u64,
     caps: &[Option<PortCaps>],
     names: &mut Names,
@@ -198,20 +210,27 @@ pub fn snapshot(
     names.tenants.keep(file.tenant.iter().map(|tenant| tenant.name.as_str()));
     names.volumes.keep(file.volume.iter().map(|volume| volume.name.as_str()));
     names.groups.keep(file.group.iter().map(|group| group.name.as_str()));
-    let config = overlay_config(file, version, caps, names)?;
-    let tables = Tables::build(&config, previous)
-        .map_err(|source| LowerError::Table { legend: legend(&source, file, names), source })?;
+    let mut config = overlay_config(file, version, caps, names)?;
+    told::add(file, told, names, &mut config)?;
+    let tables = Tables::build(&config, previous).map_err(|source| {
+        let whose = told::whose(file, told, names, &source);
+        let error = LowerError::Table { legend: legend(&source, file, told, names), source };
+        match whose {
+            Some(network) => told::refused(network, error),
+            None => error,
+        }
+    })?;
     let throttle: Throttle = limits::throttle(file, names)?;
     let served = limits::served(file, names)?;
     Ok(Snapshot { version, tables: Arc::new(tables), throttle, served, idle: idle(file)? })
 }
 
 /// What the numbers in an error of the overlay are called in the file.
-fn legend(error: &overlay::TableError, file: &File, names: &Names) -> String {
+fn legend(error: &overlay::TableError, file: &File, told: &[TenantRules], names: &Names) -> String {
     use overlay::TableError as E;
     let tenant = |id: TenantId| Some(format!("tenant {} is \"{}\"", id.0, names.tenants.name(id.0.into())?));
     let port = |id: PortId| Some(format!("port {} is \"{}\"", id.0, file.port.get(usize::from(id.0))?.name));
-    let rule = |at: usize| Some(format!("rule {at} goes to \"{}\"", file.rule.get(at)?.to));
+    let rule = |at: usize| Some(format!("rule {at} goes to \"{}\"", told::destination(file, told, at)?));
     let volume = |at: usize| Some(format!("volume {at} is \"{}\"", file.volume.get(at)?.name));
     let words = match *error {
         E::TenantNumber { id } | E::DuplicateTenant { id } => vec![tenant(id)],
@@ -280,7 +299,7 @@ fn overlay_config(
         config.volumes.push(overlay::Volume { id, tenant, server, port });
     }
     for (number, rule) in file.rule.iter().enumerate() {
-        config.rules.push(lower_rule(file, number, rule, names)?);
+        config.rules.push(lower_rule(file, &rule_place(number, &rule.to), rule, names)?);
     }
     endpoints_fit_sockets(file, &config)?;
     Ok(config)
@@ -351,7 +370,7 @@ fn lower_underlay(
 }
 
 /// A socket carries one family: an address of the other one would promise endpoints that it cannot reach.
-fn fits_socket(
+pub(super) fn fits_socket(
     place: impl FnOnce() -> String,
     key: &str,
     address: IpAddr,
@@ -387,7 +406,7 @@ fn endpoints_fit_sockets(file: &File, config: &overlay::Config) -> Result<(), Lo
 }
 
 /// Which rule is meant.
-fn rule_place(number: usize, to: &str) -> String {
+pub(super) fn rule_place(number: usize, to: &str) -> String {
     format!("rule {} (to \"{to}\")", number + 1)
 }
 
@@ -446,16 +465,15 @@ fn lower_tenant(
     Ok(overlay::Tenant { id, vni, encapsulation, underlay, attachments, remotes })
 }
 
-fn lower_rule(
+pub(super) fn lower_rule(
     file: &File,
-    number: usize,
+    place: &str,
     keys: &super::file::Rule,
     names: &mut Names,
 ) -> Result<overlay::Rule, LowerError> {
-    let place = rule_place(number, &keys.to);
-    let destination = match mac(&place, &keys.to) {
+    let destination = match mac(place, &keys.to) {
         Ok(mac) => overlay::Destination::Mac(mac),
-        Err(_) => overlay::Destination::Ip(prefix(&place, &keys.to)?),
+        Err(_) => overlay::Destination::Ip(prefix(place, &keys.to)?),
     };
     let action = match (keys.action, &keys.vtep) {
         (ActionKey::Drop, None) => overlay::Action::Drop,
@@ -463,21 +481,27 @@ fn lower_rule(
         (ActionKey::Forward, Some(text)) => {
             let volume = match &keys.volume {
                 Some(name) => Some(VolumeId(names.volumes.get(name).ok_or_else(|| {
-                    unknown(&place, "volume", name, file.volume.iter().map(|volume| &volume.name))
+                    unknown(place, "volume", name, file.volume.iter().map(|volume| &volume.name))
                 })?)),
                 None => None,
             };
-            overlay::Action::Forward { volume, vtep: vtep(&place, text)? }
+            overlay::Action::Forward { volume, vtep: vtep(place, text)? }
         }
         (ActionKey::Forward, None) => {
-            return Err(LowerError::Key { place, what: "action = \"forward\" needs a vtep".into() });
+            return Err(LowerError::Key {
+                place: place.to_owned(),
+                what: "action = \"forward\" needs a vtep".into(),
+            });
         }
         (_, Some(_)) => {
-            return Err(LowerError::Key { place, what: "only action = \"forward\" takes a vtep".into() });
+            return Err(LowerError::Key {
+                place: place.to_owned(),
+                what: "only action = \"forward\" takes a vtep".into(),
+            });
         }
     };
     Ok(overlay::Rule {
-        tenant: tenant_id(file, names, &place, &keys.tenant)?,
+        tenant: tenant_id(file, names, place, &keys.tenant)?,
         destination,
         transport: keys.protocol.map(|protocol| match protocol {
             Protocol::Tcp => overlay::Transport::Tcp,

@@ -11,6 +11,7 @@ mod limits;
 pub mod lower;
 mod names;
 mod ports;
+mod told;
 pub(crate) mod traces;
 pub mod units;
 

@@ -32,7 +32,7 @@ fn lowered(text: &str) -> Result<(engine::Plan, engine::Snapshot), LowerError> {
     let file = parse(text).expect("the text is TOML with known keys");
     lower::metrics_address(&file)?;
     let plan = lower::plan(&file)?;
-    let snapshot = lower::snapshot(&file, 1, &[], &mut Names::default(), None)?;
+    let snapshot = lower::snapshot(&file, &[], 1, &[], &mut Names::default(), None)?;
     Ok((plan, snapshot))
 }
 
@@ -368,7 +368,7 @@ fn try_all(text: &str) {
     if let Ok(file) = parse(text) {
         let _ = lower::metrics_address(&file);
         let _ = lower::plan(&file).map(|plan| plan.check());
-        let _ = lower::snapshot(&file, 1, &[], &mut Names::default(), None);
+        let _ = lower::snapshot(&file, &[], 1, &[], &mut Names::default(), None);
     }
 }
 
@@ -431,10 +431,10 @@ fn a_hundred_thousand_volumes_and_rules_are_read_and_exchanged() {
     let file = parse(&text('v')).unwrap();
     let mut names = Names::default();
     let room = lower::plan(&file).unwrap().volumes_max;
-    let first = lower::snapshot(&file, 1, &[], &mut names, None).unwrap();
+    let first = lower::snapshot(&file, &[], 1, &[], &mut names, None).unwrap();
     assert_eq!(first.throttle.volumes.len(), 100_000);
     let file = parse(&text('w')).unwrap();
-    let second = lower::snapshot(&file, 2, &[], &mut names, Some(&first.tables)).unwrap();
+    let second = lower::snapshot(&file, &[], 2, &[], &mut names, Some(&first.tables)).unwrap();
     assert_eq!(second.throttle.volumes.len(), 100_000);
     assert!(names.volumes.end() <= room, "one reload may exchange all volumes");
 }
