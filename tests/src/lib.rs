@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod disk;
 pub mod gateway;
 pub mod guest;
 pub mod lab;

@@ -2,13 +2,14 @@
 //!
 //! [`book`] is what must be remembered, [`dial`] makes connections, [`placed`] turns a snapshot into what is served,
 //! [`steps`] carries instructions out, [`moves`] those of moves, with [`copy`] and [`source`], [`figures`] says how
-//! things are. This file is the loop between them.
+//! things are, [`conditions`] what should be done about. This file is the loop between them.
 //!
 //! Invariants: nothing here reads an expiry: without control plane a node serves its last snapshot for ever (decision
 //! D11). What a message says is written down before it is done. A snapshot is applied by one thread, and of several
 //! that wait only the newest counts.
 
 mod book;
+mod conditions;
 mod copy;
 mod dial;
 mod figures;
@@ -478,7 +479,10 @@ impl Follower {
         };
         let state = &mut *state;
         let volumes = match figures {
-            Some(read) => state.figures.volumes(read, &state.serving, &state.shelf.book.frozen),
+            Some(read) => {
+                let frozen = &state.shelf.book.frozen;
+                state.figures.volumes(read, &state.serving, frozen, self.settings.capacity)
+            }
             None => Vec::new(),
         };
         let jobs = &state.jobs;
@@ -493,7 +497,7 @@ impl Follower {
             whole,
             volumes,
             steps,
-            conditions: Vec::new(),
+            conditions: state.figures.conditions(),
             released: state.released.iter().copied().collect(),
             refused: state.serving.refused.clone(),
         })

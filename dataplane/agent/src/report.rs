@@ -221,6 +221,8 @@ fn export(one: &Served, figures: &ServedFigures) -> Export {
         ("errors", target.errors),
         ("faults_delayed", target.faults_delayed),
         ("faults_failed", target.faults_failed),
+        ("pages_corrupt", target.pages_corrupt),
+        ("expansions_refused", target.expansions_refused),
         ("connections_refused", figures.refused),
     ];
     Export {

@@ -7,6 +7,7 @@ mod attach;
 #[allow(dead_code, reason = "the tests of serving use all of it")]
 mod client;
 mod cluster;
+mod conditions;
 mod failover;
 mod host;
 mod leases;

@@ -1,9 +1,9 @@
 //! A bit that the medium turned: an error on read, never data, and found by `volume check`.
 
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command as Program;
 
+use tests::disk::turn_bit;
 use tests::gateway::{daemon, folder};
 use wire::nbd::transmission::{Command, CommandFlags, ErrorCode};
 
@@ -17,19 +17,6 @@ const TURNED: u64 = 17;
 
 fn block(lba: u64) -> Vec<u8> {
     vec![lba as u8 + 1; BLOCK]
-}
-
-/// Turns a bit of the page that holds these bytes, in whichever file it lies.
-fn turn(volume: &Path, page: &[u8]) {
-    for entry in std::fs::read_dir(volume).expect("the volume is there") {
-        let path = entry.expect("listed").path();
-        let bytes = std::fs::read(&path).expect("its files can be read");
-        let Some(at) = bytes.chunks_exact(BLOCK).position(|found| found == page) else { continue };
-        let file = std::fs::OpenOptions::new().write(true).open(&path).expect("and written");
-        file.write_all_at(&[page[99] ^ 4], (at * BLOCK + 99) as u64).expect("written");
-        return;
-    }
-    panic!("no file of the volume holds the page");
 }
 
 /// What `volume check` says, and whether it is content.
@@ -52,7 +39,7 @@ fn a_turned_bit_is_an_error_and_never_data() {
     assert!(content && said.contains(&format!(": {BLOCKS} pages, ")), "{said}");
 
     // While nobody serves it.
-    turn(&volume, &block(TURNED));
+    turn_bit(&volume, &block(TURNED));
     let (content, said) = check(&volume);
     assert!(!content && said.contains(&format!("block {TURNED}: checksum mismatch in extent ")), "{said}");
     assert!(said.contains("1 problem; restore those blocks from a copy"), "{said}");

@@ -2,9 +2,8 @@
 //! and no byte is wrong, before and after a restart.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::Command as Program;
 
+use tests::disk::SmallDisk;
 use tests::gateway::{daemon, folder};
 use tests::netns::skip;
 use tests::random::Random;
@@ -15,33 +14,9 @@ use crate::place::{Place, client, file, memory};
 
 /// Bytes of a write: a few pages.
 const BYTES: usize = 32 << 10;
-const DISK: &str = "size=160m";
+const DISK_BYTES: u64 = 160 << 20;
 /// More writes than the disk has room for.
-const WRITES_MAX: u64 = (160 << 20) / BYTES as u64;
-
-/// A small file system, unmounted when it is dropped.
-struct Disk(PathBuf);
-
-impl Disk {
-    /// Why not, where that is not allowed.
-    fn mount(at: &Path) -> Result<Disk, String> {
-        std::fs::create_dir_all(at).expect("a folder can be made");
-        let words = ["-t", "tmpfs", "-o", DISK, "tidegate-test"];
-        let output = Program::new("mount").args(words).arg(at).output().expect("mount runs");
-        if output.status.success() {
-            return Ok(Disk(at.to_owned()));
-        }
-        std::fs::remove_dir_all(at).expect("the folder can be removed");
-        Err(String::from_utf8_lossy(&output.stderr).trim().to_owned())
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        // Lazily, since a daemon may still be ending.
-        let _ = Program::new("umount").arg("-l").arg(&self.0).status();
-    }
-}
+const WRITES_MAX: u64 = DISK_BYTES / BYTES as u64;
 
 fn bytes_of(block: u64, write: u64) -> Vec<u8> {
     let mut random = Random::new(block << 32 | write | 1);
@@ -83,11 +58,11 @@ impl Writer {
 #[test]
 fn a_disk_that_runs_full_costs_new_pages_and_nothing_else() {
     let test = "a_disk_that_runs_full_costs_new_pages_and_nothing_else";
-    let disk = match Disk::mount(&folder("serve-full-disk")) {
+    let disk = match SmallDisk::mount(&folder("serve-full-disk"), DISK_BYTES) {
         Ok(disk) => disk,
-        Err(why) => return skip(test, &format!("a small file system cannot be mounted, as root can: {why}")),
+        Err(why) => return skip(test, &why),
     };
-    let directory = disk.0.join("thin");
+    let directory = disk.at().join("thin");
     let exports = [file("thin", &directory, "1GiB", 4096), memory("other", "16MiB", "")];
     let mut place = Place::new("serve-full", &exports.each_ref().map(String::as_str));
     let mut writer = Writer { client: Client::unix(&place.socket(), "thin"), there: BTreeMap::new() };
@@ -132,7 +107,7 @@ fn a_disk_that_runs_full_costs_new_pages_and_nothing_else() {
     writer.verify();
     drop(writer);
     place.stop();
-    let mounted = disk.0.clone();
+    let mounted = disk.at().to_owned();
     drop(disk);
     std::fs::remove_dir_all(mounted).expect("the folder can be removed");
 }

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use contract::node::Serving as Stands;
-use contract::{Credits, Resources, Role, VolumeId, VolumeReport};
+use contract::{Condition, Credits, Resources, Role, VolumeId, VolumeReport};
 
+use super::conditions::{Conditions, Seen};
 use super::moves::{Frozen, is_frozen};
 use super::placed::Serving;
 use crate::daemon::Daemon;
@@ -15,19 +16,24 @@ use crate::report::{self, Export};
 pub struct Read {
     at: Instant,
     exports: Vec<Export>,
+    /// For how long each worker has worked, ns.
+    worked_ns: Vec<u64>,
 }
 
 /// Asks the workers; blocks as long as they take.
 pub fn read(daemon: &Daemon) -> Read {
-    Read { at: Instant::now(), exports: report::exports(daemon, "", usize::MAX) }
+    let worked_ns = daemon.node().counters().iter().map(|record| record.time.working_ns).collect();
+    Read { at: Instant::now(), exports: report::exports(daemon, "", usize::MAX), worked_ns }
 }
 
 /// The look before.
 #[derive(Default)]
 pub struct Figures {
     last: Option<(Instant, BTreeMap<String, Counted>)>,
+    worked_ns: Vec<u64>,
     /// What all volumes together did in the last second.
     used: Resources,
+    conditions: Conditions,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -57,6 +63,7 @@ impl Figures {
         read: Read,
         serving: &Serving,
         frozen: &BTreeMap<VolumeId, Frozen>,
+        capacity: Resources,
     ) -> Vec<VolumeReport> {
         let now: BTreeMap<String, Counted> =
             read.exports.iter().map(|export| (export.name.clone(), Counted::of(export))).collect();
@@ -68,6 +75,7 @@ impl Figures {
             (of(now).saturating_sub(of(before)) as f64 / seconds.max(0.001)) as u64
         };
         let mut used = Resources::NONE;
+        let mut seen = Vec::new();
         let mut reports = Vec::new();
         for (volume, placed) in serving.volumes.iter().filter(|(_, placed)| placed.role == Role::Active) {
             let name = placed.name.as_str();
@@ -78,10 +86,18 @@ impl Figures {
                 copy_slots: 0,
             };
             used = used.plus(does);
+            let count = |key: &str| export.counters.get(key).copied().unwrap_or(0);
+            seen.push(Seen {
+                volume: *volume,
+                worker: export.worker,
+                used_ppm: share_ppm(does, capacity),
+                pages_corrupt: count("pages_corrupt"),
+                expansions_refused: count("expansions_refused"),
+            });
             reports.push(VolumeReport {
                 volume: *volume,
                 epoch: serving.epoch(*volume),
-                worker: placed.worker.unwrap_or(0),
+                worker: u16::try_from(export.worker).unwrap_or(u16::MAX),
                 serving: match export.fenced {
                     true => Stands::Fenced,
                     false if is_frozen(frozen, *volume, placed.epoch) => Stands::Frozen,
@@ -101,18 +117,34 @@ impl Figures {
             });
         }
         reports.extend(serving.failed.keys().map(|volume| failed(*volume)));
+        let worked = read.worked_ns.iter().zip(self.worked_ns.iter().chain(std::iter::repeat(&u64::MAX)));
+        let share = |(now, before): (&u64, &u64)| {
+            (now.saturating_sub(*before) as f64 / (seconds.max(0.001) * 1e3)) as u32
+        };
+        let workers_ppm: Vec<u32> = worked.map(share).collect();
+        self.conditions.look(read.at, &seen, &workers_ppm, share_ppm(used, capacity));
         self.used = used;
+        self.worked_ns = read.worked_ns;
         self.last = Some((read.at, now));
         reports
     }
 
     /// Share of `capacity` that was used in the last second, in the dimension that is used most.
     pub fn utilisation_ppm(&self, capacity: Resources) -> u32 {
-        let share = |used: u64, of: u64| u128::from(used) * 1_000_000 / u128::from(of.max(1));
-        let most =
-            share(self.used.iops, capacity.iops).max(share(self.used.bytes_per_s, capacity.bytes_per_s));
-        u32::try_from(most).unwrap_or(u32::MAX)
+        share_ppm(self.used, capacity)
     }
+
+    /// What somebody should do something about.
+    pub fn conditions(&self) -> Vec<Condition> {
+        self.conditions.said(Instant::now())
+    }
+}
+
+/// Share of `capacity`, in the dimension that is used most.
+fn share_ppm(used: Resources, capacity: Resources) -> u32 {
+    let share = |used: u64, of: u64| u128::from(used) * 1_000_000 / u128::from(of.max(1));
+    let most = share(used.iops, capacity.iops).max(share(used.bytes_per_s, capacity.bytes_per_s));
+    u32::try_from(most).unwrap_or(u32::MAX)
 }
 
 /// Of all I/Os that were traced: the largest of the kinds.

@@ -66,6 +66,10 @@ pub struct TargetCounters {
     pub faults_delayed: u64,
     /// Requests to the medium that failed on purpose.
     pub faults_failed: u64,
+    /// Pages that were not as they had been written.
+    pub pages_corrupt: u64,
+    /// Times that the medium had no room for more.
+    pub expansions_refused: u64,
 }
 
 /// A volume on its way to a worker, or there.
@@ -275,7 +279,17 @@ impl Target {
     /// What it has done.
     pub fn counters(&self) -> TargetCounters {
         let faults = self.faults.as_ref().map_or_else(Default::default, |faults| faults.counters());
-        TargetCounters { faults_delayed: faults.delayed, faults_failed: faults.failed, ..self.counters }
+        let stats = match &self.body {
+            Body::Thin { volume, .. } => volume.stats(),
+            Body::Flat(_) | Body::Away { .. } => Default::default(),
+        };
+        TargetCounters {
+            faults_delayed: faults.delayed,
+            faults_failed: faults.failed,
+            pages_corrupt: stats.pages_corrupt,
+            expansions_refused: stats.expansions_refused,
+            ..self.counters
+        }
     }
 
     pub(super) fn directory(&self) -> Option<&Path> {
