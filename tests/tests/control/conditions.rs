@@ -87,7 +87,7 @@ fn a_volume_whose_medium_is_full_says_so() {
 /// Verified load at a rate, over both nodes.
 fn load(cluster: &Cluster, volume: &str, iops: u32) -> Held {
     let uri = format!("nvme+tcp://{}/{}", cluster.nvme(0), cluster.nqn(volume));
-    let words = ["--path", &*cluster.nvme(1), "--verify", "--read-back", "--duration", "25", "--reads", "50"];
+    let words = ["--path", &*cluster.nvme(1), "--verify", "--read-back", "--seconds", "25", "--reads", "50"];
     let log = std::fs::File::create(cluster.folder.join(format!("load-{volume}.log"))).expect("a log");
     let program = daemon().with_file_name("tidegate-load");
     let mut command = std::process::Command::new(program);
