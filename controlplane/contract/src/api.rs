@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{EventId, LeaseId, Name, NodeId, OperationId, Revision, TenantId, Version, VolumeId};
 use crate::node::{StepReport, VolumeReport};
-use crate::object::{Class, EventKind, Lease, PolicyRef, Rule, Trigger};
+use crate::object::{Class, EventKind, Lease, PolicyRef, Trigger};
 use crate::resources::{Limit, Resources, VolumeLimits};
+use crate::rule::Rule;
 
 /// Something asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

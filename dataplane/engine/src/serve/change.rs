@@ -311,7 +311,11 @@ fn tell_hosts(target: &mut Target, leave: Leave, now_ns: u64) -> Stage {
             drain
         }
         Leave::Gone => {
-            let _ = subsystem.remove(volume);
+            // A frozen volume goes to another node: to a host that has a path there it is not gone.
+            let _ = match target.frozen {
+                true => subsystem.set_access(volume, Access::Inaccessible),
+                false => subsystem.remove(volume),
+            };
             let is_attached = subsystem.controllers() > 0;
             if is_attached { Stage::Notice { until_ns: now_ns + NOTICE_NS } } else { drain }
         }
