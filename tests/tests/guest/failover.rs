@@ -1,5 +1,5 @@
-//! A Linux host with a path to each of two data planes, whose heads the control plane replaces when they die or stop
-//! (decisions D10, D13).
+//! A Linux host with a path to each of two data planes, whose heads the control plane replaces when they die, stop or are
+//! left (decisions D10, D13).
 
 use std::time::Duration;
 
@@ -30,6 +30,8 @@ const LOSSES: [(How, Duration); 2] =
 enum How {
     Killed,
     Stopped,
+    /// Not lost at all: its volume is moved to the other one.
+    Left,
 }
 
 #[test]
@@ -64,6 +66,11 @@ fn heads_are_lost(cluster: &mut Cluster, guest: &mut Guest) {
     }
     guest.run("there is a disk", &format!("until [ -b {DEVICE} ]; do usleep 10000; done"));
     let more = disk::load(guest, DEVICE);
+    for head in 0..2 {
+        let waited = lose_head(cluster, guest, How::Left, head, &more);
+        println!("moved from one to the other: the guest waited {waited:?}");
+        assert!(waited <= GOAL * if full() { 1 } else { 10 }, "{waited:?}");
+    }
     let rounds = if full() { 50 } else { 1 };
     for (turn, (how, patience)) in LOSSES.into_iter().enumerate() {
         let mut waits = Vec::new();
@@ -90,7 +97,7 @@ fn heads_are_lost(cluster: &mut Cluster, guest: &mut Guest) {
     guest.run("detach", &format!("nvme disconnect -n {nqn}"));
 }
 
-/// The head dies or stops; how long the longest read of the guest took over that.
+/// The head dies, stops or is left; how long the longest read of the guest took over that.
 fn lose_head(cluster: &mut Cluster, guest: &mut Guest, how: How, head: usize, more: &str) -> Duration {
     let ports = [0, 1].map(|node| port(cluster, node));
     guest.run("its path works", &path_is(ports[head], "optimized"));
@@ -107,6 +114,10 @@ fn lose_head(cluster: &mut Cluster, guest: &mut Guest, how: How, head: usize, mo
     match how {
         How::Killed => cluster.kill_node(head),
         How::Stopped => kill_process(cluster.pid(head), Signal::STOP).expect("it lives"),
+        How::Left => {
+            let other = cluster.names[1 - head].clone();
+            cluster.tidegate(&["volume", "move", "disk", "--to", &other, "--now", "--wait"]);
+        }
     }
     guest.run("the other path works", &path_is(ports[1 - head], "optimized"));
     guest.run("writes go on", more);
