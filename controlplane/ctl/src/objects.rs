@@ -161,6 +161,16 @@ pub enum VolumeCommand {
         #[arg(long)]
         wait: bool,
     },
+    /// Copy it, as it is at one moment while hosts go on, into a volume of its own
+    Clone {
+        /// Name or id
+        volume: String,
+        /// What hosts call the copy
+        name: Name,
+        /// Wait until the copy is served
+        #[arg(long)]
+        wait: bool,
+    },
     /// Read all of it and check its sums
     Scrub {
         /// Name or id
@@ -448,6 +458,9 @@ pub async fn volume(asker: &Asker, command: VolumeCommand) -> Result<(), Failure
         }
         VolumeCommand::Resize { volume, size, wait } => {
             (Command::VolumeResize { volume: find(&volume).await?, size_bytes: size }, None, wait)
+        }
+        VolumeCommand::Clone { volume, name, wait } => {
+            (Command::VolumeClone { volume: find(&volume).await?, name }, None, wait)
         }
         VolumeCommand::Scrub { volume, wait } => {
             (Command::VolumeScrub { volume: find(&volume).await? }, None, wait)

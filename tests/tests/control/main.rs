@@ -6,6 +6,7 @@ mod attach;
 #[path = "../serve/client.rs"]
 #[allow(dead_code, reason = "the tests of serving use all of it")]
 mod client;
+mod clones;
 mod cluster;
 mod conditions;
 mod failover;
@@ -14,6 +15,10 @@ mod leases;
 mod life;
 mod moves;
 mod networks;
+#[path = "../serve/nvme.rs"]
+#[allow(dead_code, reason = "the tests of serving use all of it")]
+mod nvme;
+mod resize;
 mod restart;
 mod storm;
 mod swap;

@@ -11,8 +11,6 @@ mod credits;
 mod damage;
 mod fence;
 mod full;
-#[path = "../../../dataplane/session/tests/nvme_common/host.rs"]
-mod host;
 mod hostile;
 mod kill;
 mod limits;
@@ -23,3 +21,5 @@ mod place;
 mod spans;
 mod tls;
 mod trace;
+
+use nvme::host;

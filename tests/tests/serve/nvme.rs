@@ -4,7 +4,10 @@ use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use crate::host::{ADMIN, Agreed, Reply, Sgl, Sqe, Wish, hello, property_set};
+use self::host::{ADMIN, Agreed, Reply, Sgl, Sqe, Wish, hello, property_set};
+
+#[path = "../../../dataplane/session/tests/nvme_common/host.rs"]
+pub mod host;
 
 /// Nothing that is waited for takes longer, even on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -81,9 +81,13 @@ impl Copy {
         Ok(())
     }
 
-    /// Copies the rest of a source that is frozen, and leaves a volume that can be served.
-    pub fn end(mut self, job: &Job, rate: u64) -> Result<(), Failure> {
-        self.pass(job, rate, false)?;
+    /// Copies the rest of a source that is frozen. Hosts wait, so that is not held up.
+    pub fn rest(&mut self, job: &Job) -> Result<(), Failure> {
+        Ok(self.pass(job, u64::MAX, false).map(drop)?)
+    }
+
+    /// Leaves a volume that can be served, durable.
+    pub fn end(self) -> Result<(), Failure> {
         // The source was told so that it counts no more; it may be gone already.
         let _ = self.source.leave();
         self.writer.close().map_err(CopyError::from)?;

@@ -101,22 +101,29 @@ impl Follower {
             self.copies().insert(volume, copy);
             return Ok(());
         }
-        // A clone is as its source was at one moment, which is held for as long as the rest takes.
+        self.cut(instruction, copy, job)
+    }
+
+    /// Ends a clone: it is as its source was at one moment, at which that holds its I/O for as long as the rest takes.
+    fn cut(&self, instruction: &Instruction, mut copy: Copy, job: &Job) -> Result<(), Failure> {
         let name = instruction.from_name.as_ref().map_or(String::new(), ToString::to_string);
         let daemon = self.daemon.upgrade().ok_or_else(|| Failure::again("the data plane ends".to_owned()))?;
-        daemon.freeze(&name, false).map_err(|why| Failure::again(why.to_string()))?;
-        let copied = copy.end(job, instruction.rate_bytes_per_s);
-        daemon.thaw(&name).map_err(|why| Failure::again(why.to_string()))?;
-        copied
+        let frozen = daemon.freeze(&name, false).map_err(|why| Failure::again(why.to_string()));
+        let copied = frozen.and_then(|_saved| copy.rest(job));
+        // Also what is not still in time was told to be: it goes on, whatever came of the copy.
+        let thawed = daemon.thaw(&name).map_err(|why| Failure::again(why.to_string()));
+        copied.and(thawed)?;
+        // Nobody waits for the disk any more.
+        copy.end()
     }
 
     /// Copies what changed since then, of a volume that is frozen by now.
     pub(super) fn copy_delta(&self, instruction: &Instruction, job: &Job) -> Result<(), Failure> {
         let copy = self.copies().remove(&instruction.volume);
         let copy = copy.filter(|copy| copy.operation == instruction.key.operation);
-        let copy = copy.ok_or_else(|| Failure::for_good("the copy that this would complete is gone"))?;
-        // Hosts wait, and what is left is little: that is not held up.
-        copy.end(job, u64::MAX).map_err(|failure| Failure { again: false, ..failure })
+        let mut copy = copy.ok_or_else(|| Failure::for_good("the copy that this would complete is gone"))?;
+        let ended = copy.rest(job).and_then(|()| copy.end());
+        ended.map_err(|failure| Failure { again: false, ..failure })
     }
 
     /// What was copied of a volume is not completed any more.
