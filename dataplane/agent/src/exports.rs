@@ -9,6 +9,7 @@
 //! Invariants: a volume's number is that of no other volume until all numbers were used, so that a client on its
 //! way to a volume that goes never comes to another one; clients are told of a volume only while it is served.
 
+mod homes;
 mod open;
 mod table;
 
@@ -19,11 +20,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 use engine::block::VolumeId;
-use engine::session::nvme_tcp::SubsystemLimits;
+use engine::session::nvme_tcp::{Listed, SubsystemLimits};
 use engine::throttle::Limits;
 use engine::{ChangeError, Leave, Node, SERVED_MAX};
 use tracing::{info, warn};
 
+use self::homes::Homes;
 use self::open::Opened;
 pub use self::open::ServeError;
 pub(crate) use self::table::{Served, Table};
@@ -112,14 +114,14 @@ pub(crate) struct Settings {
 pub(crate) struct Exports {
     settings: Settings,
     table: Arc<ArcSwap<Table>>,
-    /// The number to try next; held while the set is being changed.
-    next: Mutex<u32>,
+    /// Held while the set is being changed.
+    homes: Mutex<Homes>,
 }
 
 /// A set that was found right, with what is new in it opened.
 pub(crate) struct Change<'a> {
     exports: &'a Exports,
-    next: MutexGuard<'a, u32>,
+    homes: MutexGuard<'a, Homes>,
     steps: Vec<Step>,
     /// Served now, not wanted.
     gone: Vec<Arc<Served>>,
@@ -142,7 +144,7 @@ enum Step {
 
 impl Exports {
     pub fn new(settings: Settings) -> Exports {
-        Exports { settings, table: Arc::default(), next: Mutex::new(0) }
+        Exports { settings, table: Arc::default(), homes: Mutex::default() }
     }
 
     /// What is served now.
@@ -161,12 +163,12 @@ impl Exports {
         if !wanted.is_empty() && !self.settings.can_serve {
             return Err(ExportsError::NotServing);
         }
-        let next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let homes = self.homes.lock().unwrap_or_else(PoisonError::into_inner);
         let table = self.table();
         let names: BTreeSet<&str> = wanted.iter().map(|one| one.name.as_str()).collect();
         let gone: Vec<_> =
             table.served.iter().filter(|one| !names.contains(one.wanted.name.as_str())).cloned().collect();
-        let mut change = Change { exports: self, next, steps: Vec::with_capacity(wanted.len()), gone };
+        let mut change = Change { exports: self, homes, steps: Vec::with_capacity(wanted.len()), gone };
         let files = wanted.iter().filter(|one| one.directory().is_some()).count();
         for one in wanted {
             let step = change.step(&table, one)?;
@@ -223,7 +225,7 @@ impl Change<'_> {
             let is_free = |one: &Arc<Served>| {
                 let same_place =
                     one.wanted.directory().is_some() && one.wanted.directory() == wanted.directory();
-                !same_place && (one.wanted.nqn.is_none() || one.wanted.nqn != wanted.nqn)
+                !same_place && !homes::collide(&one.wanted, wanted)
             };
             if leaving.iter().all(is_free) {
                 let opened = open_one(wanted, *volume, leaves, &self.exports.settings)?;
@@ -244,29 +246,31 @@ impl Change<'_> {
 
     /// A number that no volume has, as far as possible from those that were given last.
     fn number(&mut self, table: &Table) -> Result<VolumeId, ExportsError> {
-        for _ in 0..SERVED_MAX {
-            let number = *self.next % SERVED_MAX;
-            *self.next = number + 1;
-            if table.served.iter().all(|one| one.volume.0 != number) {
-                return Ok(VolumeId(number));
-            }
-        }
-        let what = format!("at most {SERVED_MAX} volumes can be served");
-        Err(LowerError::Key { place: "[[export]]".to_owned(), what }.into())
+        let number = self.homes.number(|number| table.served.iter().any(|one| one.volume == number));
+        number.ok_or_else(too_many)
     }
 
     /// Goes over to the set. `limits` says what a volume may do. After an error what was served before is served
     /// still, but for what the error names.
-    pub fn commit(self, node: &Node, limits: &dyn Fn(&Wanted) -> Limits) -> Result<Applied, ExportsError> {
+    pub fn commit(
+        mut self,
+        node: &Node,
+        limits: &dyn Fn(&Wanted) -> Limits,
+    ) -> Result<Applied, ExportsError> {
         let settings = self.exports.settings;
         let leaving = self.leaving();
         let files = self.steps.iter().filter(|step| step.wanted().directory().is_some()).count();
         // What can be taken back comes first.
-        let (mut now, mut later): (Vec<_>, Vec<_>) =
-            self.steps.into_iter().enumerate().partition(|(_, step)| step.rank() < LATER);
+        let (mut now, mut later): (Vec<_>, Vec<_>) = std::mem::take(&mut self.steps)
+            .into_iter()
+            .enumerate()
+            .partition(|(_, step)| step.rank() < LATER);
         now.sort_by_key(|(_, step)| step.rank());
         let leaves = leaves(settings.memory_bytes, files);
-        let mut round = Round { node, settings, limits, leaves, applied: Applied::default() };
+        let numbers = now.iter().chain(&later).filter_map(|(_, step)| step.number());
+        let numbers = self.exports.table().served.iter().map(|one| one.volume).chain(numbers).collect();
+        let (homes, applied) = (&mut *self.homes, Applied::default());
+        let mut round = Round { node, settings, limits, leaves, homes, numbers, applied };
         let mut served = round.first(now)?;
         // From here on nobody new comes to what goes.
         let standing = later.iter().filter_map(|(place, step)| Some((*place, Arc::clone(step.standing()?))));
@@ -294,6 +298,11 @@ impl Change<'_> {
     }
 }
 
+fn too_many() -> ExportsError {
+    let what = format!("at most {SERVED_MAX} volumes can be served");
+    LowerError::Key { place: "[[export]]".to_owned(), what }.into()
+}
+
 /// Steps of this rank and above need something to be closed, or cannot be taken back.
 const LATER: u8 = 3;
 
@@ -315,6 +324,14 @@ impl Step {
             | Step::Replace(wanted, ..)
             | Step::TakeOver(wanted, _)
             | Step::StandBy(wanted, _) => wanted,
+        }
+    }
+
+    /// The number that a volume gets by it.
+    fn number(&self) -> Option<VolumeId> {
+        match self {
+            Step::Add(_, number, _) | Step::Replace(_, number, _) => Some(*number),
+            _ => None,
         }
     }
 
@@ -345,6 +362,9 @@ struct Round<'a> {
     settings: Settings,
     limits: &'a dyn Fn(&Wanted) -> Limits,
     leaves: usize,
+    homes: &'a mut Homes,
+    /// Those that volumes have, or get by this change.
+    numbers: Vec<VolumeId>,
     applied: Applied,
 }
 
@@ -426,21 +446,42 @@ impl Round<'_> {
     }
 
     /// Gives a volume to its worker.
-    fn serve(&self, wanted: Wanted, volume: VolumeId, opened: Opened) -> Result<Arc<Served>, ExportsError> {
+    fn serve(
+        &mut self,
+        wanted: Wanted,
+        volume: VolumeId,
+        opened: Opened,
+    ) -> Result<Arc<Served>, ExportsError> {
         let name = wanted.name.clone();
         let failed = |source| ExportsError::Serve { name: name.clone(), source };
-        let (subsystem, listed) =
-            open::subsystem(&wanted, volume, &opened, self.settings.controllers).map_err(failed)?;
+        let namespace = open::namespace(&wanted, volume, &opened).map_err(failed)?;
         let offer = open::offer(&wanted, volume, opened.size, opened.blocks, Some(opened.identity))
             .map_err(failed)?;
-        let Opened { target, size, blocks, .. } = opened;
-        let target = target.with_subsystem(subsystem).with_sampling(wanted.sample);
+        let Opened { target, size, blocks, identity } = opened;
+        let (target, home, worker, nqn) = match &wanted.nqn {
+            Some(nqn) => {
+                let (home, worker) = self.home(nqn, &wanted)?;
+                (target.with_home(home, namespace), Some(home), worker, nqn.clone())
+            }
+            None => {
+                let own = open::own_subsystem(&wanted, namespace, &identity, self.settings.controllers);
+                let own = own.map_err(failed)?;
+                let nqn = own.nqn().to_owned();
+                (target.with_subsystem(own), None, wanted.worker, nqn)
+            }
+        };
+        let listed = Listed { nqn, hosts: wanted.hosts.clone() };
+        let target = target.with_sampling(wanted.sample);
         let target = target.with_frozen(wanted.frozen).with_saved(wanted.saved);
-        let served = self.node.serve(wanted.worker, target, &(self.limits)(&wanted));
-        served.map_err(|source| failed(source.into()))?;
+        let served = self.node.serve(worker, target, &(self.limits)(&wanted));
+        if let Err(source) = served {
+            self.close_homes();
+            return Err(failed(source.into()));
+        }
+        self.homes.join(volume, home);
         self.drill(&wanted, volume);
         info!(export = wanted.name, nqn = listed.nqn, "served");
-        let served = Served { volume, size, blocks, offer, listed, wanted };
+        let served = Served { volume, size, blocks, offer, listed, wanted, home };
         self.fit(served)
     }
 
@@ -493,8 +534,10 @@ impl Round<'_> {
         })?;
         self.applied.removed += volumes.len();
         for one in volumes {
+            self.homes.leave(one.volume);
             info!(export = one.wanted.name, "closed");
         }
+        self.close_homes();
         Ok(())
     }
 

@@ -122,6 +122,9 @@ pub struct Export {
     /// The subsystem that NVMe hosts connect to.
     #[serde(default)]
     pub nqn: String,
+    /// Its namespace there (NSID).
+    #[serde(default)]
+    pub namespace: u32,
     /// Another owner has it, so everything is refused here.
     #[serde(default)]
     pub fenced: bool,
@@ -231,6 +234,7 @@ fn export(one: &Served, figures: &ServedFigures) -> Export {
         worker: figures.worker,
         bytes_total: one.bytes(),
         nqn: one.listed.nqn.clone(),
+        namespace: one.wanted.namespace,
         fenced: figures.fenced,
         connections: figures.connections,
         counters: counters.into_iter().map(|(name, count)| (name.to_owned(), count)).collect(),

@@ -346,7 +346,7 @@ impl Node {
         self.workers.get(self.owner(volume).unwrap_or(worker))
     }
 
-    /// Hands a served volume over to another worker, with its clients, while they use it. Returns when it is there,
+    /// Hands a served volume over to another worker, with its clients and its whole subsystem, while they use it. Returns when it is there,
     /// or stays where it was. One after the other.
     pub fn move_volume(&self, volume: VolumeId, to: usize) -> Result<Moved, MoveError> {
         let _alone = self.moving.lock().unwrap_or_else(PoisonError::into_inner);
@@ -354,10 +354,10 @@ impl Node {
         let (reply, answer) = bounded(1);
         let command = Command::Move { volume, to, reply };
         self.workers[from].send(command).map_err(|()| MoveError::WorkerGone(from))?;
-        let moved = answer.recv_timeout(MOVE_WAIT).map_err(|_silent| MoveError::WorkerGone(from))??;
+        let done = answer.recv_timeout(MOVE_WAIT).map_err(|_silent| MoveError::WorkerGone(from))??;
         // Who comes to the old one meanwhile is sent after it.
-        self.owners().insert(volume.0, to);
-        Ok(moved)
+        self.owners().extend(done.volumes.iter().map(|volume| (volume.0, to)));
+        Ok(done.moved)
     }
 
     /// Hands a connection to the worker that owns its volume. False when that worker has ended.

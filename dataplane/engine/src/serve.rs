@@ -6,7 +6,7 @@
 //! ```
 //!
 //! A worker owns volumes and the connections that came for them (decision D6); both arrive as values, a
-//! connection with its handshake done. A turn is: see which sockets are ready; hand out credits; receive on
+//! connection with its handshake done. An NVMe host's belongs to the subsystem, which may have several volumes. A turn is: see which sockets are ready; hand out credits; receive on
 //! the connections that are hot; give their I/Os to the volumes; carry on at the media; answer. A connection
 //! has at most one receive and one send per turn, and one that is silent costs nothing until the kernel says
 //! otherwise (decision D5).
@@ -30,6 +30,7 @@ mod figures;
 mod follow;
 mod freeze;
 mod hands;
+mod homes;
 mod moving;
 mod session;
 mod stream;
@@ -174,7 +175,8 @@ impl Server {
         let config = ShaperConfig {
             volumes_max: SERVED_MAX,
             groups_max: GROUPS_MAX,
-            parked_items_max: connections_max,
+            // One for each, and as many that are their second and more.
+            parked_items_max: connections_max.saturating_mul(2),
         };
         Server {
             slab: Arc::clone(slab),
@@ -211,33 +213,53 @@ impl Server {
     }
 
     /// Takes a volume to serve, or the volume behind names that are served as a standby's.
-    pub fn add(&mut self, target: Target, wait: &mut WaitPoint) -> Result<(), TargetError> {
+    pub fn add(&mut self, mut target: Target, wait: &mut WaitPoint) -> Result<(), TargetError> {
         let volume = target.volume();
         if volume.0 >= SERVED_MAX {
             return Err(TargetError::Number(volume));
         }
         let standing = self.targets.get(volume.0 as usize).and_then(Option::as_ref);
-        if standing.is_some_and(|standing| !standing.is_away() || standing.is_leaving() || target.is_away()) {
+        let is_taken = standing.is_some_and(|standing| {
+            !standing.is_away() || standing.is_home() || standing.is_leaving() || target.is_away()
+        });
+        if is_taken {
             return Err(TargetError::Taken(volume));
         }
-        if let Some(directory) = target.directory() {
-            if self.files.is_none() {
-                self.reach_files(Some(wait))?;
+        self.attach(&target, wait)?;
+        if let (Some(home), Some(namespace)) = (target.home, target.namespace.take())
+            && let Err(why) = self.show(home, namespace)
+        {
+            if let Some(files) = self.files.as_mut().filter(|_| target.directory().is_some()) {
+                files.detach(volume);
             }
-            if let Some(files) = &mut self.files {
-                files.attach(volume, directory)?;
-            }
+            return Err(why);
         }
         if self.targets.len() <= volume.0 as usize {
             self.targets.resize_with(volume.0 as usize + 1, || None);
         }
         match &mut self.targets[volume.0 as usize] {
-            Some(standing) => standing.arrive(target),
+            Some(standing) => {
+                standing.arrive(target);
+                self.tell_arrival(volume);
+            }
             none => *none = Some(Box::new(target)),
         }
         self.moves.welcome(volume);
         self.set_busy(volume);
+        self.follow_home_of(volume);
         self.wake(volume);
+        Ok(())
+    }
+
+    /// Reaches the files of a volume.
+    fn attach(&mut self, target: &Target, wait: &mut WaitPoint) -> Result<(), TargetError> {
+        let Some(directory) = target.directory() else { return Ok(()) };
+        if self.files.is_none() {
+            self.reach_files(Some(wait))?;
+        }
+        if let Some(files) = &mut self.files {
+            files.attach(target.volume(), directory)?;
+        }
         Ok(())
     }
 
@@ -262,6 +284,7 @@ impl Server {
         if let Some(target) = self.targets.get_mut(volume.0 as usize).and_then(Option::as_mut) {
             target.sampler.set(one_in);
         }
+        self.follow_home_of(volume);
     }
 
     /// Has things go wrong at the medium of a volume from now on.
@@ -418,7 +441,7 @@ impl Server {
             let Ticket { connection: index, ask } = released.item;
             // INVARIANT: a connection that goes takes its ticket along.
             if let Some(connection) = connections[index as usize].as_mut() {
-                connection.credit.grant(ask);
+                connection.credits.grant(VolumeId(released.volume), ask);
                 activate(active, index, connection);
             }
         })
@@ -484,41 +507,46 @@ impl Server {
             }
             let reserve = may.reserve + connection.session.arriving_regions();
             self.pool.set_share(Some(IoShare { reserve, ..may }));
+            // It is driven beside the volumes behind it.
+            let mut subsystem = target.subsystem.take();
             let mut hands = Hands {
                 connection: index,
-                block_bytes: target.block_size().bytes(),
-                medium: target.medium(),
-                credit: &mut connection.credit,
-                frozen: target.frozen,
+                credits: &mut connection.credits,
+                targets: &mut self.targets,
                 copies: connection.copy.is_some(),
                 blocked: connection.blocked,
                 followed: &mut connection.followed,
                 shaper: &mut self.shaper,
+                tickets_max: self.connections_max,
                 flights: &mut self.flights,
                 flights_free: &mut self.flights_free,
                 submitted: &mut self.submitted,
                 tracer: &mut self.tracer,
-                sampler: &mut target.sampler,
-                unsynced: &mut target.unsynced,
                 stamp: Stamp::new(watch),
                 now_ns,
             };
-            let subsystem = target.subsystem.as_deref_mut();
-            let waits = connection.session.step(subsystem, &mut self.pool, &mut hands);
+            let waits = connection.session.step(subsystem.as_deref_mut(), &mut self.pool, &mut hands);
             connection.set_waits(waits, now_ns);
-            if target.subsystem.as_deref_mut().is_some_and(Subsystem::take_call) {
+            if subsystem.as_deref_mut().is_some_and(Subsystem::take_call) {
                 self.called.push(volume);
             }
-            connection.account(&mut target.held_bytes);
+            // INVARIANT: it is where it was a moment ago.
+            if let Some(target) = self.targets[volume.0 as usize].as_mut() {
+                target.subsystem = subsystem;
+                connection.account(&mut target.held_bytes);
+            }
             moved += self.submitted.len();
-            if !self.submitted.is_empty() {
-                for io in self.submitted.drain(..) {
-                    match connection.copy {
-                        Some(copy) if io.op == Op::Extents => target.tell(copy, io, &mut self.pool),
-                        _ => target.process(io),
-                    }
+            for io in self.submitted.drain(..) {
+                let number = io.volume.0;
+                // INVARIANT: a volume stays as long as a session names it.
+                let Some(target) = self.targets[number as usize].as_mut() else { continue };
+                match connection.copy {
+                    Some(copy) if io.op == Op::Extents => target.tell(copy, io, &mut self.pool),
+                    _ => target.process(io),
                 }
-                self.set_busy(volume);
+                if !std::mem::replace(&mut target.listed, true) {
+                    self.busy.push(number);
+                }
             }
         }
         self.pool.set_share(None);
@@ -611,8 +639,8 @@ impl Server {
                     self.tracer.forget(index);
                 }
                 let volume = connection.volume();
-                if connection.credit.waits() {
-                    self.shaper.cancel(now_ns, volume.0, |ticket| ticket.connection == index);
+                for waiting in connection.credits.waiting() {
+                    self.shaper.cancel(now_ns, waiting.0, |ticket| ticket.connection == index);
                 }
                 // INVARIANT: a volume stays as long as it has connections.
                 if let Some(target) = self.targets[volume.0 as usize].as_mut() {

@@ -46,8 +46,8 @@ pub use link::{Event, Link};
 pub use queue::{Queue, QueueError};
 pub use setup::{Attach, Next, Setup, SetupError};
 pub use subsystem::{
-    Access, CONTROLLER_LAST, Hosts, Listed, Namespace, NamespaceError, Subsystem, SubsystemError,
-    SubsystemLimits, Unknown, is_nqn,
+    Access, CONTROLLER_LAST, Hosts, Listed, NAMESPACES_MAX, Namespace, NamespaceError, Subsystem,
+    SubsystemError, SubsystemLimits, Taken, Unknown, is_nqn,
 };
 
 pub use crate::nbd::{Slices, UnknownTag, Wait};

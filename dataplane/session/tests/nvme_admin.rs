@@ -98,9 +98,9 @@ fn identify_says_what_linux_asks_for() {
         "OAES, CTRATT, I/O"
     );
     assert_eq!((page[342], page[343]), (30, 0b101_1111), "ANATT, ANACAP");
-    assert_eq!((u32_at(&page, 344), u32_at(&page, 348), u32_at(&page, 540)), (1, 1, 1), "groups, MNAN");
+    assert_eq!((u32_at(&page, 344), u32_at(&page, 348), u32_at(&page, 540)), (256, 256, 256), "groups, MNAN");
     assert_eq!((page[259], page[261], u16_at(&page, 320)), (3, 0b110, 10), "AERL, LPA, KAS");
-    assert_eq!((page[512], page[513], u16_at(&page, 514), u32_at(&page, 516)), (0x66, 0x44, 256, 1));
+    assert_eq!((page[512], page[513], u16_at(&page, 514), u32_at(&page, 516)), (0x66, 0x44, 256, 256));
     assert_eq!((u16_at(&page, 520), page[525]), (0b1101, 0b101), "ONCS, VWC");
     assert_eq!(u32_at(&page, 536) & 0b11, 0b01, "SGLs, without alignment");
     assert_eq!(&page[768..768 + NQN.len() + 1], [NQN.as_bytes(), &[0]].concat());

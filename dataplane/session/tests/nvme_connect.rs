@@ -9,7 +9,7 @@ use nvme_common::{
 };
 use session::nvme_tcp::{
     Hosts, Namespace, NamespaceError, Next, QueueError, SetupError, Subsystem, SubsystemError,
-    SubsystemLimits, Unknown,
+    SubsystemLimits, Taken, Unknown,
 };
 use wire::nvme::StatusCode;
 use wire::nvme_tcp::{Fatal, FatalStatus};
@@ -300,10 +300,10 @@ fn names_and_namespaces_that_cannot_be_are_refused() {
         let refused = Subsystem::new(nqn, "s", Hosts::Any, vec![namespace()], limits).unwrap_err();
         assert_eq!(refused, SubsystemError::Name { nqn: nqn.to_owned() });
     }
-    for count in [0, 1025] {
-        let many = vec![namespace(); count];
-        let refused = Subsystem::new(NQN, "s", Hosts::Any, many, limits).unwrap_err();
-        assert_eq!(refused, SubsystemError::Namespaces { count });
+    let refused = Subsystem::new(NQN, "s", Hosts::Any, vec![namespace(); 2], limits).unwrap_err();
+    assert_eq!(refused, SubsystemError::Taken(Taken { number: 1 }));
+    for number in [0, 257, u32::MAX] {
+        assert_eq!(namespace().with_number(number), Err(NamespaceError::Number { number }));
     }
     for blocks in [0, (64 << 40) / 512 + 1] {
         let refused = Namespace::new(nvme_common::VOLUME, block::BlockSize::B512, blocks, [1; 16], false);

@@ -215,3 +215,86 @@ fn a_linux_guest_follows_a_volume_that_grows_and_changes_its_node() {
         place.stop(&["shared"]);
     });
 }
+
+/// What a daemon has of a subsystem with several namespaces.
+fn several(folder: &Path, namespaces: &[(&str, u32, &str)]) -> String {
+    let one = |(name, number, size): &(&str, u32, &str)| {
+        let export = export(name, folder, size, 4096);
+        format!("{export}nqn = \"{}\"\nnamespace = {number}\n", nqn("several"))
+    };
+    let exports: String = namespaces.iter().map(one).collect();
+    format!("[nvme]\nlisten = [\"127.0.0.1:{PORT}\"]\n{exports}")
+}
+
+/// Has fio write disks at the same time and verify them.
+fn verify(devices: &[&str]) -> String {
+    let jobs: String = devices.iter().map(|device| format!(" --name=job --filename={device}")).collect();
+    format!(
+        "fio --ioengine=libaio --direct=1 --rw=randwrite --bsrange=4k-64k --blockalign=4k --iodepth=16 --size=4m \
+         --verify=crc32c --verify_fatal=1 --do_verify=1 --verify_state_save=0 --output-format=terse{jobs}"
+    )
+}
+
+/// Waits until the guest's kernel has disks of these names and sizes, and no others of the subsystem.
+fn disks(wanted: &[(&str, u64)]) -> String {
+    let names: Vec<&str> = wanted.iter().map(|(name, _)| *name).collect();
+    let sizes: String = wanted
+        .iter()
+        .map(|(name, bytes)| format!("[ \"$(blockdev --getsize64 /dev/{name})\" = {bytes} ] && "))
+        .collect();
+    format!(
+        "until [ \"$(ls /dev | grep '^nvme0n[0-9]*$' | xargs)\" = '{}' ] && {sizes}true; do usleep 20000; done",
+        names.join(" ")
+    )
+}
+
+/// Namespaces come, grow and go beside one that is under verified load all the time.
+#[test]
+fn a_linux_guest_finds_namespaces_that_come_grow_and_go_beside_one_in_use() {
+    const TEST: &str = "nvme::a_linux_guest_finds_namespaces_that_come_grow_and_go_beside_one_in_use";
+    const MIB: u64 = 1 << 20;
+    let programs = [&disk::PROGRAMS[..], &["nvme"]].concat();
+    isolated(TEST, || {
+        let exports = |folder: &Path| several(folder, &[("one", 1, disk::SIZE), ("two", 2, "32MiB")]);
+        let Some(mut place) = Place::new(TEST, "guest-nvme-several", exports, &has(&programs)) else {
+            return;
+        };
+        let folder = place.folder.clone();
+        let guest = &mut place.guest;
+        guest.run("attach", &attach("several", ""));
+        guest.run("there are two disks", &disks(&[("nvme0n1", 256 * MIB), ("nvme0n2", 32 * MIB)]));
+        guest.run("write both", &verify(&[DEVICE, "/dev/nvme0n2"]));
+        let listed = guest.run("list", "nvme list-ns /dev/nvme0");
+        assert!(listed.contains("0x1") && listed.contains("0x2"), "{listed}");
+        guest.run(
+            "what is kept of them",
+            "nvme ana-log /dev/nvme0 && nvme list && nvme ns-descs /dev/nvme0 -n 2",
+        );
+        let more = disk::load(guest, DEVICE);
+        guest.run("writes go on", &more);
+
+        place.change(&several(&folder, &[("one", 1, disk::SIZE), ("two", 2, "32MiB"), ("new", 9, "48MiB")]));
+        let guest = &mut place.guest;
+        let all = [("nvme0n1", 256 * MIB), ("nvme0n2", 32 * MIB), ("nvme0n3", 48 * MIB)];
+        guest.run("one has come", &disks(&all));
+        guest.run("write those beside", &verify(&["/dev/nvme0n2", "/dev/nvme0n3"]));
+        guest.run("writes go on", &more);
+
+        place.change(&several(&folder, &[("one", 1, disk::SIZE), ("new", 9, "64MiB")]));
+        let guest = &mut place.guest;
+        guest.run("one has gone, one is larger", &disks(&[("nvme0n1", 256 * MIB), ("nvme0n3", 64 * MIB)]));
+        let listed = guest.run("list", "nvme list-ns /dev/nvme0");
+        assert!(listed.contains("0x9") && !listed.contains("0x2"), "{listed}");
+        guest.run("write the one beside", &verify(&["/dev/nvme0n3"]));
+        guest.run("writes go on", &more);
+
+        place.kill();
+        place.start();
+        let guest = &mut place.guest;
+        guest.run("writes go on after kill -9", &more);
+        guest.run("the other is there too", &verify(&["/dev/nvme0n3"]));
+        disk::end_load(guest, DEVICE);
+        guest.run("detach", &detach("several"));
+        place.stop(&["one", "two", "new"]);
+    });
+}

@@ -15,6 +15,7 @@ mod hostile;
 mod kill;
 mod limits;
 mod moves;
+mod namespaces;
 mod neighbour;
 mod nvme;
 mod place;

@@ -18,7 +18,7 @@ const TWO_WORKERS: &str = "[[worker]]\n[[worker]]\n";
 const PAUSE_P99_NS_MAX: u64 = 5_000_000;
 
 /// The load of the same build as this test.
-fn load(seconds: u64, uri: &str, more: &[&str]) -> Child {
+pub fn load(seconds: u64, uri: &str, more: &[&str]) -> Child {
     let program = daemon().with_file_name("tidegate-load");
     assert!(program.exists(), "{} is not built: `cargo build -p bench`", program.display());
     let seconds = seconds.to_string();
@@ -29,7 +29,7 @@ fn load(seconds: u64, uri: &str, more: &[&str]) -> Child {
 }
 
 /// What a load has said, which ended well: every request answered without an error, every block as it was written.
-fn ended_well(what: &str, load: Child) -> String {
+pub fn ended_well(what: &str, load: Child) -> String {
     let output = load.wait_with_output().expect("it is our child");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -38,7 +38,7 @@ fn ended_well(what: &str, load: Child) -> String {
 }
 
 /// Shows how long clients waited, and returns the 99th percentile.
-fn histogram(what: &str, mut pauses_ns: Vec<u64>) -> u64 {
+pub fn histogram(what: &str, mut pauses_ns: Vec<u64>) -> u64 {
     pauses_ns.sort_unstable();
     let at = |permille: usize| pauses_ns[(pauses_ns.len() * permille / 1000).min(pauses_ns.len() - 1)];
     let us = |permille| at(permille) as f64 / 1000.0;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use engine::block::{BlockSize, VOLUME_BYTES_MAX};
 use engine::frame::IoSlabConfig;
 use engine::media::FaultSpec;
-use engine::session::nvme_tcp::{CONTROLLER_LAST, Hosts, SubsystemLimits, is_nqn};
+use engine::session::nvme_tcp::{CONTROLLER_LAST, Hosts, NAMESPACES_MAX, SubsystemLimits, is_nqn};
 use engine::throttle::{Limits, Saved};
 use engine::volume::{self, format::LEAF_BYTES};
 use engine::{CONNECTIONS_MAX, SERVED_MAX, ServePlan};
@@ -49,8 +49,10 @@ pub struct Wanted {
     pub limits: Limits,
     /// Group whose pool it shares.
     pub group: Option<String>,
-    /// NQN, if it is not to be made of the volume's identity.
+    /// NQN, if it is not to be made of the volume's identity. Others may have the same.
     pub nqn: Option<String>,
+    /// Number of its namespace (NSID) in the subsystem of that name.
+    pub namespace: u32,
     /// NVMe hosts that may attach.
     pub hosts: Hosts,
     /// One in how many of its requests is followed.
@@ -155,8 +157,8 @@ impl Wanted {
             _ => self.directory().is_some() && self.directory() == other.directory(),
         };
         let names = |one: &Wanted| {
-            let Wanted { name, description, worker, read_only, nqn, hosts, .. } = one.clone();
-            (name, description, worker, read_only, nqn, hosts)
+            let Wanted { name, description, worker, read_only, nqn, namespace, hosts, .. } = one.clone();
+            (name, description, worker, read_only, nqn, namespace, hosts)
         };
         same_place && names(self) == names(other)
     }
@@ -241,7 +243,7 @@ pub(crate) fn wanted(file: &File) -> Result<Vec<Wanted>, LowerError> {
 /// Whether a set of volumes can be served together.
 pub(crate) fn check(wanted: &[Wanted]) -> Result<(), LowerError> {
     unique("export", wanted.iter().map(|one| &one.name))?;
-    unique("nqn", wanted.iter().filter_map(|one| one.nqn.as_ref()))?;
+    check_subsystems(wanted)?;
     if wanted.len() > SERVED_MAX as usize {
         return Err(error("[[export]]", format!("at most {SERVED_MAX} volumes can be served")));
     }
@@ -253,6 +255,32 @@ pub(crate) fn check(wanted: &[Wanted]) -> Result<(), LowerError> {
         if let Some(other) = directories.insert(directory, &one.name) {
             let what = format!("export \"{other}\" has the same directory; a volume has one owner");
             return Err(error(&format!("export \"{}\"", one.name), what));
+        }
+    }
+    Ok(())
+}
+
+/// Exports with one NQN are namespaces of one subsystem, which has hosts and a worker.
+fn check_subsystems(wanted: &[Wanted]) -> Result<(), LowerError> {
+    let (mut namespaces, mut subsystems) = (BTreeMap::new(), BTreeMap::new());
+    for one in wanted {
+        let Some(nqn) = &one.nqn else { continue };
+        let place = format!("export \"{}\"", one.name);
+        if let Some(other) = namespaces.insert((nqn, one.namespace), &one.name) {
+            let what = format!(
+                "export \"{other}\" is namespace {} of {nqn}; give one of them another, like namespace = 2",
+                one.namespace
+            );
+            return Err(error(&place, what));
+        }
+        let first = subsystems.entry(nqn).or_insert(one);
+        if first.hosts != one.hosts || first.worker != one.worker {
+            let what = format!(
+                "export \"{}\" is of the same subsystem {nqn} and has other hosts or another worker; a subsystem has \
+                 its hosts and its worker for all namespaces",
+                first.name
+            );
+            return Err(error(&place, what));
         }
     }
     Ok(())
@@ -307,6 +335,13 @@ fn one(file: &File, export: &file::Export, workers: usize) -> Result<Wanted, Low
         let what = format!("{wrong:?} is no NVMe qualified name, like nqn.2026-11.com.example:disk");
         return Err(error(&place, what));
     }
+    let namespace = export.namespace.unwrap_or(1);
+    if export.nqn.is_none() && namespace != 1 {
+        return Err(error(&place, "namespace numbers it in the subsystem of nqn, which is missing"));
+    }
+    if !(1..=NAMESPACES_MAX).contains(&namespace) {
+        return Err(error(&place, format!("namespace is 1 to {NAMESPACES_MAX}")));
+    }
     let faults = export.faults.as_ref().map(|keys| faults(&place, keys)).transpose()?;
     Ok(Wanted {
         name: export.name.clone(),
@@ -317,6 +352,7 @@ fn one(file: &File, export: &file::Export, workers: usize) -> Result<Wanted, Low
         limits,
         group: export.group.clone(),
         nqn: export.nqn.clone(),
+        namespace,
         hosts: export.hosts.clone().map_or(Hosts::Any, Hosts::Only),
         sample: traces::sample(file, export),
         faults,

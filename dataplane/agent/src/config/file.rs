@@ -622,6 +622,8 @@ pub struct Export {
     pub worker: usize,
     /// Qualified name of its NVMe subsystem. Default: one of its own, made of its volume's identity.
     pub nqn: Option<String>,
+    /// Its namespace (NSID) in that, 1 to 256: exports with the same nqn are namespaces of one subsystem. Default 1.
+    pub namespace: Option<u32>,
     /// Qualified names of the NVMe hosts that may attach. Default: all.
     pub hosts: Option<Vec<String>>,
     /// "gp2-like" or "gp3-like".

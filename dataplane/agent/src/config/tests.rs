@@ -496,7 +496,7 @@ fn exports_that_cannot_be() {
         (with("hosts = [\"nqn.2026-11.com.example:a\", \"me\"]"), "\"me\" is no NVMe qualified name"),
         (
             with(&format!("nqn = \"{NQN}\"\n{}nqn = \"{NQN}\"", DISK.replace("\"disk\"", "\"other\""))),
-            "nqn \"nqn.2026-11.com.example:b\" appears twice",
+            "export \"disk\" is namespace 1 of nqn.2026-11.com.example:b; give one of them another",
         ),
         (with("[serve]\nmemory = \"32MiB\""), "memory is at least 64MiB"),
         (with("[serve]\nmemory = \"71MiB\"\n[[worker]]\n[[worker]]"), "at least 72MiB with 2 workers"),

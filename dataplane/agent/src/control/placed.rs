@@ -128,6 +128,7 @@ fn want(pools: &[(Pool, PathBuf)], placed: &Placed, workers: usize) -> Result<Wa
         limits: limits(&placed.limits),
         group: None,
         nqn: None,
+        namespace: 1,
         hosts: Hosts::Any,
         sample: 0,
         faults: None,

@@ -7,7 +7,7 @@ use engine::block::{BlockSize, VolumeId};
 use engine::frame::Backing;
 use engine::session::nbd::{self, ExportError};
 use engine::session::nvme_tcp::{
-    Access, Listed, Namespace, NamespaceError, Subsystem, SubsystemError, SubsystemLimits,
+    Access, Hosts, Namespace, NamespaceError, Subsystem, SubsystemError, SubsystemLimits,
 };
 use engine::volume::{self, HostDirectory, OpenError, format::Identity, store};
 use engine::{Target, TargetError};
@@ -175,21 +175,36 @@ pub(super) fn offer(
     Ok(export)
 }
 
-/// What NVMe hosts find: a subsystem with the volume as its one namespace, and how it is listed.
-pub(super) fn subsystem(
-    wanted: &Wanted,
-    volume: VolumeId,
-    opened: &Opened,
-    limits: SubsystemLimits,
-) -> Result<(Subsystem, Listed), ServeError> {
+/// What NVMe hosts find of it.
+pub(super) fn namespace(wanted: &Wanted, volume: VolumeId, opened: &Opened) -> Result<Namespace, ServeError> {
     let Opened { size, blocks, identity, .. } = opened;
     let namespace = Namespace::new(volume, *size, *blocks, *identity, wanted.read_only)?;
-    let nqn = wanted.nqn.clone().unwrap_or_else(|| nqn(&namespace));
     let access = if wanted.is_standby() { Access::Inaccessible } else { Access::Optimized };
-    let serial = hex(&identity[..10]);
-    let namespaces = vec![namespace.with_access(access)];
-    let subsystem = Subsystem::new(&nqn, &serial, wanted.hosts.clone(), namespaces, limits)?;
-    Ok((subsystem, Listed { nqn, hosts: wanted.hosts.clone() }))
+    Ok(namespace.with_number(wanted.namespace)?.with_access(access))
+}
+
+/// A subsystem with a volume as its one namespace, named by the volume.
+pub(super) fn own_subsystem(
+    wanted: &Wanted,
+    namespace: Namespace,
+    identity: &Identity,
+    limits: SubsystemLimits,
+) -> Result<Subsystem, ServeError> {
+    let (nqn, serial) = (nqn(&namespace), hex(&identity[..10]));
+    Ok(Subsystem::new(&nqn, &serial, wanted.hosts.clone(), vec![namespace], limits)?)
+}
+
+/// A subsystem with a name of its own, still without namespaces. Its serial is made of the name: it is the same wherever
+/// and with whatever volumes it is served.
+pub(super) fn named_subsystem(
+    nqn: &str,
+    hosts: &Hosts,
+    limits: SubsystemLimits,
+) -> Result<Subsystem, ServeError> {
+    // FNV-1a.
+    let step = |sum: u64, byte: u8| (sum ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    let sum = nqn.bytes().fold(0xcbf2_9ce4_8422_2325, step);
+    Ok(Subsystem::new(nqn, &format!("{sum:016x}"), hosts.clone(), Vec::new(), limits)?)
 }
 
 /// Base clause 4.5.1: a name made of a UUID.

@@ -1,6 +1,6 @@
 //! What is served at one instant, as clients are told of it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use engine::block::{BlockSize, VolumeId};
@@ -22,6 +22,8 @@ pub(crate) struct Served {
     pub offer: nbd::Export,
     /// What NVMe hosts are told.
     pub listed: Listed,
+    /// The place of its subsystem, where that has a name of its own.
+    pub home: Option<VolumeId>,
 }
 
 impl Served {
@@ -46,6 +48,7 @@ pub(crate) struct Table {
     pub served: Vec<Arc<Served>>,
     /// What NBD clients can attach: what is a standby here they cannot.
     pub offers: Vec<nbd::Export>,
+    /// Places of subsystems.
     by_nqn: HashMap<String, VolumeId>,
     workers: HashMap<VolumeId, usize>,
 }
@@ -54,23 +57,27 @@ impl Table {
     pub fn new(generation: u64, served: Vec<Arc<Served>>) -> Table {
         let active = served.iter().filter(|one| !one.wanted.is_standby());
         let offers = active.map(|one| one.offer.clone()).collect();
-        let by_nqn = served.iter().map(|one| (one.listed.nqn.clone(), one.volume)).collect();
-        let workers = served.iter().map(|one| (one.volume, one.wanted.worker)).collect();
+        let place = |one: &Served| one.home.unwrap_or(one.volume);
+        let by_nqn = served.iter().map(|one| (one.listed.nqn.clone(), place(one))).collect();
+        let places = served.iter().flat_map(|one| [one.volume, place(one)].map(|at| (at, one.wanted.worker)));
+        let workers = places.collect();
         Table { generation, served, offers, by_nqn, workers }
     }
 
-    /// The volume behind the subsystem of this name.
+    /// The place of the subsystem of this name.
     pub fn by_nqn(&self, nqn: &str) -> Option<VolumeId> {
         self.by_nqn.get(nqn).copied()
     }
 
-    /// The worker that owns a volume.
+    /// The worker that owns a volume, or the place of a subsystem.
     pub fn worker(&self, volume: VolumeId) -> Option<usize> {
         self.workers.get(&volume).copied()
     }
 
     /// What NVMe hosts are told of.
     pub fn listed(&self) -> Vec<Listed> {
-        self.served.iter().map(|one| one.listed.clone()).collect()
+        let mut known = HashSet::new();
+        let subsystems = self.served.iter().map(|one| &one.listed);
+        subsystems.filter(|listed| known.insert(&listed.nqn)).cloned().collect()
     }
 }

@@ -117,8 +117,9 @@ impl Server {
             *waiting = reply;
             return;
         }
-        match self.unchanging(volume).map(|target| tell_hosts(target, leave, now_ns)) {
-            Ok(stage) => {
+        match self.unchanging(volume).map(|_target| ()) {
+            Ok(()) => {
+                let stage = self.tell_leave(volume, leave, now_ns);
                 self.begin(now_ns, volume, Change::Leave { leave, stage, reply });
                 self.wake(volume);
             }
@@ -128,9 +129,7 @@ impl Server {
 
     /// Says how NVMe hosts reach a volume from now on.
     pub fn set_access(&mut self, volume: VolumeId, access: Access) -> Result<(), ChangeError> {
-        let target = self.targets.get_mut(volume.0 as usize).and_then(Option::as_mut);
-        let subsystem = target.and_then(|target| target.subsystem.as_deref_mut());
-        let changed = subsystem.ok_or(ChangeError::Unknown)?.set_access(volume, access);
+        let changed = self.subsystem_of(volume).ok_or(ChangeError::Unknown)?.set_access(volume, access);
         changed.map_err(|_unknown| ChangeError::Unknown)?;
         self.wake(volume);
         Ok(())
@@ -189,13 +188,14 @@ impl Server {
             Some(_) => return false,
             None => Err(ChangeError::Lost),
         };
-        if let Some(subsystem) = target.subsystem.as_deref_mut().filter(|_| outcome.is_ok()) {
+        let (blocks, reply) = (*blocks, reply.clone());
+        target.change = None;
+        if let Some(subsystem) = self.subsystem_of(volume).filter(|_| outcome.is_ok()) {
             // Without its namespace there is nobody to tell.
-            let _ = subsystem.resize(volume, *blocks);
+            let _ = subsystem.resize(volume, blocks);
         }
         // Whoever asked may have given up.
         let _ = reply.send(outcome);
-        target.change = None;
         self.wake(volume);
         true
     }
@@ -274,9 +274,9 @@ impl Server {
         let mut gone = match leave {
             Leave::Standby => target.stand_by(),
             Leave::Gone => {
-                // INVARIANT: no ticket is left, since no connection is.
-                self.shaper.remove_volume(volume.0, &mut |_| {});
+                self.forget_credits(volume);
                 self.busy.retain(|&other| other != volume.0);
+                self.set_sampling(volume, 0);
                 let Some(target) = self.targets[volume.0 as usize].take() else { return true };
                 *target
             }
@@ -289,35 +289,39 @@ impl Server {
 
     /// Gives every connection of a volume a turn.
     pub(super) fn wake(&mut self, volume: VolumeId) {
+        let home = self.home_of(volume);
         for index in 0..self.connections.len() {
             if let Some(connection) = self.connections[index].as_mut()
-                && connection.volume() == volume
+                && (connection.volume() == volume || Some(connection.volume()) == home)
             {
                 activate(&mut self.active, index as u32, connection);
             }
         }
     }
-}
 
-/// Tells NVMe hosts that a volume is not reached here any more.
-fn tell_hosts(target: &mut Target, leave: Leave, now_ns: u64) -> Stage {
-    let volume = target.volume();
-    let drain = Stage::Drain { until_ns: now_ns + DRAIN_NS };
-    let Some(subsystem) = target.subsystem.as_deref_mut() else { return drain };
-    // INVARIANT: the volume is behind its subsystem's namespace until it is let go.
-    match leave {
-        Leave::Standby => {
-            let _ = subsystem.set_access(volume, Access::Inaccessible);
-            drain
-        }
-        Leave::Gone => {
-            // A frozen volume goes to another node: to a host that has a path there it is not gone.
-            let _ = match target.frozen {
-                true => subsystem.set_access(volume, Access::Inaccessible),
-                false => subsystem.remove(volume),
-            };
-            let is_attached = subsystem.controllers() > 0;
-            if is_attached { Stage::Notice { until_ns: now_ns + NOTICE_NS } } else { drain }
+    /// Tells NVMe hosts that a volume is not reached here any more.
+    fn tell_leave(&mut self, volume: VolumeId, leave: Leave, now_ns: u64) -> Stage {
+        let drain = Stage::Drain { until_ns: now_ns + DRAIN_NS };
+        let home = self.home_of(volume);
+        let frozen = self.target(volume).is_some_and(|target| target.frozen);
+        let Some(subsystem) = self.subsystem_of(volume) else { return drain };
+        match leave {
+            Leave::Standby => {
+                let _ = subsystem.set_access(volume, Access::Inaccessible);
+                drain
+            }
+            Leave::Gone => {
+                let alone = home == Some(volume);
+                // A frozen volume goes to another node: to a host that has a path there it is not gone. A subsystem that
+                // stays here is without it, and a home is behind none of its namespaces.
+                let _ = match frozen && alone {
+                    true => subsystem.set_access(volume, Access::Inaccessible),
+                    false => subsystem.remove(volume),
+                };
+                // Where its hosts stay nobody has to take note in time.
+                let ends = subsystem.controllers() > 0 && alone;
+                if ends { Stage::Notice { until_ns: now_ns + NOTICE_NS } } else { drain }
+            }
         }
     }
 }

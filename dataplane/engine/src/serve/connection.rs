@@ -37,46 +37,97 @@ pub(super) struct Ask {
     pub bytes: u32,
 }
 
-/// How a connection stands with its volume's credits.
+/// How a connection stands with the credits of one volume.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Credit {
+struct Credit {
     /// Paid for, and not yet used.
     granted: Option<Ask>,
     /// A ticket waits in the shaper.
     waiting: bool,
-    /// Its volume is frozen, and something waits for that.
-    pub held: bool,
+    /// The volume is frozen, and something waits for that.
+    held: bool,
 }
 
-impl Credit {
+/// How a connection stands with the credits of its volumes: of an NBD client one, of an NVMe host one for each
+/// namespace that it uses. Volumes of which there is nothing to say are not in it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Credits(Vec<(VolumeId, Credit)>);
+
+impl Credits {
     /// Uses what was granted, if it is for this command. It is kept while another one comes first; there is
-    /// never more than one.
-    pub fn take(&mut self, ask: Ask) -> bool {
-        self.granted.take_if(|granted| *granted == ask).is_some()
+    /// never more than one for a volume.
+    pub fn take(&mut self, volume: VolumeId, ask: Ask) -> bool {
+        if self.0.is_empty() {
+            return false;
+        }
+        self.change(volume, |credit| credit.granted.take_if(|granted| *granted == ask).is_some())
     }
 
-    pub fn waits(&self) -> bool {
-        self.waiting
+    /// A ticket for `volume` waits.
+    pub fn waits(&self, volume: VolumeId) -> bool {
+        self.0.iter().any(|(other, credit)| *other == volume && credit.waiting)
     }
 
-    pub fn wait(&mut self) {
-        self.waiting = true;
+    /// The volumes for which a ticket waits.
+    pub fn waiting(&self) -> impl Iterator<Item = VolumeId> {
+        self.0.iter().filter(|(_, credit)| credit.waiting).map(|(volume, _)| *volume)
+    }
+
+    /// Something waits for credits, or for a frozen volume.
+    pub fn waits_or_held(&self) -> bool {
+        self.0.iter().any(|(_, credit)| credit.waiting || credit.held)
+    }
+
+    /// A ticket was parked.
+    pub fn wait(&mut self, volume: VolumeId) {
+        self.change(volume, |credit| credit.waiting = true);
+    }
+
+    /// Whether something waits for a frozen volume.
+    pub fn hold(&mut self, volume: VolumeId, held: bool) {
+        if held || !self.0.is_empty() {
+            self.change(volume, |credit| credit.held = held);
+        }
     }
 
     /// What was asked for is not wanted any more. True if its ticket is to be taken back.
-    pub fn withdraw(&mut self) -> bool {
-        self.granted = None;
-        std::mem::take(&mut self.waiting)
+    pub fn withdraw(&mut self, volume: VolumeId) -> bool {
+        if self.0.is_empty() {
+            return false;
+        }
+        self.change(volume, |credit| {
+            credit.granted = None;
+            std::mem::take(&mut credit.waiting)
+        })
     }
 
     /// The ticket is lost.
-    pub fn ask_again(&mut self) {
-        self.waiting = false;
+    pub fn ask_again(&mut self, volume: VolumeId) {
+        self.change(volume, |credit| credit.waiting = false);
     }
 
     /// The ticket was paid for.
-    pub fn grant(&mut self, ask: Ask) {
-        (self.granted, self.waiting) = (Some(ask), false);
+    pub fn grant(&mut self, volume: VolumeId, ask: Ask) {
+        self.change(volume, |credit| (credit.granted, credit.waiting) = (Some(ask), false));
+    }
+
+    /// The volume is gone.
+    pub fn forget(&mut self, volume: VolumeId) {
+        self.0.retain(|(other, _)| *other != volume);
+    }
+
+    fn change<T>(&mut self, volume: VolumeId, change: impl FnOnce(&mut Credit) -> T) -> T {
+        let at = self.0.iter().position(|(other, _)| *other == volume);
+        let at = at.unwrap_or_else(|| {
+            self.0.push((volume, Credit::default()));
+            self.0.len() - 1
+        });
+        let credit = &mut self.0[at].1;
+        let outcome = change(credit);
+        if credit.granted.is_none() && !credit.waiting && !credit.held {
+            self.0.swap_remove(at);
+        }
+        outcome
     }
 }
 
@@ -96,7 +147,7 @@ pub(super) struct Connection {
     stream: Option<Stream>,
     pub session: Session,
     rest: Vec<u8>,
-    pub credit: Credit,
+    pub credits: Credits,
     /// Payload of it that its volume's sum contains.
     counted_bytes: usize,
     /// Payload that it may hold and take more while it waits for credits.
@@ -137,7 +188,7 @@ impl Connection {
             stream: Some(stream),
             session,
             rest,
-            credit: Credit::default(),
+            credits: Credits::default(),
             counted_bytes: 0,
             waiting_bytes_max,
             listed: false,
@@ -154,6 +205,7 @@ impl Connection {
         }
     }
 
+    /// The volume that it came for; of an NVMe host, the place of its subsystem.
     pub fn volume(&self) -> VolumeId {
         self.session.volume()
     }
@@ -307,7 +359,7 @@ impl Connection {
     /// over its limit do not fill the memory that others need.
     pub fn wants_input(&self) -> bool {
         let is_full = self.session.unasked_bytes() >= self.waiting_bytes_max;
-        self.session.wants_input() && !((self.credit.waiting || self.credit.held) && is_full)
+        self.session.wants_input() && !(is_full && self.credits.waits_or_held())
     }
 
     /// Something is to be sent.

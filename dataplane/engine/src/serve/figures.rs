@@ -15,7 +15,7 @@ pub struct ServedFigures {
     pub worker: usize,
     /// I/Os and bytes.
     pub target: TargetCounters,
-    /// Connections.
+    /// Connections, with those of NVMe hosts to all of its subsystem.
     pub connections: u32,
     /// Connections that were closed at once, because there were too many.
     pub refused: u64,
@@ -36,14 +36,16 @@ impl Server {
     }
 
     pub(super) fn figures_of(&self, now_ns: u64, volume: VolumeId) -> Option<ServedFigures> {
-        let target = self.targets.get(volume.0 as usize)?.as_ref()?;
+        let target = self.targets.get(volume.0 as usize)?.as_ref().filter(|target| !target.is_home())?;
+        // Whoever is attached to its subsystem is attached to it.
+        let home = target.home.and_then(|home| self.targets.get(home.0 as usize)?.as_ref());
         Some(ServedFigures {
             volume: volume.0,
             at_ns: now_ns,
             worker: self.moves.worker(),
             target: target.counters(),
-            connections: target.connections,
-            refused: target.refused,
+            connections: target.connections + home.map_or(0, |home| home.connections),
+            refused: target.refused + home.map_or(0, |home| home.refused),
             fenced: target.is_fenced(),
             credits: self.shaper.counters(volume.0)?,
             balance: self.shaper.balances(now_ns, volume.0)?,

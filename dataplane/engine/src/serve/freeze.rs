@@ -10,8 +10,8 @@
 use block::VolumeId;
 use throttle::Saved;
 
+use super::Server;
 use super::change::{Change, ChangeError, Reply};
-use super::{Server, activate};
 
 impl Server {
     /// Admits nothing any more; the answer comes when the volume is still, with what its throttle has saved.
@@ -29,14 +29,8 @@ impl Server {
         target.thaw();
         target.change.take_if(|change| matches!(change, Change::Freeze { .. }));
         self.set_busy(volume);
-        for index in 0..self.connections.len() {
-            if let Some(connection) = self.connections[index].as_mut()
-                && connection.volume() == volume
-            {
-                connection.credit.held = false;
-                activate(&mut self.active, index as u32, connection);
-            }
-        }
+        self.connections.iter_mut().flatten().for_each(|connection| connection.credits.hold(volume, false));
+        self.wake(volume);
         Ok(())
     }
 

@@ -1,5 +1,7 @@
 //! Handing a volume over to another worker, with everybody who came for it.
 //!
+//! What has its subsystem in common with it goes along: a subsystem is at one worker with all its volumes.
+//!
 //! The owner stops taking commands from the volume's clients, who find them waiting in their sessions and sockets;
 //! it answers what is under way, and waits until the medium has nothing of the volume. Then the volume, its open
 //! files, its clients and its credits, with what waits for them, go to the other worker as one value. That one
@@ -85,21 +87,34 @@ pub enum MoveError {
 }
 
 /// Answers whoever wanted a volume moved.
-pub(crate) type Reply = Sender<Result<Moved, MoveError>>;
+pub(crate) type Reply = Sender<Result<HandedOver, MoveError>>;
 
-/// A volume on its way.
+/// A hand-over that is done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct HandedOver {
+    pub moved: Moved,
+    /// What is at the other worker now: the volume, and the rest of its subsystem.
+    pub volumes: Vec<VolumeId>,
+}
+
+/// A volume on its way, with all that goes where it goes.
 pub(crate) struct Parcel {
-    target: Box<Target>,
-    files: Option<Attached>,
+    members: Vec<Member>,
     /// With the numbers that they had.
     connections: Vec<(u32, Connection)>,
-    credits: Option<throttle::Moving<Ticket>>,
     home: usize,
     since_ns: u64,
     drained_ns: u64,
     reply: Reply,
     /// Why it comes back.
     refused: Option<MoveError>,
+}
+
+/// One volume of a parcel, or the home of a subsystem.
+struct Member {
+    target: Box<Target>,
+    files: Option<Attached>,
+    credits: Option<throttle::Moving<Ticket>>,
 }
 
 /// From one worker to another.
@@ -122,13 +137,13 @@ pub(crate) struct Moves {
     doors: Arc<[Door]>,
     post: Receiver<Post>,
     leaving: Option<Leaving>,
-    /// Volumes that were here: who got them, and what was known of them last.
-    gone: BTreeMap<u32, (usize, ServedFigures)>,
+    /// Volumes and homes that were here: who got them, and what was known of volumes last.
+    gone: BTreeMap<u32, (usize, Option<ServedFigures>)>,
 }
 
-/// The volume that a worker hands over.
+/// What a worker hands over.
 struct Leaving {
-    volume: VolumeId,
+    volumes: Vec<VolumeId>,
     to: usize,
     since_ns: u64,
     reply: Reply,
@@ -203,7 +218,7 @@ impl Moves {
 
     /// What was known of volumes when they went.
     pub fn last_figures(&self) -> impl Iterator<Item = ServedFigures> {
-        self.gone.values().map(|(_, figures)| *figures)
+        self.gone.values().filter_map(|(_, figures)| *figures)
     }
 }
 
@@ -211,22 +226,34 @@ impl Server {
     /// Begins to hand a volume over; the answer comes when that is done, or cannot be.
     pub fn hand_over(&mut self, now_ns: u64, volume: VolumeId, to: usize, reply: Reply) {
         let workers = self.moves.doors.len();
-        let target = self.targets.get_mut(volume.0 as usize).and_then(Option::as_mut);
-        let outcome = match target {
-            None => Err(MoveError::Absent(volume)),
-            Some(_) if to >= workers => Err(MoveError::NoWorker { worker: to, workers }),
-            Some(target) if to == self.moves.worker => {
-                Ok(Moved { pause_ns: 0, drain_ns: 0, connections: target.connections })
-            }
-            Some(target) if self.moves.leaving.is_some() || target.change.is_some() => Err(MoveError::Busy),
-            Some(target) => {
-                target.quiesced = true;
-                self.moves.leaving = Some(Leaving { volume, to, since_ns: now_ns, reply });
-                return;
-            }
+        let volumes = self.together(volume);
+        let targets = || volumes.iter().filter_map(|one| self.targets[one.0 as usize].as_deref());
+        let is_busy = self.moves.leaving.is_some() || targets().any(|target| target.change.is_some());
+        let outcome = if volumes.is_empty() {
+            Err(MoveError::Absent(volume))
+        } else if to >= workers {
+            Err(MoveError::NoWorker { worker: to, workers })
+        } else if to == self.moves.worker {
+            let connections = targets().map(|target| target.connections).sum();
+            Ok(HandedOver { moved: Moved { pause_ns: 0, drain_ns: 0, connections }, volumes })
+        } else if is_busy {
+            Err(MoveError::Busy)
+        } else {
+            self.quiesce(&volumes, true);
+            self.moves.leaving = Some(Leaving { volumes, to, since_ns: now_ns, reply });
+            return;
         };
         // Whoever asked may have given up.
         let _ = reply.send(outcome);
+    }
+
+    fn quiesce(&mut self, volumes: &[VolumeId], quiesced: bool) {
+        for volume in volumes {
+            if let Some(target) = self.target(*volume) {
+                target.quiesced = quiesced;
+                self.set_busy(*volume);
+            }
+        }
     }
 
     /// Takes what other workers send, and sends away what has come to rest.
@@ -240,7 +267,7 @@ impl Server {
             }
         }
         let Some(leaving) = self.moves.leaving.take() else { return };
-        if self.is_at_rest(leaving.volume) {
+        if leaving.volumes.iter().all(|volume| self.is_at_rest(*volume)) {
             self.send_away(now_ns, leaving, wait);
         } else if now_ns >= leaving.since_ns + DRAIN_NS {
             self.stay(leaving);
@@ -260,28 +287,47 @@ impl Server {
 
     /// It was not to be: its clients go on here.
     fn stay(&mut self, leaving: Leaving) {
-        let Leaving { volume, reply, .. } = leaving;
-        if let Some(target) = self.targets.get_mut(volume.0 as usize).and_then(Option::as_mut) {
-            target.quiesced = false;
-            self.set_busy(volume);
-        }
-        let _ = reply.send(Err(MoveError::Slow));
+        self.quiesce(&leaving.volumes, false);
+        let _ = leaving.reply.send(Err(MoveError::Slow));
     }
 
     fn send_away(&mut self, now_ns: u64, leaving: Leaving, wait: &mut WaitPoint) {
-        let Leaving { volume, to, since_ns, reply } = leaving;
-        let figures = self.figures_of(now_ns, volume);
-        let taken = self.targets.get_mut(volume.0 as usize).and_then(Option::take);
-        let (Some(target), Some(figures)) = (taken, figures) else {
-            let _ = reply.send(Err(MoveError::Absent(volume)));
-            return;
+        let Leaving { volumes, to, since_ns, reply } = leaving;
+        let figures: Vec<_> = volumes.iter().map(|volume| self.figures_of(now_ns, *volume)).collect();
+        let members = volumes.iter().filter_map(|volume| self.unlink(now_ns, *volume)).collect();
+        let connections = self.disconnect(&volumes, wait);
+        let parcel = Parcel {
+            members,
+            connections,
+            home: self.moves.worker,
+            since_ns,
+            drained_ns: now_ns,
+            reply,
+            refused: None,
         };
+        for (volume, figures) in volumes.iter().zip(figures) {
+            self.moves.gone.insert(volume.0, (to, figures));
+        }
+        if let Err(Post::Volume(mut parcel)) = self.moves.send(to, Post::Volume(Box::new(parcel))) {
+            parcel.refused = Some(MoveError::WorkerGone(to));
+            self.take_in(now_ns, parcel, wait);
+        }
+    }
+
+    /// Takes a volume out of everything here, but for its connections.
+    fn unlink(&mut self, now_ns: u64, volume: VolumeId) -> Option<Member> {
+        let target = self.targets.get_mut(volume.0 as usize)?.take()?;
         self.busy.retain(|number| *number != volume.0);
-        let mut connections = Vec::with_capacity(target.connections as usize);
+        let files = self.files.as_mut().and_then(|files| files.hand_over(volume));
+        Some(Member { target, files, credits: self.shaper.take_volume(now_ns, volume.0) })
+    }
+
+    /// Takes out the connections to some volumes.
+    fn disconnect(&mut self, volumes: &[VolumeId], wait: &mut WaitPoint) -> Vec<(u32, Connection)> {
+        let mut connections = Vec::new();
         for (index, slot) in (0..).zip(&mut self.connections) {
-            let Some(mut connection) = slot.take_if(|connection| connection.volume() == volume) else {
-                continue;
-            };
+            let goes = |connection: &mut Connection| volumes.contains(&connection.volume());
+            let Some(mut connection) = slot.take_if(goes) else { continue };
             if let Some(fd) = connection.fd()
                 && let Err(failure) = wait.remove(fd)
             {
@@ -296,22 +342,7 @@ impl Server {
         let live = &self.connections;
         self.active.retain(|index| live[*index as usize].is_some());
         self.starving.retain(|index| live[*index as usize].is_some());
-        let parcel = Parcel {
-            target,
-            files: self.files.as_mut().and_then(|files| files.hand_over(volume)),
-            connections,
-            credits: self.shaper.take_volume(now_ns, volume.0),
-            home: self.moves.worker,
-            since_ns,
-            drained_ns: now_ns,
-            reply,
-            refused: None,
-        };
-        self.moves.gone.insert(volume.0, (to, figures));
-        if let Err(Post::Volume(mut parcel)) = self.moves.send(to, Post::Volume(Box::new(parcel))) {
-            parcel.refused = Some(MoveError::WorkerGone(to));
-            self.take_in(now_ns, parcel, wait);
-        }
+        connections
     }
 
     fn take_in(&mut self, now_ns: u64, mut parcel: Box<Parcel>, wait: &mut WaitPoint) {
@@ -328,8 +359,10 @@ impl Server {
         let (reply, refused) = (parcel.reply.clone(), parcel.refused.take());
         let pause_ns = now_ns.saturating_sub(parcel.since_ns);
         let drain_ns = parcel.drained_ns - parcel.since_ns;
+        let volumes = parcel.members.iter().map(|member| member.target.volume()).collect();
         let connections = self.settle(now_ns, *parcel, Some(wait));
-        let _ = reply.send(refused.map_or(Ok(Moved { pause_ns, drain_ns, connections }), Err));
+        let moved = Moved { pause_ns, drain_ns, connections };
+        let _ = reply.send(refused.map_or(Ok(HandedOver { moved, volumes }), Err));
     }
 
     /// Whether there are places for a volume's clients, and a way to its files.
@@ -340,7 +373,8 @@ impl Server {
         if needed > left {
             return Err(MoveError::Full { worker, left, needed });
         }
-        if parcel.files.is_some() && self.files.is_none() {
+        let has_files = parcel.members.iter().any(|member| member.files.is_some());
+        if has_files && self.files.is_none() {
             self.reach_files(Some(wait))
                 .map_err(|failure| MoveError::Files { worker, why: failure.to_string() })?;
         }
@@ -349,8 +383,7 @@ impl Server {
 
     /// Puts everything of a parcel in its place. Returns how many connections there are.
     fn settle(&mut self, now_ns: u64, parcel: Parcel, mut wait: Option<&mut WaitPoint>) -> u32 {
-        let Parcel { mut target, files, connections, credits, .. } = parcel;
-        let volume = target.volume();
+        let Parcel { members, connections, .. } = parcel;
         let mut numbers = BTreeMap::new();
         for (old, mut connection) in connections {
             let index = self.free.pop().unwrap_or_else(|| {
@@ -367,6 +400,20 @@ impl Server {
             connection.arrive();
             activate(&mut self.active, index, self.connections[index as usize].insert(connection));
         }
+        self.expire_ns = self.expire_ns.min(now_ns + EXPIRE_NS);
+        members.into_iter().map(|member| self.link(now_ns, member, &numbers, wait.as_deref_mut())).sum()
+    }
+
+    /// Puts a volume in its place; `numbers` are those of its connections, there and here. Returns how many it has.
+    fn link(
+        &mut self,
+        now_ns: u64,
+        member: Member,
+        numbers: &BTreeMap<u32, u32>,
+        wait: Option<&mut WaitPoint>,
+    ) -> u32 {
+        let Member { mut target, files, credits } = member;
+        let volume = target.volume();
         if let Some(mut credits) = credits {
             for ticket in credits.waiting_mut() {
                 // INVARIANT: a connection that waits went along.
@@ -375,7 +422,7 @@ impl Server {
             for ticket in self.shaper.put_volume(now_ns, volume.0, credits) {
                 // There was no place to wait in: it asks again.
                 if let Some(Some(connection)) = self.connections.get_mut(ticket.connection as usize) {
-                    connection.credit.ask_again();
+                    connection.credits.ask_again(volume);
                 }
             }
         }
@@ -394,7 +441,6 @@ impl Server {
         }
         (target.quiesced, target.listed) = (false, false);
         self.retry_ns = self.retry_ns.into_iter().chain(target.retry_at_ns()).min();
-        self.expire_ns = self.expire_ns.min(now_ns + EXPIRE_NS);
         let connections = target.connections;
         self.targets[volume.0 as usize] = Some(target);
         self.moves.welcome(volume);
@@ -409,10 +455,8 @@ impl Server {
                 self.settle(now_ns, *parcel, None);
             }
         }
-        if let Some(Leaving { volume, .. }) = self.moves.leaving.take()
-            && let Some(target) = self.targets[volume.0 as usize].as_mut()
-        {
-            target.quiesced = false;
+        if let Some(leaving) = self.moves.leaving.take() {
+            self.quiesce(&leaving.volumes, false);
         }
     }
 

@@ -18,9 +18,9 @@ use super::{Hands, Leave};
 pub enum Guest {
     /// An NBD client that has chosen the volume.
     Nbd(Box<Transmission>),
-    /// An NVMe host that has sent Connect to the volume's subsystem.
+    /// An NVMe host that has sent Connect to a subsystem.
     Nvme {
-        /// The volume.
+        /// The place of the subsystem: its volume, or its home.
         volume: VolumeId,
         /// What it asks for.
         attach: Box<Attach>,
@@ -30,7 +30,7 @@ pub enum Guest {
 }
 
 impl Guest {
-    /// The volume it came for.
+    /// The volume it came for, or the place of the subsystem.
     pub fn volume(&self) -> VolumeId {
         match self {
             Guest::Nbd(session) => session.attach().export.volume(),

@@ -7,7 +7,7 @@ use arrayvec::ArrayVec;
 use block::{BlockSize, Done, Finished, Io, Lba, Mark, Op, Request, Status, Step, TraceId, VolumeId};
 use frame::{Backing, IoBuffer, IoPool, SlabError};
 use media::{FaultSpec, Faults, FileError, FileMedia, Media, MemoryMedia, NoProbability};
-use session::nvme_tcp::{Access, Subsystem};
+use session::nvme_tcp::{Namespace, Subsystem, Taken};
 use throttle::Saved;
 use trace::{DEPENDENCIES_MAX, Medium, Sampler};
 use volume::{FlatVolume, Health, Volume};
@@ -40,6 +40,12 @@ pub enum TargetError {
     /// Its number is too large.
     #[error("volume number {0} is too large to be served; at most {max} volumes are possible", max = super::SERVED_MAX)]
     Number(VolumeId),
+    /// Its subsystem is not at its worker.
+    #[error("the place {0} of its subsystem is not here, or is being let go")]
+    NoSubsystem(VolumeId),
+    /// Another volume is behind its namespace.
+    #[error(transparent)]
+    Namespace(#[from] Taken),
     /// The worker has ended, or this data plane was started without serving anything.
     #[error("the worker that should serve it is not there; restart the data plane")]
     WorkerGone,
@@ -107,6 +113,10 @@ pub struct Target {
     pub(super) held_bytes: usize,
     /// What NVMe hosts find: the volume under its names, and their controllers.
     pub(super) subsystem: Option<Box<Subsystem>>,
+    /// Where the subsystem is that it is a namespace of, if that has a place of its own.
+    pub(super) home: Option<VolumeId>,
+    /// What is to be added there.
+    pub(super) namespace: Option<Namespace>,
     /// What is being changed.
     pub(super) change: Option<Change>,
     /// What was said of it last.
@@ -148,6 +158,8 @@ enum Body {
     Away {
         size: BlockSize,
     },
+    /// The place of a subsystem: it has no bytes of its own.
+    Home,
 }
 
 impl Target {
@@ -182,6 +194,11 @@ impl Target {
         Target::new(volume, Body::Away { size })
     }
 
+    /// The place of a subsystem whose volumes come and go; see [`Target::with_home`].
+    pub fn home(place: VolumeId, subsystem: Subsystem) -> Target {
+        Target::new(place, Body::Home).with_subsystem(subsystem)
+    }
+
     fn new(volume: VolumeId, body: Body) -> Target {
         let counters = TargetCounters::default();
         let (queue, health) = (VecDeque::new(), Health::Sound);
@@ -204,6 +221,8 @@ impl Target {
             refused: 0,
             held_bytes: 0,
             subsystem: None,
+            home: None,
+            namespace: None,
             change: None,
             health,
             sampler: Sampler::new(0, u64::from(volume.0) + 1),
@@ -233,12 +252,18 @@ impl Target {
         Target { subsystem: Some(Box::new(subsystem)), ..self }
     }
 
+    /// NVMe hosts find it as `namespace` of the subsystem whose place is `home`, at the same worker.
+    pub fn with_home(self, home: VolumeId, namespace: Namespace) -> Target {
+        Target { home: Some(home), namespace: Some(namespace), ..self }
+    }
+
     /// Size of its blocks.
     pub fn block_size(&self) -> BlockSize {
         match &self.body {
             Body::Flat(flat) => flat.volume.block_size(),
             Body::Thin { volume, .. } => volume.block_size(),
             Body::Away { size } => *size,
+            Body::Home => BlockSize::B4096,
         }
     }
 
@@ -247,7 +272,7 @@ impl Target {
         match &self.body {
             Body::Flat(flat) => flat.volume.blocks(),
             Body::Thin { volume, .. } => volume.blocks(),
-            Body::Away { .. } => 0,
+            Body::Away { .. } | Body::Home => 0,
         }
     }
 
@@ -255,7 +280,7 @@ impl Target {
     pub(super) fn medium(&self) -> Medium {
         match &self.body {
             Body::Flat(flat) => flat.medium,
-            Body::Thin { .. } | Body::Away { .. } => Medium::File,
+            Body::Thin { .. } | Body::Away { .. } | Body::Home => Medium::File,
         }
     }
 
@@ -281,7 +306,7 @@ impl Target {
         let faults = self.faults.as_ref().map_or_else(Default::default, |faults| faults.counters());
         let stats = match &self.body {
             Body::Thin { volume, .. } => volume.stats(),
-            Body::Flat(_) | Body::Away { .. } => Default::default(),
+            Body::Flat(_) | Body::Away { .. } | Body::Home => Default::default(),
         };
         TargetCounters {
             faults_delayed: faults.delayed,
@@ -417,7 +442,7 @@ impl Target {
                     }
                 }
             }
-            Body::Away { .. } => {}
+            Body::Away { .. } | Body::Home => {}
         }
     }
 
@@ -447,7 +472,9 @@ impl Target {
                 volume.complete(finished, pool, now_ns);
                 follower.book(volume.marks());
             }
-            Body::Away { .. } => finished.buffer.into_iter().for_each(|buffer| pool.free(buffer)),
+            Body::Away { .. } | Body::Home => {
+                finished.buffer.into_iter().for_each(|buffer| pool.free(buffer));
+            }
         }
     }
 
@@ -458,7 +485,7 @@ impl Target {
             Body::Flat(flat) => flat.volume.finished(),
             Body::Thin { volume, .. } => volume.finished(),
             // Sessions hand nothing out for it; should one, its host tries another path.
-            Body::Away { .. } => self.queue.pop_front().map(|io| io.done(Status::Fenced)),
+            Body::Away { .. } | Body::Home => self.queue.pop_front().map(|io| io.done(Status::Fenced)),
         }?;
         self.busy -= 1;
         self.counters.errors += u64::from(!done.status.is_ok());
@@ -594,6 +621,7 @@ impl Target {
             Body::Thin { volume, .. } if volume.blocks() == blocks => Ok(()),
             Body::Thin { volume, .. } => volume.grow_to(blocks).map_err(ChangeError::Grow),
             Body::Away { .. } => Ok(()),
+            Body::Home => Err(ChangeError::Unknown),
         }
     }
 
@@ -602,13 +630,18 @@ impl Target {
         match &self.body {
             Body::Thin { volume, .. } => (volume.health() == Health::Sound).then(|| volume.blocks()),
             Body::Flat(flat) => Some(flat.volume.blocks()),
-            Body::Away { .. } => Some(u64::MAX),
+            Body::Away { .. } | Body::Home => Some(u64::MAX),
         }
     }
 
     /// Only its names are here.
     pub(super) fn is_away(&self) -> bool {
-        matches!(self.body, Body::Away { .. })
+        matches!(self.body, Body::Away { .. } | Body::Home)
+    }
+
+    /// It is the place of a subsystem.
+    pub(super) fn is_home(&self) -> bool {
+        matches!(self.body, Body::Home)
     }
 
     /// Keeps only its names; what it was is returned.
@@ -623,12 +656,6 @@ impl Target {
     pub(super) fn arrive(&mut self, target: Target) {
         self.body = target.body;
         (self.frozen, self.saved) = (target.frozen, target.saved);
-        let Some(subsystem) = self.subsystem.as_deref_mut() else { return };
-        // INVARIANT: the namespace is there, since the names were not let go.
-        if let Body::Thin { volume, .. } = &self.body {
-            let _ = subsystem.resize(self.volume, volume.blocks());
-        }
-        let _ = subsystem.set_access(self.volume, Access::Optimized);
     }
 }
 

@@ -17,7 +17,7 @@ use super::abort::ABORTS_MAX;
 use super::controller::KEEP_ALIVE_STEPS;
 use super::features::{DISCOVERY_FEATURES, IO_FEATURES};
 use super::log::LogRequest;
-use super::subsystem::{Access, Namespace, Seat, Subsystem};
+use super::subsystem::{Access, NAMESPACES_MAX, Namespace, Seat, Subsystem};
 use super::{CAPSULE_DATA_BYTES_MAX, ENTRIES_MAX, EVENT_REQUESTS_MAX, TRANSFER_PAGES_LOG2, VERSION};
 
 /// FR, and the revision in the firmware slot.
@@ -219,7 +219,7 @@ impl Subsystem {
             keep_alive_steps: KEEP_ALIVE_STEPS,
             commands_max: ENTRIES_MAX as u16,
             ana_transition_s: ANA_TRANSITION_S,
-            namespaces_max: self.namespaces_max,
+            namespaces_max: for_io(NAMESPACES_MAX),
             commands: for_io(COMMANDS.into()) as u16,
             write_cache: for_io(WRITE_CACHE.into()) as u8,
             sgl: SGLS,

@@ -10,7 +10,7 @@ use wire::nvme::{AdminOpcode, Command, IoOpcode, StatusCode};
 
 use super::admin::{FIRMWARE, Refusal};
 use super::features::{DISCOVERY_FEATURES, IO_FEATURES};
-use super::subsystem::{Content, Namespace, Seat, Subsystem};
+use super::subsystem::{Content, NAMESPACES_MAX, Namespace, Seat, Subsystem};
 
 const IO_LOGS: [u8; 8] = [0x00, 0x01, 0x02, 0x03, 0x04, 0x05, 0x0c, 0x12];
 const DISCOVERY_LOGS: [u8; 4] = [0x00, 0x01, 0x12, 0x70];
@@ -36,6 +36,10 @@ const IO: [(u8, bool); 7] = [
     (IoOpcode::DATASET_MANAGEMENT.0, true),
     (IoOpcode::FABRICS.0, false),
 ];
+
+/// As much as the log of access states can have: hosts work that out by what they are told of the controller, and may
+/// ask for all of it in pieces.
+const ANA_BYTES: usize = 16 + NAMESPACES_MAX as usize * (32 + 4);
 
 /// What a host asks for.
 #[derive(Clone, Copy, Debug)]
@@ -125,7 +129,9 @@ impl Subsystem {
             state: namespace.access,
         };
         let groups: Vec<_> = self.namespaces().iter().map(group).collect();
-        ana_log(self.access_changes, &groups, only_groups)
+        let mut log = ana_log(self.access_changes, &groups, only_groups);
+        log.resize(ANA_BYTES, 0);
+        log
     }
 
     /// Health of one namespace is not kept apart (LPA bit 0); the other logs are the controller's.

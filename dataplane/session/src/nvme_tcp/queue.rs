@@ -6,7 +6,8 @@
 //! frees buffers and, at the last byte, the slot.
 //!
 //! Completions leave as the answers come. A flush covers what was answered before (NVM clause 3.2.1); it needs
-//! nothing that is still here, so it passes whatever waits for credits, and so does all of the admin queue.
+//! nothing that is still here, so it passes whatever waits for credits, and so does all of the admin queue. Commands
+//! to one namespace that wait for credits hold up none to another one.
 //!
 //! Why nothing waits for ever: what waits for memory holds none, but for payload that came with its command,
 //! and that waits for credits alone; a host that does not read, does not send what it was asked for or goes
@@ -22,7 +23,7 @@ mod receive;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 
-use block::{Io, Lba, Op, TraceId};
+use block::{Io, Lba, Op, TraceId, VolumeId};
 use frame::{IoBuffer, IoPool};
 use thiserror::Error;
 use wire::nvme::{Command, Completion, StatusCode};
@@ -130,6 +131,8 @@ pub struct Queue {
     /// With their place among all lanes.
     lanes: [VecDeque<(u64, SlotId)>; LANES.len()],
     order: u64,
+    /// Volumes that had no credits in this step.
+    short: Vec<VolumeId>,
     output: Output,
     /// SQHD, where both sides count places.
     head: Option<u16>,
@@ -169,6 +172,7 @@ impl Queue {
             fresh: VecDeque::with_capacity(entries.into()),
             lanes: std::array::from_fn(|_| VecDeque::with_capacity(entries.into())),
             order: 0,
+            short: Vec::new(),
             output: Output::new(attach.agreed, items),
             head: None,
             entries,
@@ -252,7 +256,9 @@ impl Queue {
         self.begin(pool, now_ns);
         self.accept(subsystem, pool);
         let mut open = [true; LANES.len()];
-        let mut wait = Wait::Nothing;
+        // The first that found no memory.
+        let mut lacks = None;
+        self.short.clear();
         while let Some((lane, id)) = self.next_lane(&open) {
             let handed = match lane {
                 Lane::Prompt => self.submit(id, subsystem, pool, sink),
@@ -263,18 +269,27 @@ impl Queue {
             match handed {
                 Handed::Out => {}
                 Handed::NoCredits => {
-                    (open[Lane::Pull as usize], open[Lane::Push as usize]) = (false, false);
-                    wait = Wait::Credits;
+                    self.short.push(self.volume_of(id));
+                    if subsystem.namespaces().len() == 1 {
+                        // Nobody else's commands are behind it.
+                        (open[Lane::Pull as usize], open[Lane::Push as usize]) = (false, false);
+                    }
                 }
                 Handed::NoMemory => {
                     open[lane as usize] = false;
-                    wait = if wait == Wait::Nothing { Wait::Memory } else { wait };
+                    lacks = lacks.or(Some(self.volume_of(id)));
                 }
                 Handed::NoRoom => open[lane as usize] = false,
             }
         }
         self.tell(subsystem, pool, sink);
-        wait
+        match lacks {
+            // Credits that come have both tried again.
+            Some(volume) if !self.short.contains(&volume) => Wait::Memory,
+            _ if !self.short.is_empty() => Wait::Credits,
+            Some(_) => Wait::Memory,
+            None => Wait::Nothing,
+        }
     }
 
     /// What to send next, as pieces of memory for one vectored send; none when there is nothing.
@@ -414,28 +429,43 @@ impl Queue {
         self.lanes[lane as usize].push_back((self.order, id));
     }
 
-    /// The first command of the open lane whose first came first.
+    /// The first command that came, of the open lanes and of volumes that are not short of credits.
     fn next_lane(&self, open: &[bool; LANES.len()]) -> Option<(Lane, SlotId)> {
-        let first = |lane: Lane| self.lanes[lane as usize].front().map(|&(order, id)| (order, lane, id));
+        let may = |lane: Lane, id: SlotId| match lane {
+            Lane::Prompt | Lane::Admin => true,
+            Lane::Pull | Lane::Push => self.short.is_empty() || !self.short.contains(&self.volume_of(id)),
+        };
+        let first = |lane: Lane| {
+            let waiting = self.lanes[lane as usize].iter();
+            waiting.copied().find(|&(_, id)| may(lane, id)).map(|(order, id)| (order, lane, id))
+        };
         let firsts = LANES.into_iter().filter(|&lane| open[lane as usize]).filter_map(first);
         firsts.min_by_key(|&(order, ..)| order).map(|(_, lane, id)| (lane, id))
     }
 
-    fn pop(&mut self, lane: Lane) {
-        self.lanes[lane as usize].pop_front();
+    fn volume_of(&self, id: SlotId) -> VolumeId {
+        self.slots.peek(id).map_or(VolumeId(0), |slot| slot.volume)
+    }
+
+    /// It is the first of its lane, but for those that wait for credits.
+    fn pop(&mut self, lane: Lane, id: SlotId) {
+        let waiting = &mut self.lanes[lane as usize];
+        if let Some(at) = waiting.iter().position(|&(_, other)| other == id) {
+            waiting.remove(at);
+        }
     }
 
     /// Carries out a command of the admin queue.
     fn carry_out(&mut self, id: SlotId, subsystem: &mut Subsystem, pool: &mut IoPool, now_ns: u64) -> Handed {
         let (Some(slot), Some(seat)) = (self.slots.find(id), self.seat) else {
-            self.pop(Lane::Admin);
+            self.pop(Lane::Admin, id);
             return Handed::Out;
         };
         let command = slot.command;
         let bytes = match subsystem.answer_bytes(seat, &command) {
             Ok(bytes) => bytes,
             Err(refusal) => {
-                self.pop(Lane::Admin);
+                self.pop(Lane::Admin, id);
                 self.refuse(id, refusal, pool);
                 return Handed::Out;
             }
@@ -447,7 +477,7 @@ impl Queue {
                 Err(why) => return why,
             }
         }
-        self.pop(Lane::Admin);
+        self.pop(Lane::Admin, id);
         let out = buffer.as_mut().map_or(&mut [][..], |buffer| pool.bytes_mut(buffer));
         let reply = subsystem.execute(seat, &command, self.local, now_ns, out);
         match (reply, buffer) {
@@ -471,12 +501,12 @@ impl Queue {
     /// A read, or payload that the host has: finds memory and credits, then reads, or asks the host.
     fn pull(&mut self, id: SlotId, subsystem: &Subsystem, pool: &mut IoPool, sink: &mut impl Sink) -> Handed {
         let Some(slot) = self.slots.find(id) else {
-            self.pop(Lane::Pull);
+            self.pop(Lane::Pull, id);
             return Handed::Out;
         };
-        if let Err(refusal) = subsystem.reach(slot.command.namespace) {
+        if let Err(refusal) = subsystem.reach_still(slot.command.namespace, slot.volume) {
             sink.withdraw(slot.volume);
-            self.pop(Lane::Pull);
+            self.pop(Lane::Pull, id);
             self.refuse(id, refusal, pool);
             return Handed::Out;
         }
@@ -493,7 +523,7 @@ impl Queue {
             self.give_back(Some(buffer), pool);
             return Handed::NoCredits;
         }
-        self.pop(Lane::Pull);
+        self.pop(Lane::Pull, id);
         let Some(slot) = self.slots.find(id) else { return Handed::Out };
         slot.buffer = Some(buffer);
         if work == Work::Io(Op::Read) {
@@ -510,15 +540,15 @@ impl Queue {
     /// What needs only credits: an I/O, or the next range of a command.
     fn push(&mut self, id: SlotId, subsystem: &Subsystem, pool: &mut IoPool, sink: &mut impl Sink) -> Handed {
         let Some(slot) = self.slots.find(id) else {
-            self.pop(Lane::Push);
+            self.pop(Lane::Push, id);
             return Handed::Out;
         };
-        let reached = subsystem.reach(slot.command.namespace);
+        let reached = subsystem.reach_still(slot.command.namespace, slot.volume);
         if let Err(refusal) = reached
             && slot.parts_out == 0
         {
             sink.withdraw(slot.volume);
-            self.pop(Lane::Push);
+            self.pop(Lane::Push, id);
             self.refuse(id, refusal, pool);
             return Handed::Out;
         }
@@ -529,11 +559,11 @@ impl Queue {
             if !sink.admit(volume, op, lba, bytes) {
                 return Handed::NoCredits;
             }
-            self.pop(Lane::Push);
+            self.pop(Lane::Push, id);
             return self.hand_out(id, op, sink);
         };
         if slot.part == slot.parts {
-            self.pop(Lane::Push);
+            self.pop(Lane::Push, id);
             self.settle(id, pool);
             return Handed::Out;
         }
@@ -570,9 +600,9 @@ impl Queue {
         pool: &mut IoPool,
         sink: &mut impl Sink,
     ) -> Handed {
-        self.pop(Lane::Prompt);
-        let namespace = self.slots.find(id).map(|slot| slot.command.namespace);
-        if let Some(Err(refusal)) = namespace.map(|namespace| subsystem.reach(namespace)) {
+        self.pop(Lane::Prompt, id);
+        let asked = self.slots.find(id).map(|slot| (slot.command.namespace, slot.volume));
+        if let Some(Err(refusal)) = asked.map(|(number, volume)| subsystem.reach_still(number, volume)) {
             self.refuse(id, refusal, pool);
             return Handed::Out;
         }

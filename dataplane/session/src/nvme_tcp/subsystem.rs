@@ -3,13 +3,17 @@
 //! A storage subsystem has namespaces; a discovery subsystem has the list of the others. Both belong to one
 //! worker with all their queues (decision D6).
 //!
+//! Namespaces come, grow and go while hosts are attached. What a host is told at first of how many there can be, and
+//! how many groups of them, is therefore a bound that never changes: by it hosts choose how much of a log they read.
+//!
 //! Invariants: a controller lives from its admin queue's Connect until that queue ends, it is reset, or its
-//! host is silent for too long; its number comes back only after all others were used.
+//! host is silent for too long; its number comes back only after all others were used. A namespace has a number and a
+//! volume that no other one of the subsystem has.
 
 use block::{BlockSize, VOLUME_BYTES_MAX, VolumeId};
 use thiserror::Error;
 use wire::nvme::StatusCode;
-use wire::nvme::data::{Events, LIST_MAX};
+use wire::nvme::data::Events;
 use wire::nvme::fabrics::{DISCOVERY_NQN, NQN_BYTES_MAX};
 
 use super::admin::Refusal;
@@ -17,6 +21,10 @@ use super::controller::Controller;
 
 /// "CNTLID [...] valid values are from 0h to FFEFh" (base clause 5.17.2.1); 0 is left out, as most targets do.
 pub const CONTROLLER_LAST: u16 = 0xffef;
+
+/// Namespaces of one subsystem, at most, and the highest number of one (NN, MNAN): what hosts keep for the states of
+/// so many is some KiB.
+pub const NAMESPACES_MAX: u32 = 256;
 
 /// Controllers and queues of one subsystem, at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,11 +94,17 @@ pub enum NamespaceError {
     /// Hosts tell namespaces apart by it.
     #[error("the identity of a namespace is zero, which stands for none")]
     Identity,
+    /// Outside of what hosts are told.
+    #[error("{number} is no number of a namespace, they are 1 to {NAMESPACES_MAX}")]
+    Number {
+        /// The number.
+        number: u32,
+    },
 }
 
 impl Namespace {
-    /// Shows `volume`, which has `blocks` blocks of `block_size`. `identity` is its own among all volumes in
-    /// the world, for ever.
+    /// Shows `volume`, which has `blocks` blocks of `block_size`, as namespace 1. `identity` is its own among all
+    /// volumes in the world, for ever.
     pub fn new(
         volume: VolumeId,
         block_size: BlockSize,
@@ -104,8 +118,16 @@ impl Namespace {
         if identity == [0; 16] {
             return Err(NamespaceError::Identity);
         }
-        let (number, access, access_changes) = (0, Access::Optimized, 0);
+        let (number, access, access_changes) = (1, Access::Optimized, 0);
         Ok(Namespace { volume, block_size, blocks, identity, read_only, number, access, access_changes })
+    }
+
+    /// Its number (NSID), the same wherever its subsystem is served.
+    pub fn with_number(self, number: u32) -> Result<Namespace, NamespaceError> {
+        if !(1..=NAMESPACES_MAX).contains(&number) {
+            return Err(NamespaceError::Number { number });
+        }
+        Ok(Namespace { number, ..self })
     }
 
     /// Hosts reach it in this state from the beginning.
@@ -162,12 +184,17 @@ pub enum SubsystemError {
         /// The name.
         nqn: String,
     },
-    /// A list has no room for so many.
-    #[error("{count} namespaces; a subsystem has from 1 to {LIST_MAX}")]
-    Namespaces {
-        /// How many.
-        count: usize,
-    },
+    /// Another namespace is there.
+    #[error(transparent)]
+    Taken(#[from] Taken),
+}
+
+/// A namespace cannot be added: another one has its number, or its volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("the subsystem has a namespace {number} already, or its volume under another number")]
+pub struct Taken {
+    /// The number.
+    pub number: u32,
 }
 
 /// No such namespace.
@@ -186,9 +213,7 @@ pub struct Subsystem {
     pub(super) controllers: Vec<Controller>,
     /// The next number to try, counted from `limits.controller_first`.
     pub(super) controller_next: u16,
-    /// The highest namespace number that there ever was.
-    pub(super) namespaces_max: u32,
-    /// Changes of access states: the change count of their log.
+    /// Changes of namespaces' access states, and of which namespaces there are: the change count of their log.
     pub(super) access_changes: u64,
     /// A queue has something for another one.
     pub(super) has_call: bool,
@@ -206,25 +231,25 @@ pub(super) struct Seat {
 }
 
 impl Subsystem {
-    /// A subsystem that `hosts` reach under `nqn`. `serial` (20 characters of ASCII) is its own among all.
+    /// A subsystem that `hosts` reach under `nqn`, which may be without namespaces. `serial` (20 characters of ASCII) is
+    /// its own among all.
     pub fn new(
         nqn: &str,
         serial: &str,
         hosts: Hosts,
-        mut namespaces: Vec<Namespace>,
+        namespaces: Vec<Namespace>,
         limits: SubsystemLimits,
     ) -> Result<Subsystem, SubsystemError> {
         if !is_nqn(nqn) {
             return Err(SubsystemError::Name { nqn: nqn.to_owned() });
         }
-        if namespaces.is_empty() || namespaces.len() > LIST_MAX {
-            return Err(SubsystemError::Namespaces { count: namespaces.len() });
+        let content = Content::Namespaces(Vec::new());
+        let mut subsystem = Subsystem::with(nqn, serial, hosts, content, limits);
+        for namespace in namespaces {
+            subsystem.add(namespace)?;
         }
-        for (number, namespace) in (1..).zip(&mut namespaces) {
-            namespace.number = number;
-        }
-        let content = Content::Namespaces(namespaces);
-        Ok(Subsystem::with(nqn, serial, hosts, content, limits))
+        subsystem.access_changes = 0;
+        Ok(subsystem)
     }
 
     /// The discovery subsystem, which tells each host of those in `listed` that it may attach to.
@@ -237,10 +262,6 @@ impl Subsystem {
         let queues_max = limits.queues_max.clamp(1, 127);
         let controller_first = limits.controller_first.clamp(1, CONTROLLER_LAST);
         let controllers_max = limits.controllers_max.min(CONTROLLER_LAST - controller_first + 1);
-        let namespaces_max = match &content {
-            Content::Namespaces(namespaces) => namespaces.len() as u32,
-            Content::Discovery { .. } => 0,
-        };
         Subsystem {
             nqn: nqn.into(),
             serial: serial.into(),
@@ -249,7 +270,6 @@ impl Subsystem {
             limits: SubsystemLimits { controller_first, controllers_max, queues_max },
             controllers: Vec::new(),
             controller_next: 0,
-            namespaces_max,
             access_changes: 0,
             has_call: false,
             started_ns: None,
@@ -277,15 +297,35 @@ impl Subsystem {
         Ok(())
     }
 
+    /// Hosts find `namespace` from now on, and those that want to know are told.
+    pub fn add(&mut self, namespace: Namespace) -> Result<(), Taken> {
+        let (number, volume) = (namespace.number, namespace.volume);
+        let Content::Namespaces(namespaces) = &mut self.content else { return Err(Taken { number }) };
+        if namespaces.iter().any(|one| one.number == number || one.volume == volume) {
+            return Err(Taken { number });
+        }
+        // Lists are "in increasing order".
+        let at = namespaces.partition_point(|one| one.number < number);
+        namespaces.insert(at, namespace);
+        self.changed(number);
+        Ok(())
+    }
+
     /// `volume` is not behind a namespace any more: commands to it are refused, also those that wait, and hosts that
-    /// want to know are told. Its number is not used again.
+    /// want to know are told.
     pub fn remove(&mut self, volume: VolumeId) -> Result<(), Unknown> {
         let number = self.namespace_of(volume)?.number;
         if let Content::Namespaces(namespaces) = &mut self.content {
             namespaces.retain(|one| one.number != number);
         }
-        self.controllers.iter_mut().for_each(|controller| controller.change(number));
+        self.changed(number);
         Ok(())
+    }
+
+    /// A namespace has come or gone, and its group with it.
+    fn changed(&mut self, number: u32) {
+        self.access_changes += 1;
+        self.controllers.iter_mut().for_each(|controller| controller.change(number));
     }
 
     /// Hosts reach `volume` in another state from now on. What was handed out goes on; what waits is refused with the
@@ -367,6 +407,12 @@ impl Subsystem {
     pub(super) fn reach(&self, number: u32) -> Result<&Namespace, Refusal> {
         let namespace = self.namespace(number).ok_or(StatusCode::INVALID_NAMESPACE)?;
         namespace.check_access().map(|()| namespace)
+    }
+
+    /// The same for a command that waited: what has its number now may be another volume.
+    pub(super) fn reach_still(&self, number: u32, volume: VolumeId) -> Result<&Namespace, Refusal> {
+        let namespace = self.reach(number)?;
+        if namespace.volume == volume { Ok(namespace) } else { Err(StatusCode::INVALID_NAMESPACE.into()) }
     }
 
     pub(super) fn is_discovery(&self) -> bool {

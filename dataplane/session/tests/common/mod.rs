@@ -111,6 +111,8 @@ impl Image {
 /// Takes I/Os, with credits for `credits` of them.
 pub struct Recorder {
     pub credits: usize,
+    /// Volumes that have none.
+    pub short: Vec<VolumeId>,
     pub ios: Vec<Io<IoBuffer>>,
     /// Every admission asked for: operation, block, bytes.
     pub asked: Vec<(Op, Lba, u32)>,
@@ -120,13 +122,16 @@ pub struct Recorder {
 
 impl Default for Recorder {
     fn default() -> Self {
-        Recorder { credits: usize::MAX, ios: Vec::new(), asked: Vec::new(), withdrawn: 0 }
+        Recorder { credits: usize::MAX, short: Vec::new(), ios: Vec::new(), asked: Vec::new(), withdrawn: 0 }
     }
 }
 
 impl Sink for Recorder {
-    fn admit(&mut self, _: VolumeId, op: Op, lba: Lba, bytes: u32) -> bool {
+    fn admit(&mut self, volume: VolumeId, op: Op, lba: Lba, bytes: u32) -> bool {
         self.asked.push((op, lba, bytes));
+        if self.short.contains(&volume) {
+            return false;
+        }
         let admitted = self.credits > 0;
         self.credits = self.credits.saturating_sub(1);
         admitted

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use crossbeam_channel::{Receiver, bounded};
 
 use super::*;
+use crate::serve::moving::HandedOver;
 
 const PAGE: usize = 4096;
 
@@ -59,7 +60,7 @@ impl Pair {
         }
     }
 
-    fn begin(&mut self, to: usize) -> Receiver<Result<Moved, MoveError>> {
+    fn begin(&mut self, to: usize) -> Receiver<Result<HandedOver, MoveError>> {
         let (reply, answer) = bounded(1);
         let (owner, now_ns) = (self.owner(), self.now_ns);
         self.server(owner).hand_over(now_ns, VolumeId(0), to, reply);
@@ -78,7 +79,7 @@ impl Pair {
         let answer = self.begin(1 - self.owner());
         for _ in 0..1_000_000 {
             if let Ok(outcome) = answer.try_recv() {
-                return outcome;
+                return outcome.map(|done| done.moved);
             }
             between(self);
             self.turn();
@@ -230,7 +231,10 @@ fn who_cannot_take_a_volume_sends_it_back() {
         assert!(is_answered(client), "it goes on where it was");
     }
     assert_eq!(pair.begin(2).recv().unwrap().unwrap_err(), MoveError::NoWorker { worker: 2, workers: 2 });
-    assert_eq!(pair.begin(0).recv().unwrap().unwrap(), Moved { pause_ns: 0, drain_ns: 0, connections: 4 });
+    assert_eq!(
+        pair.begin(0).recv().unwrap().unwrap().moved,
+        Moved { pause_ns: 0, drain_ns: 0, connections: 4 }
+    );
     let (reply, answer) = bounded(1);
     pair.server(0).hand_over(1, VolumeId(7), 1, reply);
     assert_eq!(answer.recv().unwrap().unwrap_err(), MoveError::Absent(VolumeId(7)));
@@ -241,7 +245,7 @@ fn who_cannot_take_a_volume_sends_it_back() {
     assert_eq!(pair.begin(1).recv().unwrap().unwrap_err(), MoveError::Busy);
     pair.turn();
     pair.turn();
-    assert_eq!(first.recv().unwrap().unwrap().connections, 3);
+    assert_eq!(first.recv().unwrap().unwrap().moved.connections, 3);
     // Home, where nobody is any more.
     pair.servers[0] = None;
     assert_eq!(pair.go(|_| {}).unwrap_err(), MoveError::WorkerGone(0));
