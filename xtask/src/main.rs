@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod etcd;
 mod fuzz;
 mod guest;
 mod policies;

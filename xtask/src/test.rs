@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use crate::tools::{self, Outcome, cargo, show};
-use crate::{fuzz, guest, policies, run, sim};
+use crate::{etcd, fuzz, guest, policies, run, sim};
 
 /// Options of `cargo xtask test`.
 #[derive(clap::Args)]
@@ -35,6 +35,7 @@ pub fn run(args: &Args) -> Outcome {
         fuzz::loom()?;
         fuzz::short()?;
         sim::short()?;
+        etcd::suite(None)?;
     }
     // The end-to-end tests start the daemons as a user would, so they are built first.
     let programs = run::PROGRAMS.iter().flat_map(|name| ["--package", name]);

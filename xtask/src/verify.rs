@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use crate::tools::{self, Outcome, cargo, show};
-use crate::{bench, fuzz, run};
+use crate::{bench, etcd, fuzz, run};
 
 /// Options of `cargo xtask verify`.
 #[derive(clap::Args)]
@@ -29,6 +29,10 @@ enum Step {
     Loom,
     /// Every fuzz target, ten minutes each.
     Fuzz,
+    /// The store's suite over etcd.
+    EtcdSuite,
+    /// A control plane that has its store in etcd.
+    EtcdDaemon,
 }
 
 const CLAIMS: &[Claim] = &[
@@ -96,6 +100,11 @@ const CLAIMS: &[Claim] = &[
             Step::Bench(&["trace"]),
         ],
     },
+    Claim {
+        number: 10,
+        says: "a store in etcd is a store; a control plane there goes on across kill -9 of either",
+        steps: &[Step::EtcdSuite, Step::EtcdDaemon],
+    },
 ];
 
 /// Shows a claim, or lists them.
@@ -144,5 +153,7 @@ fn step(step: &Step, skips: &Path) -> Outcome {
         Step::Bench(words) => bench::run(&bench::Args::of(words)),
         Step::Loom => fuzz::loom(),
         Step::Fuzz => fuzz::run(&fuzz::Args::full()),
+        Step::EtcdSuite => etcd::suite(Some(skips)),
+        Step::EtcdDaemon => etcd::daemon(skips),
     }
 }

@@ -39,8 +39,8 @@ pub enum Input {
 }
 
 /// What the shell does after a step, in this order: all of `writes` (at most [`crate::WRITES_MAX`], each key once) in one
-/// transaction, and only when that is
-/// durable the rest. If it cannot be made durable, nothing of it may be done: the process ends and recovers.
+/// transaction, and only when that is durable the rest. Until then nothing of it may be done, and nothing that was asked
+/// may be answered: the process waits, or ends and recovers.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Effects {
     /// To the store.

@@ -73,8 +73,8 @@ use record::Table;
 use registry::{Answers, Index};
 use schedule::Queue;
 
-/// Writes of one step, at most: what etcd takes in one transaction.
-pub const WRITES_MAX: usize = 128;
+/// Writes of one step, at most: what etcd takes in one transaction, less the shell's record of who writes.
+pub const WRITES_MAX: usize = 127;
 
 /// Changed objects after which a step leaves the rest of its work to the next one. What one piece of work changes
 /// beyond that stays well below [`WRITES_MAX`].

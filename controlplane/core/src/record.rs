@@ -76,8 +76,7 @@ pub enum Record {
 /// The counters of the control plane itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Meta {
-    /// How often it started. The shell compares it in every transaction: a control plane that was replaced and
-    /// does not know it yet cannot write.
+    /// How often it started.
     pub start: u64,
     /// The last id handed out, of each sort.
     pub last: Ids,

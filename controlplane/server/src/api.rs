@@ -18,7 +18,7 @@ use control_core::explain::About;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use store::{KeyRange, Store, WatchError};
+use store::{KeyRange, Store, StoreError, WatchError};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -34,8 +34,9 @@ use crate::{objects, policies};
 /// their own.
 const BODY_BYTES_MAX: usize = 2 << 20;
 /// Longest request as it is kept; one with the most and the longest rules has room.
-const REQUEST_BYTES_MAX: usize = 768 << 10;
-// With what else is kept of it.
+pub const REQUEST_BYTES_MAX: usize = 640 << 10;
+// It is kept as asked for and as what was made of it, with what else is kept of either.
+const _: () = assert!(2 * (REQUEST_BYTES_MAX + (64 << 10)) <= store::TRANSACTION_BYTES_MAX);
 const _: () = assert!(REQUEST_BYTES_MAX + (64 << 10) <= store::VALUE_BYTES_MAX);
 /// Watches at a time; each has a thread that waits.
 const WATCHES_MAX: usize = 64;
@@ -140,6 +141,15 @@ pub fn busy(busy: Busy) -> No {
     (StatusCode::SERVICE_UNAVAILABLE, Json(busy.into()))
 }
 
+/// The store did not do what it was asked.
+pub fn store_failed(error: &StoreError) -> No {
+    let status = match error {
+        StoreError::Away(_) => StatusCode::SERVICE_UNAVAILABLE,
+        StoreError::Failed(_) | StoreError::Refused(_) => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    refusal(status, error.to_string())
+}
+
 fn status_of(refused: &Refused) -> StatusCode {
     match refused {
         Refused::NotFound(_) => StatusCode::NOT_FOUND,
@@ -164,7 +174,15 @@ async fn change(
         let what = format!("the request is longer than {REQUEST_BYTES_MAX} bytes; ask for less at a time");
         return Err(refusal(StatusCode::UNPROCESSABLE_ENTITY, what));
     }
-    let outcome = shell.driver.request(request).await.map_err(busy)?;
+    let outcome = match shell.driver.request(request).await {
+        Ok(outcome) => outcome,
+        Err(why) => {
+            if matches!(why, Busy::Away(_)) {
+                shell.audit.write(&peer, asked, json!({ "not_known": why.to_string() }));
+            }
+            return Err(busy(why));
+        }
+    };
     let told = match &outcome {
         Ok(answer) => json!({ "done": answer }),
         Err(refused) => json!({ "refused": refused.to_string() }),
@@ -249,22 +267,28 @@ async fn watch(
         let what = format!("there are {WATCHES_MAX} watches; end one");
         return Err(refusal(StatusCode::TOO_MANY_REQUESTS, what));
     };
-    let failed =
-        |error: &dyn std::fmt::Display| refusal(StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
     // Who names what cannot be must not miss changes without a word.
     let last = |value: &HeaderValue| {
         let last: Option<u64> = value.to_str().ok().and_then(|text| text.parse().ok());
         last.ok_or_else(|| refusal(StatusCode::BAD_REQUEST, "Last-Event-ID is the id of an event, a number"))
     };
     let last = headers.get("last-event-id").map(last).transpose()?;
-    let revision = match last.map(|last| last.saturating_add(1)).or(begin.from) {
-        Some(revision) => revision,
-        None => shell.store.revision().map_err(|error| failed(&error))? + 1,
-    };
+    let from = last.map(|last| last.saturating_add(1)).or(begin.from);
     let range = KeyRange::prefix(&format!("{CORE}{}", begin.prefix));
-    let mut watch = shell.store.watch(range, revision).map_err(|error| match error {
+    let store = Arc::clone(&shell.store);
+    // A store elsewhere may take its time.
+    let begun = tokio::task::spawn_blocking(move || {
+        let from = match from {
+            Some(revision) => revision,
+            None => store.revision()? + 1,
+        };
+        store.watch(range, from)
+    });
+    let begun =
+        begun.await.map_err(|failure| refusal(StatusCode::INTERNAL_SERVER_ERROR, failure.to_string()))?;
+    let mut watch = begun.map_err(|error| match error {
         WatchError::Compacted { .. } => refusal(StatusCode::GONE, error.to_string()),
-        WatchError::Store(error) => failed(&error),
+        WatchError::Store(error) => store_failed(&error),
     })?;
     let (to, events) = mpsc::channel::<Result<Event, std::convert::Infallible>>(16);
     tokio::task::spawn_blocking(move || {

@@ -1,16 +1,21 @@
 //! The daemon's one file; docs/controlplane.example.toml has every key with unit and default.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use axum::http::Uri;
 use serde::Deserialize;
 
 /// A whole file.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct File {
-    /// Where everything is kept that must not be forgotten: a folder. The store, policies, decision log, audit log.
+    /// Where everything is kept that must not be forgotten: a folder. The store unless it is elsewhere, policies,
+    /// decision log, audit log.
     pub directory: PathBuf,
+    /// Where the store is.
+    #[serde(default)]
+    pub store: Kept,
     /// Where nodes and people come in.
     #[serde(default)]
     pub listen: Listen,
@@ -38,11 +43,31 @@ pub struct Listen {
     pub node_token: Option<PathBuf>,
 }
 
+/// What keys in etcd begin with by default.
+pub const PREFIX: &str = "tidegate/";
+
 impl Default for Listen {
     fn default() -> Listen {
         let at = vec!["/run/tidegate/controlplane.sock".to_owned()];
         Listen { at, certificate: None, key: None, token: None, node_token: None }
     }
+}
+
+/// `[store]`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Kept {
+    /// Addresses of the members of an etcd cluster, like `http://127.0.0.1:2379`. Default: none, the store is a file
+    /// in `directory`.
+    pub etcd: Vec<String>,
+    /// What all keys begin with there. Default `tidegate/`.
+    pub prefix: Option<String>,
+    /// Certificates of the authorities that members are signed by, PEM. Needed for `https`.
+    pub authority: Option<PathBuf>,
+    /// The control plane's own certificate, for members that ask for one, PEM.
+    pub certificate: Option<PathBuf>,
+    /// Its key, PEM.
+    pub key: Option<PathBuf>,
 }
 
 /// `[liveness]`
@@ -135,12 +160,71 @@ fn check(file: File) -> Result<Config, String> {
     if listen.certificate.is_some() != listen.key.is_some() {
         return Err("listen.certificate and listen.key belong together".to_owned());
     }
+    check_store(&file.store)?;
     let places = listen.at.iter().map(|text| place(listen, text)).collect::<Result<_, _>>()?;
     let (suspect, lost) = (file.liveness.suspect_after_ms, file.liveness.lost_after_ms);
     if suspect.unwrap_or(750) >= lost.unwrap_or(1_500) {
         return Err("liveness.suspect_after_ms must be less than liveness.lost_after_ms".to_owned());
     }
     Ok(Config { file, places })
+}
+
+/// Longest prefix of the keys in etcd.
+const PREFIX_BYTES_MAX: usize = 64;
+
+fn check_store(store: &Kept) -> Result<(), String> {
+    let more = [&store.authority, &store.certificate, &store.key];
+    if store.etcd.is_empty() {
+        let more = store.prefix.is_some() || more.iter().any(|path| path.is_some());
+        return if more {
+            Err("[store] has keys for etcd, but store.etcd names no member".into())
+        } else {
+            Ok(())
+        };
+    }
+    if !cfg!(feature = "etcd") {
+        return Err("store.etcd: this control plane was built without etcd; build it with \
+                    `cargo build --release -p server --features etcd` (protoc must be there, Debian: \
+                    protobuf-compiler), or leave [store] out to have the store in a file"
+            .into());
+    }
+    check_etcd(store)
+}
+
+fn check_etcd(store: &Kept) -> Result<(), String> {
+    if store.certificate.is_some() != store.key.is_some() {
+        return Err("store.certificate and store.key belong together".into());
+    }
+    let prefix = store.prefix.as_deref().unwrap_or(PREFIX);
+    if prefix.is_empty()
+        || prefix.len() > PREFIX_BYTES_MAX
+        || !prefix.bytes().all(|byte| byte.is_ascii_graphic())
+    {
+        return Err(format!("store.prefix is 1 to {PREFIX_BYTES_MAX} letters of ASCII without spaces"));
+    }
+    store.etcd.iter().try_for_each(|address| check_member(store, address))
+}
+
+fn check_member(store: &Kept, address: &str) -> Result<(), String> {
+    let uri: Option<Uri> = address.parse().ok();
+    let parts = uri.as_ref().and_then(|uri| Some((uri.scheme_str()?, uri.host()?)));
+    let Some((scheme @ ("http" | "https"), host)) = parts else {
+        return Err(format!("store.etcd: \"{address}\" is no address like http://127.0.0.1:2379"));
+    };
+    let bare = host.trim_matches(['[', ']']);
+    let here = host == "localhost" || bare.parse().is_ok_and(|address: IpAddr| address.is_loopback());
+    if scheme == "http" && !here {
+        return Err(format!(
+            "store.etcd: {address} is elsewhere; reach it with https and set store.authority"
+        ));
+    }
+    if scheme == "http" && store.authority.is_some() {
+        return Err(format!("store.etcd: {address} is without TLS, and store.authority is set; write https"));
+    }
+    if scheme == "https" && store.authority.is_none() {
+        return Err(format!("store.etcd: {address} needs store.authority, by which members are known"));
+    }
+    Ok(())
 }
 
 fn place(listen: &Listen, text: &str) -> Result<Place, String> {
@@ -187,11 +271,44 @@ mod tests {
             ("directory = \"/x\"\n[listen]\nat = [\"localhost\"]", "neither"),
             ("directory = \"/x\"\n[listen]\nkey = \"k\"", "belong together"),
             ("directory = \"/x\"\n[liveness]\nlost_after_ms = 700", "less than"),
+            ("directory = \"/x\"\n[store]\nprefix = \"a/\"", "names no member"),
+            ("directory = \"/x\"\n[store]\nredb = \"a\"", "unknown field"),
         ] {
             let refused = checked(text).unwrap_err();
             assert!(refused.contains(what), "{text}: {refused}");
         }
         let missing = read(Path::new("/nowhere/at/all")).unwrap_err();
         assert!(matches!(missing, ConfigError::Io { .. }), "{missing}");
+    }
+
+    #[cfg(not(feature = "etcd"))]
+    #[test]
+    fn without_etcd_in_it_an_address_of_etcd_is_refused_with_how_to_build_it() {
+        let refused = checked("directory = \"/x\"\n[store]\netcd = [\"http://127.0.0.1:2379\"]").unwrap_err();
+        assert!(
+            refused.contains("-p server --features etcd") && refused.contains("protobuf-compiler"),
+            "{refused}"
+        );
+    }
+
+    #[test]
+    fn an_etcd_elsewhere_is_reached_with_tls_only() {
+        // Whether it is built with etcd or not.
+        let with = |lines: &str| check_etcd(&toml::from_str(lines).unwrap());
+        for address in ["http://127.0.0.1:2379", "http://localhost:2379", "http://[::1]:2379"] {
+            with(&format!("etcd = [\"{address}\"]")).unwrap();
+        }
+        with("etcd = [\"https://etcd-1:2379\", \"https://10.0.0.2:2379\"]\nauthority = \"/a\"").unwrap();
+        for (lines, what) in [
+            ("etcd = [\"http://10.0.0.2:2379\"]", "elsewhere"),
+            ("etcd = [\"127.0.0.1:2379\"]", "no address"),
+            ("etcd = [\"https://etcd-1:2379\"]", "needs store.authority"),
+            ("etcd = [\"http://127.0.0.1:2379\"]\nauthority = \"/a\"", "without TLS"),
+            ("etcd = [\"http://127.0.0.1:2379\"]\nkey = \"/a\"", "belong together"),
+            ("etcd = [\"http://127.0.0.1:2379\"]\nprefix = \"\"", "1 to 64"),
+        ] {
+            let refused = with(lines).unwrap_err();
+            assert!(refused.contains(what), "{lines}: {refused}");
+        }
     }
 }

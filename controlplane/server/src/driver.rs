@@ -4,11 +4,14 @@
 //! writes of all these steps durable together, and only then sends, answers and asks. So nobody hears of
 //! anything that a crash could undo, and a burst costs one sync of the disk.
 //!
+//! A store elsewhere may be away ([`Turns::commit`]). Then the core stands still where it is, whoever asks hears so at
+//! once, and the same writes are tried until they are known to be durable.
+//!
 //! Invariants: the process ends when a transaction fails, since what it did is not known then; a full queue refuses
 //! ([`Busy`]) instead of growing, which nodes make good by saying how things are again.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use contract::{Answer, FromNode, Refused, Request, ToNode};
@@ -16,7 +19,7 @@ use control_core::{Core, Effects, Input, Key, Record};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use store::{KeyRange, Store, StoreError};
 use tokio::sync::{mpsc, oneshot};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 use verdict::{Decided, Verdict};
 
 use crate::policies::Policies;
@@ -28,6 +31,8 @@ const QUEUE: usize = 4096;
 const STEPS_MAX: usize = 256;
 /// Entries read at once when the store is read.
 const PAGE: usize = 4096;
+/// Time from one attempt to write to the next while the store is away.
+const AGAIN: Duration = Duration::from_millis(250);
 /// Under this the core's records are stored; the rest of the store is the shell's.
 pub const CORE: &str = "core/";
 
@@ -44,10 +49,19 @@ enum Job {
     Stop,
 }
 
-/// The queue is full: try again soon.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the control plane has more to do than it can take; try again in a second")]
-pub struct Busy;
+/// It cannot be done now: try again soon.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Busy {
+    /// The queue is full.
+    #[error("the control plane has more to do than it can take; try again in a second")]
+    Full,
+    /// The store is away.
+    #[error(
+        "the control plane goes on when its store does; whether a change that was asked for is made is known then: look, \
+         or ask again with the same idempotency key: {0}"
+    )]
+    Away(Arc<str>),
+}
 
 /// Why there is no core.
 #[derive(Debug, thiserror::Error)]
@@ -83,27 +97,54 @@ pub enum Ended {
 #[derive(Clone)]
 pub struct Driver {
     jobs: Sender<Job>,
+    away: Away,
 }
 
 /// The other end, until it is started.
 pub struct Seat {
     jobs: Receiver<Job>,
+    away: Away,
+}
+
+/// Why the store does not answer, while it does not.
+#[derive(Clone, Default)]
+struct Away(Arc<Mutex<Option<Arc<str>>>>);
+
+impl Away {
+    fn set(&self, why: Option<Arc<str>>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = why;
+    }
+
+    fn why(&self) -> Option<Busy> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone().map(Busy::Away)
+    }
 }
 
 impl Driver {
     /// A driver whose thread is not started yet, so that what it uses can know it.
     pub fn new() -> (Driver, Seat) {
         let (sender, jobs) = bounded(QUEUE);
-        (Driver { jobs: sender }, Seat { jobs })
+        let away = Away::default();
+        (Driver { jobs: sender, away: away.clone() }, Seat { jobs, away })
     }
 
     fn put(&self, job: Job) -> Result<(), Busy> {
-        self.jobs.try_send(job).map_err(|_| Busy)
+        self.jobs.try_send(job).map_err(|_| Busy::Full)
+    }
+
+    /// Puts a job that would have to wait for the store.
+    fn put_unless_away(&self, job: Job) -> Result<(), Busy> {
+        self.away.why().map_or_else(|| self.put(job), Err)
+    }
+
+    /// Why a job was let go.
+    fn let_go(&self) -> Busy {
+        self.away.why().unwrap_or(Busy::Full)
     }
 
     /// A node is connected; what it should hear goes to `to`.
     pub fn opened(&self, session: u64, to: mpsc::Sender<ToNode>) -> Result<(), Busy> {
-        self.put(Job::Opened { session, to })
+        self.put_unless_away(Job::Opened { session, to })
     }
 
     /// A node said something. It may be lost: nodes say how things are, again and again.
@@ -125,8 +166,8 @@ impl Driver {
     /// Asks for something.
     pub async fn request(&self, request: Request) -> Result<Result<Answer, Refused>, Busy> {
         let (reply, answer) = oneshot::channel();
-        self.put(Job::Request { request, reply })?;
-        answer.await.map_err(|_ended| Busy)
+        self.put_unless_away(Job::Request { request, reply })?;
+        answer.await.map_err(|_let_go| self.let_go())
     }
 
     /// Looks at the core between two steps.
@@ -139,8 +180,8 @@ impl Driver {
             // Whoever looked may have given up.
             let _ = reply.send(look(core));
         });
-        self.put(Job::Look(look))?;
-        answer.await.map_err(|_ended| Busy)
+        self.put_unless_away(Job::Look(look))?;
+        answer.await.map_err(|_let_go| self.let_go())
     }
 
     /// Ends the thread of the core after what waits now.
@@ -149,23 +190,15 @@ impl Driver {
     }
 }
 
-/// Reads what the store has of the core. Its first step writes that it started: from then on, whoever had the store
-/// before cannot write.
-pub fn recover(
-    store: &dyn Store,
-    config: control_core::Config,
-) -> Result<(Core, store::Revision), StartError> {
+/// Reads what the store has of the core. Nobody else may write meanwhile ([`Writes::begin`]).
+pub fn recover(store: &dyn Store, config: control_core::Config) -> Result<Core, StartError> {
     let mut records = Vec::new();
     let mut range = KeyRange::prefix(CORE);
-    let mut meta = 0;
     loop {
         let page = store.range(&range, PAGE)?;
         for (key, entry) in &page.entries {
             let record: Record = serde_json::from_slice(&entry.value)
                 .map_err(|error| StartError::Record { key: key.clone(), why: error.to_string() })?;
-            if matches!(record, Record::Meta(_)) {
-                meta = entry.modified;
-            }
             records.push(record);
         }
         match page.entries.last().filter(|_| page.more) {
@@ -173,7 +206,7 @@ pub fn recover(
             None => break,
         }
     }
-    Ok((Core::recover(config, records), meta))
+    Ok(Core::recover(config, records))
 }
 
 /// Where the store has a record of the core.
@@ -185,8 +218,8 @@ pub fn key(key: &Key) -> String {
 pub struct Work {
     /// The core, recovered.
     pub core: Core,
-    /// Revision of its meta record.
-    pub meta: store::Revision,
+    /// What it writes with.
+    pub writes: Writes,
     /// Where it is stored.
     pub store: Arc<dyn Store>,
     /// Who decides.
@@ -196,11 +229,14 @@ pub struct Work {
 impl Seat {
     /// Starts the thread; `ended` hears when it ends, and why if it was not asked to.
     pub fn start(self, work: Work, ended: oneshot::Sender<Option<Ended>>) -> Result<(), StartError> {
-        let Work { core, meta, store, policies } = work;
+        let Work { core, writes, store, policies } = work;
         let turns = Turns {
             core,
-            writes: Writes::new(Arc::clone(&store), meta),
+            writes,
             store,
+            away: self.away,
+            kept: VecDeque::new(),
+            stopping: false,
             policies,
             started: Instant::now(),
             sessions: BTreeMap::new(),
@@ -220,6 +256,12 @@ struct Turns {
     core: Core,
     writes: Writes,
     store: Arc<dyn Store>,
+    /// Set while the store is away.
+    away: Away,
+    /// Jobs from that time that are said once.
+    kept: VecDeque<Job>,
+    /// The daemon ends.
+    stopping: bool,
     policies: Policies,
     started: Instant,
     sessions: BTreeMap<u64, mpsc::Sender<ToNode>>,
@@ -231,54 +273,106 @@ impl Turns {
     fn run(mut self, jobs: &Receiver<Job>) -> Result<(), Ended> {
         let mut wake_ms = 0;
         let mut passed = Instant::now();
-        loop {
+        while !self.stopping {
+            let (mut effects, mut looks) = (Effects::default(), Vec::new());
             let wait = Duration::from_millis(wake_ms).saturating_sub(self.started.elapsed());
-            let first = match jobs.recv_timeout(wait) {
+            let mut next = match self.kept.pop_front().map_or_else(|| jobs.recv_timeout(wait), Ok) {
                 Ok(job) => Some(job),
-                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Timeout) => {
+                    self.step(Input::Tick, &mut effects)?;
+                    None
+                }
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             };
-            let (mut effects, mut looks, mut stop) = (Effects::default(), Vec::new(), false);
-            if first.is_none() {
-                self.step(Input::Tick, &mut effects)?;
-            }
-            for job in first.into_iter().chain(jobs.try_iter()).take(STEPS_MAX) {
+            for _ in 0..STEPS_MAX {
+                let Some(job) =
+                    next.take().or_else(|| self.kept.pop_front()).or_else(|| jobs.try_recv().ok())
+                else {
+                    break;
+                };
                 match job {
-                    Job::Opened { session, to } => drop(self.sessions.insert(session, to)),
-                    Job::Said { session, message } => {
-                        self.step(Input::Node { session, message }, &mut effects)?;
-                    }
-                    Job::Closed { session } => {
-                        self.sessions.remove(&session);
-                        self.step(Input::Closed { session }, &mut effects)?;
-                    }
-                    Job::Request { request, reply } => {
-                        self.next_token += 1;
-                        self.replies.insert(self.next_token, reply);
-                        self.step(Input::Request { token: self.next_token, request }, &mut effects)?;
-                    }
-                    Job::Decided { ask, decided } => {
-                        self.step(Input::Decided { ask, decided }, &mut effects)?
-                    }
                     Job::Look(look) => looks.push(look),
                     Job::Stop => {
-                        stop = true;
+                        self.stopping = true;
                         break;
                     }
+                    job => self.take(job, &mut effects)?,
                 }
             }
             if effects.wake_ms > 0 {
                 wake_ms = effects.wake_ms;
             }
-            self.writes.commit()?;
+            if !self.commit(jobs, &mut looks)? {
+                return Ok(());
+            }
             self.perform(effects);
             looks.into_iter().for_each(|look| look(&self.core));
             self.store.pass(passed.elapsed())?;
             passed = Instant::now();
-            if stop {
+        }
+        Ok(())
+    }
+
+    /// Has the core take a job that it has something to do with.
+    fn take(&mut self, job: Job, effects: &mut Effects) -> Result<(), Ended> {
+        let input = match job {
+            Job::Opened { session, to } => {
+                self.sessions.insert(session, to);
                 return Ok(());
             }
+            Job::Said { session, message } => Input::Node { session, message },
+            Job::Closed { session } => {
+                self.sessions.remove(&session);
+                Input::Closed { session }
+            }
+            Job::Request { request, reply } => {
+                self.next_token += 1;
+                self.replies.insert(self.next_token, reply);
+                Input::Request { token: self.next_token, request }
+            }
+            Job::Decided { ask, decided } => Input::Decided { ask, decided },
+            // These two are the loop's.
+            Job::Look(_) | Job::Stop => return Ok(()),
+        };
+        self.step(input, effects)
+    }
+
+    /// Makes durable what was written. While the store is away it is tried again and again, and everybody hears so;
+    /// false if the daemon is to end meanwhile: what was written then is as if it had ended before.
+    fn commit(&mut self, jobs: &Receiver<Job>, looks: &mut Vec<Look>) -> Result<bool, Ended> {
+        let mut since = None;
+        loop {
+            let why = match self.writes.commit() {
+                Err(Ended::Store(why @ StoreError::Away(_))) => why.to_string(),
+                Err(ended) => return Err(ended),
+                Ok(()) => break,
+            };
+            if since.is_none() {
+                error!("the core stands still until it can write: {why}");
+                since = Some(Instant::now());
+            }
+            self.away.set(Some(why.into()));
+            // Their askers hear why; the answers are kept under their keys.
+            self.replies.clear();
+            looks.clear();
+            let again = Instant::now() + AGAIN;
+            loop {
+                match jobs.recv_deadline(again) {
+                    Err(RecvTimeoutError::Timeout) => break,
+                    Ok(Job::Stop) | Err(RecvTimeoutError::Disconnected) => return Ok(false),
+                    // Askers hear why, and nodes say how things are again.
+                    Ok(
+                        Job::Request { .. } | Job::Look(_) | Job::Said { message: FromNode::Report(_), .. },
+                    ) => {}
+                    Ok(job) => self.kept.push_back(job),
+                }
+            }
         }
+        if let Some(since) = since {
+            self.away.set(None);
+            info!("the store is back after {:.1} s; the core goes on", since.elapsed().as_secs_f64());
+        }
+        Ok(true)
     }
 
     fn step(&mut self, input: Input, all: &mut Effects) -> Result<(), Ended> {

@@ -30,7 +30,7 @@ use store::{Store, StoreError};
 use tracing::{error, warn};
 use verdict::{Decide, Kind};
 
-use crate::api::{No, Shell, refusal};
+use crate::api::{No, Shell, refusal, store_failed};
 use crate::doors::Peer;
 use crate::driver::Driver;
 use crate::openapi::Route;
@@ -54,6 +54,8 @@ struct Inner {
     store: Arc<dyn Store>,
     /// What the store says, by kind.
     stored: Mutex<BTreeMap<&'static str, stored::Stored>>,
+    /// Held by who stores a state.
+    keeping: Mutex<()>,
     questions: BTreeMap<&'static str, Sender<control_core::Ask>>,
     /// Places of the threads, by kind.
     seats: BTreeMap<&'static str, Seat>,
@@ -105,10 +107,18 @@ impl Policies {
             questions.insert(kind.name(), sender);
             threads.push((kind, asked));
         }
-        let (folder, stored) = (kept, Mutex::default());
+        let (folder, stored, keeping) = (kept, Mutex::default(), Mutex::default());
         let seats: BTreeMap<_, _> = Kind::ALL.iter().map(|kind| (kind.name(), host.seat())).collect();
-        let policies =
-            Policies(Arc::new(Inner { host, folder, log, store, stored, questions, seats: seats.clone() }));
+        let policies = Policies(Arc::new(Inner {
+            host,
+            folder,
+            log,
+            store,
+            stored,
+            keeping,
+            questions,
+            seats: seats.clone(),
+        }));
         policies.restore()?;
         for ((kind, asked), seat) in threads.into_iter().zip(Kind::ALL.map(|kind| seats[kind.name()].clone()))
         {
@@ -267,8 +277,8 @@ fn conflict(why: ActivateError) -> No {
 }
 
 fn unkept(error: StoreError) -> No {
-    let what = format!("it is done, and the store does not say so after a restart: {error}");
-    refusal(StatusCode::INTERNAL_SERVER_ERROR, what)
+    let (status, _) = store_failed(&error);
+    refusal(status, format!("it is done, and the store does not say so after a restart: {error}"))
 }
 
 /// What became active.

@@ -1,13 +1,14 @@
 //! The daemon's life: everything is opened, then the core is recovered, then the doors open; and the way back.
 
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::Router;
-use store::{Local, OpenError, Store};
+use store::{Local, OpenError, Store, StoreError};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::access::{self, TokenError, Tokens};
 use crate::api::{self, Shell};
@@ -17,6 +18,7 @@ use crate::doors::{DoorError, Doors, Peer};
 use crate::driver::{self, Driver, Ended, StartError, Work};
 use crate::nodes::Live;
 use crate::policies::{Policies, PoliciesError};
+use crate::writes::Writes;
 
 /// Why a control plane does not run.
 #[derive(Debug, thiserror::Error)]
@@ -37,7 +39,13 @@ pub enum RunError {
     Token(#[from] TokenError),
     /// The store's file.
     #[error(transparent)]
-    Store(#[from] OpenError),
+    File(#[from] OpenError),
+    /// The store elsewhere.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Somebody else has the folder.
+    #[error("another control plane is using {}; it has one at a time", .0.display())]
+    Used(PathBuf),
     /// The core.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -74,16 +82,19 @@ async fn serve(config: &Config, ready: impl FnOnce(&str)) -> Result<(), RunError
     let failed = |path: &Path, source| RunError::Folder { path: path.to_owned(), source };
     std::fs::create_dir_all(folder).map_err(|source| failed(folder, source))?;
     let tokens = Tokens::read(&config.file.listen)?;
-    // Only one process can have it: what follows runs once.
-    let store: Arc<dyn Store> = Arc::new(Local::open(&folder.join("store.redb"))?);
+    let _alone = lock(folder)?;
+    let store = open_store(config)?;
+    // Before anything of it is read.
+    let writes = Writes::begin(Arc::clone(&store), seed())?;
     let audit_path = folder.join("audit.log");
     let audit = Arc::new(Audit::open(&audit_path).map_err(|source| failed(&audit_path, source))?);
     let (driver, seat) = Driver::new();
     let policies = Policies::open(folder, Arc::clone(&store), &driver)?;
-    let (core, meta) = driver::recover(&*store, core_config(config))?;
+    let core = driver::recover(&*store, core_config(config))?;
     info!(start = core.start(), volumes = core.volumes().count(), nodes = core.nodes().count(), "recovered");
     let (tell, mut ended) = oneshot::channel();
-    seat.start(Work { core, meta, store: Arc::clone(&store), policies: policies.clone() }, tell)?;
+    let work = Work { core, writes, store: Arc::clone(&store), policies: policies.clone() };
+    seat.start(work, tell)?;
     let doors = Doors::open(&config.file.listen, &config.places).await?;
     let line = format!("the control plane is running at {}", doors.shown().join(" and "));
     let shell = Shell {
@@ -115,6 +126,54 @@ async fn serve(config: &Config, ready: impl FnOnce(&str)) -> Result<(), RunError
     }
 }
 
+/// Has a folder to itself for as long as the file is open.
+fn lock(folder: &Path) -> Result<File, RunError> {
+    let path = folder.join("lock");
+    let failed = |source| RunError::Folder { path: path.clone(), source };
+    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(RunError::Used(folder.to_owned())),
+        Err(TryLockError::Error(source)) => Err(failed(source)),
+    }
+}
+
+fn open_store(config: &Config) -> Result<Arc<dyn Store>, RunError> {
+    let file = config.file.directory.join("store.redb");
+    if config.file.store.etcd.is_empty() {
+        return Ok(Arc::new(Local::open(&file)?));
+    }
+    if file.exists() {
+        warn!("{} is not used: the configuration has the store in etcd", file.display());
+    }
+    open_etcd(&config.file.store)
+}
+
+#[cfg(feature = "etcd")]
+fn open_etcd(kept: &config::Kept) -> Result<Arc<dyn Store>, RunError> {
+    let read =
+        |path: &PathBuf| std::fs::read(path).map_err(|source| ConfigError::Io { path: path.clone(), source });
+    let identity = match (&kept.certificate, &kept.key) {
+        (Some(certificate), Some(key)) => {
+            Some(store::Identity { certificate: read(certificate)?, key: read(key)? })
+        }
+        _ => None,
+    };
+    let authority = kept.authority.as_ref().map(read).transpose()?;
+    let cluster = store::Cluster {
+        endpoints: kept.etcd.clone(),
+        prefix: kept.prefix.clone().unwrap_or_else(|| config::PREFIX.to_owned()),
+        tls: authority.map(|authority| store::Tls { authority, identity }),
+    };
+    Ok(Arc::new(store::Etcd::connect(&cluster)?))
+}
+
+#[cfg(not(feature = "etcd"))]
+fn open_etcd(_: &config::Kept) -> Result<Arc<dyn Store>, RunError> {
+    // INVARIANT: the configuration was checked, and has no address of etcd here.
+    unreachable!("a configuration with etcd was taken without it")
+}
+
 fn core_config(config: &Config) -> control_core::Config {
     let default = control_core::Config::default();
     let (liveness, work) = (&config.file.liveness, &config.file.work);
@@ -129,7 +188,7 @@ fn core_config(config: &Config) -> control_core::Config {
     }
 }
 
-/// Where this start's randomness begins: spread by the hasher's own keys, which the system chose.
+/// A number that no other start has, where its randomness begins: spread by the hasher's own keys, which the system chose.
 fn seed() -> u64 {
     use std::hash::{BuildHasher, RandomState};
     RandomState::new().hash_one(std::process::id())

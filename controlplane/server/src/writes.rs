@@ -1,70 +1,122 @@
-//! What the core's steps write, gathered into as few transactions as the store allows.
+//! What the steps of a turn wrote, made durable: in as few transactions as the store allows.
 //!
-//! Invariants: the writes of one step lie in one transaction, in the order of the steps; every transaction demands
-//! that the core's meta record is as this control plane knows it, so one that was replaced writes nothing.
+//! The writer's record is in every transaction: it must be as this control plane left it, and says then which
+//! transaction was the last one. So one that was replaced writes nothing, and a transaction that a store elsewhere did
+//! not answer is tried again without being done twice, however late the first attempt arrives (decision 065).
+//!
+//! Invariants: the writes of one step lie in one transaction, in the order of the steps; what could not be written
+//! stays, and is written first.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use control_core::{Key, Record, Write};
-use store::{OPERATIONS_MAX, Outcome, Revision, Store, StoreError, Transaction};
+use control_core::{Record, Write};
+use store::{
+    OPERATIONS_MAX, Operation, Outcome, Revision, Store, StoreError, TRANSACTION_BYTES_MAX, Transaction,
+};
 
 use crate::driver::{Ended, key};
 
-// A step always has room in a transaction of its own.
-const _: () = assert!(control_core::WRITES_MAX <= OPERATIONS_MAX);
+/// Where the store has the writer's record.
+const WRITER: &str = "writer";
+/// What the writer's record adds to a transaction, bytes, at most.
+const WRITER_BYTES: usize = 512;
+
+// A step always has room in a transaction of its own, beside the writer's record.
+const _: () = assert!(control_core::WRITES_MAX < OPERATIONS_MAX);
 
 /// See the module's documentation.
 pub struct Writes {
     store: Arc<dyn Store>,
-    /// Revision of the meta record.
-    meta: Revision,
-    /// Not durable yet; of several steps the last write of a key counts.
-    pending: BTreeMap<String, Option<Record>>,
+    /// Revision of the writer's record.
+    writer: Revision,
+    /// Who we are there, and how often we wrote.
+    name: u64,
+    count: u64,
+    /// Not durable yet, in order; only the last one takes more.
+    pending: VecDeque<Pending>,
+}
+
+/// A transaction to be: of several steps the last write of a key counts.
+#[derive(Default)]
+struct Pending {
+    operations: BTreeMap<String, Operation>,
+    bytes: usize,
+}
+
+impl Pending {
+    fn take(&mut self, operation: Operation) {
+        self.bytes += operation.bytes();
+        if let Some(before) = self.operations.insert(operation.key().to_owned(), operation) {
+            self.bytes -= before.bytes();
+        }
+    }
+
+    fn has_room(&self, step: &[Operation]) -> bool {
+        let new = step.iter().filter(|one| !self.operations.contains_key(one.key())).count();
+        let bytes: usize = step.iter().map(Operation::bytes).sum();
+        self.operations.len() + new < OPERATIONS_MAX
+            && self.bytes + bytes + WRITER_BYTES <= TRANSACTION_BYTES_MAX
+    }
 }
 
 impl Writes {
-    /// With nothing to write; `meta` is the revision of the core's meta record.
-    pub fn new(store: Arc<dyn Store>, meta: Revision) -> Writes {
-        Writes { store, meta, pending: BTreeMap::new() }
+    /// Takes the store over, with nothing to write yet: from here on whoever had it before writes nothing. `name`
+    /// tells this start from others.
+    pub fn begin(store: Arc<dyn Store>, name: u64) -> Result<Writes, StoreError> {
+        let took = store.transact(&Transaction::new().put(WRITER, format!("{name:016x}")))?;
+        let writer = match took {
+            Outcome::Done { revision } => revision,
+            // INVARIANT: nothing is compared.
+            Outcome::Conflict { .. } => unreachable!("a transaction without compares conflicts with nothing"),
+        };
+        Ok(Writes { store, writer, name, count: 0, pending: VecDeque::new() })
     }
 
-    /// Takes those of one step. What was taken before is made durable now if both have no room in one transaction.
-    pub fn add(&mut self, step: Vec<Write>) -> Result<(), Ended> {
-        let step: Vec<_> = step.into_iter().map(|write| (key(&write.key), write.record)).collect();
-        let new = step.iter().filter(|(key, _)| !self.pending.contains_key(key)).count();
-        if self.pending.len() + new > OPERATIONS_MAX {
-            self.commit()?;
-        }
-        self.pending.extend(step);
-        Ok(())
-    }
-
-    /// Makes everything that was taken durable.
-    pub fn commit(&mut self) -> Result<(), Ended> {
-        if self.pending.is_empty() {
+    /// Takes those of one step.
+    pub fn add(&mut self, step: Vec<Write>) -> Result<(), StoreError> {
+        if step.is_empty() {
             return Ok(());
         }
-        let meta = key(&Key::Meta);
-        let changes_meta = self.pending.contains_key(&meta);
-        let mut transaction = Transaction::new().expect(meta, self.meta);
-        for (key, record) in std::mem::take(&mut self.pending) {
-            transaction = match record {
-                Some(record) => {
-                    let value =
-                        serde_json::to_vec(&record).map_err(|error| StoreError::Failed(Box::new(error)))?;
-                    transaction.put(key, value)
-                }
-                None => transaction.delete(key),
-            };
+        let step = step.into_iter().map(operation).collect::<Result<Vec<_>, _>>()?;
+        if self.pending.back().is_none_or(|last| !last.has_room(&step)) {
+            self.pending.push_back(Pending::default());
         }
-        match self.store.transact(&transaction)? {
-            Outcome::Done { revision } if changes_meta => self.meta = revision,
-            Outcome::Done { .. } => {}
-            Outcome::Conflict { .. } => return Err(Ended::Overtaken),
+        if let Some(last) = self.pending.back_mut() {
+            step.into_iter().for_each(|operation| last.take(operation));
         }
         Ok(())
     }
+
+    /// Makes everything that was taken durable. After an error it can be tried again.
+    pub fn commit(&mut self) -> Result<(), Ended> {
+        while let Some(next) = self.pending.front() {
+            let says = format!("{:016x} {}", self.name, self.count);
+            let mut transaction = Transaction::new().expect(WRITER, self.writer).put(WRITER, says.as_str());
+            transaction.operations.extend(next.operations.values().cloned());
+            self.writer = match self.store.transact(&transaction)? {
+                Outcome::Done { revision } => revision,
+                // An attempt that nobody answered was done.
+                Outcome::Conflict { found } => match found.into_iter().flatten().next() {
+                    Some(entry) if entry.value == says.as_bytes() => entry.modified,
+                    _ => return Err(Ended::Overtaken),
+                },
+            };
+            self.count += 1;
+            self.pending.pop_front();
+        }
+        Ok(())
+    }
+}
+
+fn operation(write: Write) -> Result<Operation, StoreError> {
+    let key = key(&write.key);
+    let value =
+        |record: &Record| serde_json::to_vec(record).map_err(|error| StoreError::Failed(Box::new(error)));
+    Ok(match &write.record {
+        Some(record) => Operation::Put { key, value: value(record)?, lease: None },
+        None => Operation::Delete { key },
+    })
 }
 
 #[cfg(test)]
@@ -86,8 +138,9 @@ mod tests {
     }
 
     fn started(store: &Arc<dyn Store>) -> (Core, Writes) {
-        let (mut core, meta) = recover(&**store, Config::default()).expect("a core");
-        let mut writes = Writes::new(Arc::clone(store), meta);
+        let name = store.revision().expect("a store") + 1;
+        let mut writes = Writes::begin(Arc::clone(store), name).expect("a store");
+        let mut core = recover(&**store, Config::default()).expect("a core");
         writes.add(core.step(1, Input::Tick).writes).expect("room");
         (core, writes)
     }
@@ -102,7 +155,7 @@ mod tests {
         writes.commit().expect("durable");
         let tenants = core.tenants().count() as u64;
         assert_eq!(tenants, TENANTS);
-        let (again, _) = recover(&*store, Config::default()).expect("a core");
+        let again = recover(&*store, Config::default()).expect("a core");
         assert!(again.tenants().eq(core.tenants()));
         // Each tenant and the answer under its key, many to a transaction.
         let least = 2 * TENANTS / OPERATIONS_MAX as u64;
@@ -115,11 +168,121 @@ mod tests {
         let store: Arc<dyn Store> = Arc::new(Local::in_memory());
         let (mut old, mut old_writes) = started(&store);
         old_writes.commit().expect("durable");
-        let (_, mut new_writes) = started(&store);
-        new_writes.commit().expect("durable");
+        // Before it has written anything of its own.
+        let (_core, _new_writes) = started(&store);
         old_writes.add(old.step(2, put(0)).writes).expect("room");
         assert!(matches!(old_writes.commit(), Err(Ended::Overtaken)));
-        let (core, _) = recover(&*store, Config::default()).expect("a core");
+        let core = recover(&*store, Config::default()).expect("a core");
         assert_eq!(core.tenants().count(), 0);
+    }
+
+    /// A store that does what it is asked and sometimes says nothing.
+    struct Silent {
+        store: Local,
+        silent: std::sync::atomic::AtomicBool,
+    }
+
+    impl Silent {
+        fn answer<T>(&self, answer: T) -> Result<T, StoreError> {
+            let silent = self.silent.load(std::sync::atomic::Ordering::Relaxed);
+            if silent { Err(StoreError::Away("silent".to_owned())) } else { Ok(answer) }
+        }
+    }
+
+    impl Store for Silent {
+        fn revision(&self) -> Result<Revision, StoreError> {
+            self.store.revision()
+        }
+
+        fn get(&self, key: &str) -> Result<Option<store::Entry>, StoreError> {
+            self.store.get(key)
+        }
+
+        fn range(&self, range: &store::KeyRange, limit: usize) -> Result<store::Page, StoreError> {
+            self.store.range(range, limit)
+        }
+
+        fn transact(&self, transaction: &Transaction) -> Result<Outcome, StoreError> {
+            self.answer(self.store.transact(transaction)?)
+        }
+
+        fn watch(
+            &self,
+            range: store::KeyRange,
+            from: Revision,
+        ) -> Result<Box<dyn store::Watch>, store::WatchError> {
+            self.store.watch(range, from)
+        }
+
+        fn lease_grant(&self, ttl: std::time::Duration) -> Result<store::LeaseId, StoreError> {
+            self.store.lease_grant(ttl)
+        }
+
+        fn lease_keep_alive(&self, lease: store::LeaseId) -> Result<(), StoreError> {
+            self.store.lease_keep_alive(lease)
+        }
+
+        fn lease_revoke(&self, lease: store::LeaseId) -> Result<(), StoreError> {
+            self.store.lease_revoke(lease)
+        }
+
+        fn pass(&self, time: std::time::Duration) -> Result<(), StoreError> {
+            self.store.pass(time)
+        }
+    }
+
+    #[test]
+    fn what_was_done_without_an_answer_is_not_done_again() {
+        let silent = Arc::new(Silent { store: Local::in_memory(), silent: false.into() });
+        let store: Arc<dyn Store> = Arc::<Silent>::clone(&silent);
+        let (mut core, mut writes) = started(&store);
+        writes.commit().expect("durable");
+        writes.add(core.step(2, put(0)).writes).expect("plain values");
+        let before = store.revision().expect("a store");
+        silent.silent.store(true, std::sync::atomic::Ordering::Relaxed);
+        for _ in 0..3 {
+            assert!(matches!(writes.commit(), Err(Ended::Store(StoreError::Away(_)))));
+        }
+        assert_eq!(
+            store.revision().expect("a store"),
+            before + 1,
+            "the first attempt was done, and no other"
+        );
+        silent.silent.store(false, std::sync::atomic::Ordering::Relaxed);
+        writes.commit().expect("durable");
+        writes.add(core.step(3, put(1)).writes).expect("plain values");
+        writes.commit().expect("durable");
+        assert_eq!(store.revision().expect("a store"), before + 2);
+        let again = recover(&*store, Config::default()).expect("a core");
+        assert!(again.tenants().eq(core.tenants()) && again.tenants().count() == 2);
+    }
+
+    #[test]
+    fn long_records_are_spread_over_transactions() {
+        let store: Arc<dyn Store> = Arc::new(Local::in_memory());
+        let (mut core, mut writes) = started(&store);
+        let address = ["ffff"; 8].join(":");
+        let longest = |port| contract::Rule {
+            to: format!("{address}/128"),
+            protocol: Some(contract::rule::Protocol::Tcp),
+            port: Some(port),
+            action: contract::rule::Action::Forward,
+            vtep: Some(format!("[{address}]:65535")),
+        };
+        for number in 0..5 {
+            let Input::Request { token, mut request } = put(number) else { unreachable!("it is one") };
+            let Command::TenantPut { rules, .. } = &mut request.command else { unreachable!("it is one") };
+            rules.extend((0..4_096).map(|number| longest(u16::MAX - number)));
+            let said = serde_json::to_vec(&request).expect("plain values").len();
+            assert!(
+                said <= crate::api::REQUEST_BYTES_MAX,
+                "{said}: the most and the longest rules are taken"
+            );
+            let step = core.step(2, Input::Request { token, request });
+            writes.add(step.writes).expect("plain values");
+        }
+        writes.commit().expect("durable");
+        let again = recover(&*store, Config::default()).expect("a core");
+        assert!(again.tenants().eq(core.tenants()) && again.tenants().count() == 5);
     }
 }

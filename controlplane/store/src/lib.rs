@@ -3,7 +3,7 @@
 //! A store is an ordered map from keys to values with one revision for the whole of it. Each transaction that
 //! changes something takes the next revision; a [`Watch`] tells what changed since one; keys bound to a
 //! [`LeaseId`] go when it expires. [`Local`] is in memory for tests and the simulator, in a file of redb by
-//! default; `tests/store` holds any implementation to one suite.
+//! default; `Etcd` (feature `etcd`) is a cluster of etcd. `tests/store` holds any implementation to one suite.
 //!
 //! Invariants:
 //! - a transaction that was answered survives a kill at any later instant, wholly; one that was not is there
@@ -15,12 +15,17 @@
 #![forbid(unsafe_code)]
 
 mod disk;
+#[cfg(feature = "etcd")]
+mod etcd;
 mod local;
 mod machine;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 pub use disk::OpenError;
+#[cfg(feature = "etcd")]
+pub use etcd::{Cluster, Etcd, Identity, Tls};
 pub use local::Local;
 
 /// Longest key, bytes.
@@ -29,14 +34,16 @@ pub const KEY_BYTES_MAX: usize = 1024;
 pub const VALUE_BYTES_MAX: usize = 1 << 20;
 /// Most compares, and most operations, of one transaction; etcd's default.
 pub const OPERATIONS_MAX: usize = 128;
+/// Longest transaction as [`Transaction::bytes`] counts, bytes: what etcd takes, less what its own fields need.
+pub const TRANSACTION_BYTES_MAX: usize = (3 << 19) - (64 << 10);
 /// Most that the history takes, bytes, about.
 pub const HISTORY_BYTES_MAX: usize = 64 << 20;
 /// Revisions that a watch can go back, if they take no more than [`HISTORY_BYTES_MAX`].
 pub const HISTORY_REVISIONS: u64 = 10_000;
-/// Most leases at a time.
+/// Most leases at a time in a store inside this process.
 pub const LEASES_MAX: usize = 65_536;
 
-/// Number of a state of the whole store; 0 = empty, before any transaction.
+/// Number of a state of the whole store. An empty one is at 0, or in etcd at 1.
 pub type Revision = u64;
 
 /// Number of a lease; never used twice.
@@ -92,6 +99,9 @@ impl KeyRange {
     }
 }
 
+/// What keys and values are wrapped in on their way, bytes, at most.
+const PARTS_BYTES: usize = 64;
+
 /// What a transaction wants to find.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Compare {
@@ -126,6 +136,15 @@ impl Operation {
         match self {
             Operation::Put { key, .. } | Operation::Delete { key } => key,
         }
+    }
+
+    /// What it adds to its transaction, bytes, about.
+    pub fn bytes(&self) -> usize {
+        let value = match self {
+            Operation::Put { value, .. } => value.len(),
+            Operation::Delete { .. } => 0,
+        };
+        self.key().len() + value + PARTS_BYTES
     }
 }
 
@@ -163,6 +182,37 @@ impl Transaction {
     pub fn delete(mut self, key: impl Into<String>) -> Transaction {
         self.operations.push(Operation::Delete { key: key.into() });
         self
+    }
+
+    /// How long it is on its way to a store, bytes, about.
+    pub fn bytes(&self) -> usize {
+        // A compared key is also asked for.
+        let compared = self.compares.iter().map(|compare| 2 * (compare.key.len() + PARTS_BYTES));
+        compared.sum::<usize>() + self.operations.iter().map(Operation::bytes).sum::<usize>()
+    }
+
+    /// Whether it keeps the limits and rules that hold for all stores.
+    pub(crate) fn check(&self) -> Result<(), Refusal> {
+        if self.compares.len() > OPERATIONS_MAX || self.operations.len() > OPERATIONS_MAX {
+            return Err(Refusal::Operations);
+        }
+        let compared = self.compares.iter().map(|compare| compare.key.as_str());
+        let mut changed = self.operations.iter().map(Operation::key);
+        if compared.chain(changed.clone()).any(|key| key.is_empty() || key.len() > KEY_BYTES_MAX) {
+            return Err(Refusal::Key);
+        }
+        let mut seen = BTreeSet::new();
+        if !changed.all(|key| seen.insert(key)) {
+            return Err(Refusal::Twice);
+        }
+        let long = |operation: &Operation| match operation {
+            Operation::Put { value, .. } => value.len() > VALUE_BYTES_MAX,
+            Operation::Delete { .. } => false,
+        };
+        if self.operations.iter().any(long) {
+            return Err(Refusal::Value);
+        }
+        if self.bytes() > TRANSACTION_BYTES_MAX { Err(Refusal::Bytes) } else { Ok(()) }
     }
 }
 
@@ -216,11 +266,13 @@ pub enum StoreError {
     /// The request is not one.
     #[error("{0}")]
     Refused(#[from] Refusal),
-    /// The medium, or the way to it, failed. Whether a transaction was done is not known.
-    #[error(
-        "the store failed: {0}; look at the disk (or the etcd cluster), then start the control plane again"
-    )]
+    /// The medium failed. Whether a transaction was done is not known.
+    #[error("the store failed: {0}; put that right, then start the control plane again")]
     Failed(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A store elsewhere does not answer now, and may later. Whether a transaction was done is not known, and it
+    /// may be done still.
+    #[error("{0}")]
+    Away(String),
 }
 
 /// A request that breaks a limit or a rule of the store.
@@ -235,6 +287,9 @@ pub enum Refusal {
     /// Too many.
     #[error("a transaction has at most {OPERATIONS_MAX} compares and operations; split it")]
     Operations,
+    /// Too long.
+    #[error("a transaction has at most {TRANSACTION_BYTES_MAX} bytes; split it")]
+    Bytes,
     /// One key in two operations.
     #[error("a transaction changes a key once only")]
     Twice,
@@ -262,7 +317,9 @@ pub enum WatchError {
 
 /// Follows the changes of a range.
 pub trait Watch: Send {
-    /// Changes that have not been told yet, in order; waits for one at most `patience`, then returns none.
+    /// Changes that have not been told yet, in order; waits for one at most `patience`, then returns none. From a
+    /// store elsewhere these are the changes that have arrived. After an error of the store it can be asked again
+    /// and misses nothing.
     fn next(&mut self, patience: Duration) -> Result<Vec<Batch>, WatchError>;
 }
 
@@ -283,7 +340,8 @@ pub trait Store: Send + Sync {
     /// Follows a range, beginning with the changes of revision `from`.
     fn watch(&self, range: KeyRange, from: Revision) -> Result<Box<dyn Watch>, WatchError>;
 
-    /// Makes a lease that expires unless it is kept alive once in `ttl`.
+    /// Makes a lease that expires unless it is kept alive once in `ttl`. A store with a clock of its own may give it
+    /// some seconds more.
     fn lease_grant(&self, ttl: Duration) -> Result<LeaseId, StoreError>;
 
     /// Gives a lease its whole time again.

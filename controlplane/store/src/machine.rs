@@ -6,8 +6,8 @@ use std::ops::Bound;
 use std::time::Duration;
 
 use crate::{
-    Batch, Change, Entry, HISTORY_BYTES_MAX, HISTORY_REVISIONS, KEY_BYTES_MAX, KeyRange, LEASES_MAX, LeaseId,
-    OPERATIONS_MAX, Operation, Outcome, Page, Refusal, Revision, Transaction, VALUE_BYTES_MAX, WatchError,
+    Batch, Change, Entry, HISTORY_BYTES_MAX, HISTORY_REVISIONS, KeyRange, LEASES_MAX, LeaseId, Operation,
+    Outcome, Page, Refusal, Revision, Transaction, WatchError,
 };
 
 /// All keys, their recent history, and the leases.
@@ -109,24 +109,10 @@ impl Machine {
     }
 
     fn check(&self, transaction: &Transaction) -> Result<(), Refusal> {
-        if transaction.compares.len() > OPERATIONS_MAX || transaction.operations.len() > OPERATIONS_MAX {
-            return Err(Refusal::Operations);
-        }
-        let compared = transaction.compares.iter().map(|compare| compare.key.as_str());
-        let changed = transaction.operations.iter().map(Operation::key);
-        if compared.chain(changed.clone()).any(|key| key.is_empty() || key.len() > KEY_BYTES_MAX) {
-            return Err(Refusal::Key);
-        }
-        let mut seen = BTreeSet::new();
-        if !changed.into_iter().all(|key| seen.insert(key)) {
-            return Err(Refusal::Twice);
-        }
+        transaction.check()?;
         for operation in &transaction.operations {
-            let Operation::Put { value, lease, .. } = operation else { continue };
-            if value.len() > VALUE_BYTES_MAX {
-                return Err(Refusal::Value);
-            }
-            if lease.is_some_and(|lease| !self.leases.contains_key(&lease)) {
+            let Operation::Put { lease: Some(lease), .. } = operation else { continue };
+            if !self.leases.contains_key(lease) {
                 return Err(Refusal::Lease);
             }
         }

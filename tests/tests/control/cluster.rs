@@ -97,9 +97,7 @@ impl Cluster {
             .append(true)
             .open(self.folder.join("controlplane.log"))
             .expect("a log file");
-        let program = daemon().with_file_name("tidegate-controlplane");
-        assert!(program.exists(), "{} is not built: `cargo build -p server -p ctl`", program.display());
-        let child = Command::new(program)
+        let child = Command::new(controlplane())
             .args(["run", "--config"])
             .arg(self.folder.join("controlplane.toml"))
             .stdout(Stdio::null())
@@ -257,6 +255,14 @@ impl Drop for Cluster {
             remove(&self.folder);
         }
     }
+}
+
+/// The control plane of the same build as this test, or the one that was built for it with other features.
+pub fn controlplane() -> PathBuf {
+    let beside = || daemon().with_file_name("tidegate-controlplane");
+    let program = std::env::var_os("TIDEGATE_CONTROLPLANE").map_or_else(beside, PathBuf::from);
+    assert!(program.exists(), "{} is not built: `cargo build -p server -p ctl`", program.display());
+    program
 }
 
 /// Free now; a daemon says so if somebody else takes one in between.

@@ -9,6 +9,7 @@ mod client;
 mod clones;
 mod cluster;
 mod conditions;
+mod etcd;
 mod failover;
 mod host;
 mod leases;
@@ -20,6 +21,9 @@ mod networks;
 mod nvme;
 mod resize;
 mod restart;
+#[path = "../../../controlplane/store/tests/store/server.rs"]
+#[allow(dead_code, reason = "the tests of the store use all of it")]
+mod server;
 mod storm;
 mod swap;
 mod top;

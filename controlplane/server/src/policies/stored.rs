@@ -10,7 +10,7 @@ use store::{StoreError, Transaction};
 use tracing::{error, info, warn};
 use verdict::Kind;
 
-use super::{Policies, kept};
+use super::Policies;
 
 /// What the store says of a kind: none of it if the native default decides and nothing was before it.
 pub(super) struct Stored {
@@ -81,7 +81,7 @@ impl Policies {
             None => Transaction::new().delete(active_key(kind)).delete(previous_key(kind)),
         };
         let state = state.filter(|_| now.active.is_some());
-        self.0.store.transact(&kept::write(transaction, kind, state.as_ref())?)?;
+        self.keep_with(transaction, kind, state.as_ref())?;
         stored.insert(kind.name(), now);
         Ok(())
     }

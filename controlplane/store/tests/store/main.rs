@@ -1,6 +1,10 @@
 //! One suite for every store: what etcd promises of the part that is used here.
 
+#[cfg(feature = "etcd")]
+mod etcd;
 mod kill;
+#[cfg(feature = "etcd")]
+mod server;
 mod suite;
 
 use store::Local;

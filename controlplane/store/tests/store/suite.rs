@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use store::{
     Compare, KEY_BYTES_MAX, KeyRange, OPERATIONS_MAX, Operation, Outcome, Refusal, Revision, Store,
-    StoreError, Transaction, VALUE_BYTES_MAX, WatchError,
+    StoreError, TRANSACTION_BYTES_MAX, Transaction, VALUE_BYTES_MAX, WatchError,
 };
 
 /// A folder that goes away.
@@ -105,6 +105,15 @@ fn limits_are_told(store: &dyn Store) {
     assert_eq!(refused(&Transaction::new().put("a", "1").delete("a")), Refusal::Twice);
     let many = (0..=OPERATIONS_MAX).fold(Transaction::new(), |all, number| all.delete(number.to_string()));
     assert_eq!(refused(&many), Refusal::Operations);
+    // As much as fits is taken, one byte more is not.
+    let half = Transaction::new().put("a", vec![1; TRANSACTION_BYTES_MAX / 2]);
+    let rest = TRANSACTION_BYTES_MAX - half.bytes() - Transaction::new().put("b", "").bytes();
+    assert_eq!(refused(&half.clone().put("b", vec![2; rest + 1])), Refusal::Bytes);
+    done(store.transact(&half.put("b", vec![2; rest])).unwrap());
+    let all = (0..OPERATIONS_MAX).fold(Transaction::new(), |all, number| {
+        all.expect(format!("e{number}"), 0).put(format!("e{number}"), vec![3; 8 << 10])
+    });
+    done(store.transact(&all).unwrap());
     let gone = store.lease_grant(Duration::from_secs(60)).unwrap();
     store.lease_revoke(gone).unwrap();
     let put = Operation::Put { key: "a".into(), value: vec![], lease: Some(gone) };
@@ -151,10 +160,17 @@ fn keys_go_with_their_lease(store: &dyn Store) {
     // b is bound no more.
     done(store.transact(&Transaction::new().put("b", "y")).unwrap());
     let mut watch = store.watch(KeyRange::prefix(""), made + 2).unwrap();
-    store.pass(Duration::from_secs(1)).unwrap();
-    store.lease_keep_alive(kept).unwrap();
-    store.pass(Duration::from_secs(1)).unwrap();
-    let expired = watch.next(Duration::from_secs(20)).unwrap();
+    let began = Instant::now();
+    let expired = loop {
+        store.lease_keep_alive(kept).unwrap();
+        let told = watch.next(Duration::from_millis(20)).unwrap();
+        if !told.is_empty() {
+            break told;
+        }
+        assert!(began.elapsed() < Duration::from_secs(20), "it does not expire");
+        store.pass(ttl / 4).unwrap();
+    };
+    assert_eq!(expired.len(), 1, "the other one is kept alive");
     assert_eq!((expired[0].changes[0].key.as_str(), &expired[0].changes[0].entry), ("a", &None));
     assert!(store.get("a").unwrap().is_none());
     assert!(store.get("b").unwrap().is_some() && store.get("d").unwrap().is_some());
