@@ -26,7 +26,7 @@ pub fn suite(skips: Option<&Path>) -> Outcome {
         command
     };
     show(with("clippy").args(["--all-targets", "--quiet", "--", "-D", "warnings"]))?;
-    show(telling(with("test").args(["--test", "store", "--", "etcd::"]), skips))
+    show(telling(with("test").args(["--lib", "--test", "store", "--", "etcd::"]), skips))
 }
 
 /// A control plane in etcd, and either of them killed.
