@@ -5,13 +5,15 @@ use std::collections::{BTreeMap, VecDeque};
 use contract::{VolumeId, VolumeReport};
 use verdict::Samples;
 
+/// What a report looks back on.
+const FINE_MS: u64 = 1_000;
 /// Seconds remembered of a busy volume.
 const FINE_LEN: usize = 600;
 /// Five minutes each: a week.
 const COARSE_LEN: usize = 2_016;
 const COARSE_MS: u64 = 300_000;
 
-/// Load in one interval. Rates of bytes are kept in KiB, so that a sample is small.
+/// Load in the interval that began at `at_ms`. Rates of bytes are kept in KiB, so that a sample is small.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Sample {
     at_ms: u64,
@@ -50,7 +52,7 @@ impl Histories {
     pub fn sample(&mut self, report: &VolumeReport, now_ms: u64, fine_max: usize) -> bool {
         let kib = |bytes: u64| u32::try_from(bytes >> 10).unwrap_or(u32::MAX);
         let sample = Sample {
-            at_ms: now_ms,
+            at_ms: now_ms.saturating_sub(FINE_MS),
             iops: report.iops,
             kib_per_s: kib(report.bytes_per_s),
             dirty_kib_per_s: kib(report.dirty_bytes_per_s),
@@ -163,7 +165,7 @@ mod tests {
         });
         let samples = all.samples(VolumeId(1));
         assert_eq!(samples.iops.len(), FINE_LEN);
-        assert_eq!((samples.at_ms[0], samples.iops[0]), (401_000, 401));
+        assert_eq!((samples.at_ms[0], samples.iops[0]), (400_000, 401));
         assert_eq!(samples.bytes_per_s[0], 401 * 4_096);
         assert_eq!(all.volumes[&VolumeId(1)].coarse.len(), 3);
     }
@@ -196,6 +198,6 @@ mod tests {
         });
         let samples = all.samples(VolumeId(2));
         assert_eq!(samples.iops, [7, 7, 7]);
-        assert_eq!(samples.at_ms, [1_000, 302_000, 603_000]);
+        assert_eq!(samples.at_ms, [0, 301_000, 602_000]);
     }
 }

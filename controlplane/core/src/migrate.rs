@@ -274,9 +274,13 @@ impl Core {
     /// A volume that will be moved behaves otherwise than was expected.
     pub(crate) fn compare_with_plan(&mut self, report: &VolumeReport, now_ms: u64) {
         let Some(planned) = self.plans.planned.get_mut(&report.volume) else { return };
-        let forecast = planned.profile.iops.get(planned.profile.slot_at(now_ms)).copied().unwrap_or(0);
-        let scale = forecast.max(planned.profile.mean_iops()).max(1);
-        let missed = forecast.abs_diff(report.iops.into()) > scale / 2;
+        let profile = &planned.profile;
+        // What is reported now was done in the second before, of which the forecast may have two slots.
+        let is_missed = |at_ms: u64| {
+            let forecast = profile.iops.get(profile.slot_at(at_ms)).copied().unwrap_or(0);
+            forecast.abs_diff(report.iops.into()) > forecast.max(profile.mean_iops()).max(1) / 2
+        };
+        let missed = is_missed(now_ms) && is_missed(now_ms.saturating_sub(1_000));
         planned.misses = if missed { planned.misses + 1 } else { planned.misses.saturating_sub(1) };
         if planned.misses < MISSES_MAX || now_ms.saturating_sub(planned.at_ms) < REPLAN_MS {
             return;

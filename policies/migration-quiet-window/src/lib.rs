@@ -1,9 +1,9 @@
 //! Learns the period of a volume's load and moves it when it is quiet.
 //!
 //! `build-profile` folds the history at each period that the rules allow and takes the shortest one that explains
-//! nearly as much of the variation as the best one does. `choose-time` takes the quiet candidate with the
-//! shortest blackout, a little apart from the times that it chose before, so that volumes of one rhythm do not
-//! all move together. Without a quiet candidate the shortest blackout wins, unless it is too long: then it refuses.
+//! nearly as much of the variation as the best one does. `choose-time` takes the first quiet candidate whose blackout is
+//! about as short as any, a little apart from the times that it chose before, so that volumes of one rhythm do not
+//! all move together. Without a quiet candidate a short blackout wins, unless even that is too long: then it refuses.
 
 use std::collections::VecDeque;
 
@@ -14,6 +14,16 @@ use sdk::{
 
 /// Samples that are folded; older ones are left out.
 const SAMPLES_MAX: usize = 512;
+
+/// Fewer samples show no pattern.
+const SAMPLES_MIN: usize = 8;
+
+/// What the most load counts as while periods are compared, so that sums of squares stay small.
+const SCALE: u128 = 1 << 20;
+
+/// Periods that are looked at more closely, and steps to either side of each.
+const REFINED_MAX: usize = 16;
+const REFINEMENTS: usize = 8;
 
 /// Chosen times remembered.
 const CHOSEN_MAX: usize = 64;
@@ -61,18 +71,16 @@ impl Migration for QuietWindow {
                 ..Default::default()
             };
         };
-        let folds: Vec<(usize, u64)> =
-            history.periods(rules).map(|slots| (slots, history.explained_ppm(slots))).collect();
-        let best = folds.iter().map(|&(_, explained)| explained).max().unwrap_or(0);
-        // A multiple of the period explains as much; the shortest is the period.
-        let found = folds.iter().find(|&&(_, explained)| explained >= best - best / 20);
-        match found {
-            Some(&(slots, explained)) if explained >= CONFIDENCE_PPM_MIN => {
-                history.profile(now, slots, explained)
+        match history.period(rules) {
+            Some((period, explained)) if explained >= CONFIDENCE_PPM_MIN => {
+                history.profile(now, period, explained)
             }
-            _ => Profile {
+            found => Profile {
                 abstain: true,
-                why: format!("no period explains more than {} % of the load", best / 10_000),
+                why: format!(
+                    "no period explains more than {} % of the load",
+                    found.map_or(0, |(_, explained)| explained) / 10_000
+                ),
                 ..Default::default()
             },
         }
@@ -97,15 +105,23 @@ impl Migration for QuietWindow {
                 .enumerate()
                 .map(|(row, (&at_ms, &estimate))| (at_ms, estimate, Choice::At(row as u32))),
         );
+        let times: Vec<(u64, u64, Choice)> =
+            times.filter(|(at_ms, ..)| *at_ms <= transfer.deadline_ms).collect();
+        let is_bad = |at_ms: u64, estimate: u64| {
+            (!is_quiet(profile, transfer, at_ms), estimate > transfer.blackout_max_us)
+        };
+        let shortest = times.iter().map(|&(at_ms, estimate, _)| (is_bad(at_ms, estimate), estimate)).min();
+        // Periods are not waited for because one quiet second looks a little quieter than another.
+        let enough = shortest.map_or(0, |(_, estimate)| estimate.saturating_add(estimate / 4));
         let best = times
-            .filter(|(at_ms, ..)| *at_ms <= transfer.deadline_ms)
+            .into_iter()
             .map(|(at_ms, estimate, choice)| {
-                let busy = !is_quiet(profile, transfer, at_ms);
                 let near = self.chosen_ms.iter().any(|chosen| chosen.abs_diff(at_ms) < self.spacing_ms);
-                ((busy, estimate > transfer.blackout_max_us, near, estimate, at_ms), choice)
+                let (busy, too_long) = is_bad(at_ms, estimate);
+                ((busy, too_long, estimate > enough, near, at_ms), estimate, choice)
             })
-            .min_by_key(|&(cost, _)| cost);
-        let Some(((busy, too_long, _, estimate, at_ms), choice)) = best else {
+            .min_by_key(|&(cost, ..)| cost);
+        let Some(((busy, too_long, .., at_ms), estimate, choice)) = best else {
             return Timing {
                 estimate_us,
                 now_estimate_us,
@@ -149,71 +165,171 @@ fn is_quiet(profile: &Profile, transfer: Transfer, at_ms: u64) -> bool {
     profile.slots() > 1 && profile.load_ppm(profile.slot_at(at_ms)) <= u64::from(transfer.quiet_below_ppm)
 }
 
-/// Samples at even distance.
+/// What the newest samples say, each of the interval that began at its time.
 struct History<'a> {
     samples: &'a Samples,
     first: usize,
+    /// Usual time from one sample to the next.
     step_ms: u64,
+    /// Requests per second of each.
+    load: Scaled,
+}
+
+/// A column so that its largest value is [`SCALE`].
+struct Scaled {
+    values: Vec<i64>,
+    most: u64,
+}
+
+impl Scaled {
+    fn of(column: &[u64]) -> Scaled {
+        let most = column.iter().copied().max().unwrap_or(0).max(1);
+        let scaled = |value: &u64| (u128::from(*value) * SCALE / u128::from(most)) as i64;
+        Scaled { values: column.iter().map(scaled).collect(), most }
+    }
+
+    fn unscaled(&self, value: i64) -> u64 {
+        (value as u128 * u128::from(self.most)).div_ceil(SCALE) as u64
+    }
+}
+
+/// A period: so many slots of equal length.
+#[derive(Clone, Copy)]
+struct Period {
+    slots: usize,
+    slot_ms: u64,
+}
+
+impl Period {
+    fn ms(self) -> u64 {
+        self.slot_ms * self.slots as u64
+    }
 }
 
 impl<'a> History<'a> {
     fn of(samples: &'a Samples) -> Option<History<'a>> {
-        let rows = samples.at_ms.len();
-        let first = rows.saturating_sub(SAMPLES_MAX);
-        let span_ms = samples.at_ms.last()?.checked_sub(*samples.at_ms.get(first)?)?;
-        let step_ms = span_ms / (rows - first).saturating_sub(1).max(1) as u64;
-        (rows - first >= 8 && step_ms > 0).then_some(History { samples, first, step_ms })
+        let first = samples.at_ms.len().saturating_sub(SAMPLES_MAX);
+        let at_ms = &samples.at_ms[first..];
+        if at_ms.len() < SAMPLES_MIN {
+            return None;
+        }
+        // Some samples may be missing, so that the mean says nothing.
+        let mut steps: Vec<u64> = at_ms.windows(2).map(|pair| pair[1].saturating_sub(pair[0])).collect();
+        steps.sort_unstable();
+        let step_ms = steps[steps.len() / 2];
+        let load = Scaled::of(&samples.iops[first..]);
+        (step_ms > 0).then_some(History { samples, first, step_ms, load })
     }
 
-    /// Periods, in samples, that the rules allow and the history shows twice.
-    fn periods(&self, rules: Rules) -> std::ops::RangeInclusive<usize> {
-        let rows = (self.samples.at_ms.len() - self.first) as u64;
-        let shortest = rules.period_min_ms.div_ceil(self.step_ms).max(2);
-        let longest = (rules.period_max_ms / self.step_ms).min(rows / 2);
-        shortest as usize..=longest as usize
+    fn at_ms(&self) -> &[u64] {
+        &self.samples.at_ms[self.first..]
+    }
+
+    /// The shortest period that explains nearly as much as the best one, and how much that is in millionths.
+    fn period(&self, rules: Rules) -> Option<(Period, u64)> {
+        let judged = |period: Period| (period, self.explained_ppm(period));
+        let coarse: Vec<(Period, u64)> = self.periods(rules).map(judged).collect();
+        let most = |all: &[(Period, u64)]| all.iter().map(|&(_, explained)| explained).max();
+        let promising = most(&coarse)? / 4 * 3;
+        let promising = coarse.into_iter().filter(|&(_, explained)| explained >= promising);
+        let fine: Vec<(Period, u64)> =
+            promising.take(REFINED_MAX).map(|found| self.refined(found, rules)).collect();
+        // A multiple of the period explains as much; the shortest is the period.
+        let best = most(&fine)?;
+        fine.into_iter().find(|&(_, explained)| explained >= best - best / 20)
+    }
+
+    /// Periods of whole steps that the rules allow and the history shows twice.
+    fn periods(&self, rules: Rules) -> impl Iterator<Item = Period> + use<> {
+        let (slot_ms, at_ms) = (self.step_ms, self.at_ms());
+        let span_ms = at_ms[at_ms.len() - 1].saturating_sub(at_ms[0]) + slot_ms;
+        let shortest = rules.period_min_ms.div_ceil(slot_ms).max(2) as usize;
+        let longest = (rules.period_max_ms.min(span_ms / 2) / slot_ms) as usize;
+        (shortest..=longest).map(move |slots| Period { slots, slot_ms })
+    }
+
+    /// The same number of slots, each a little longer or shorter: periods are not whole steps.
+    fn refined(&self, found: (Period, u64), rules: Rules) -> (Period, u64) {
+        let Period { slots, slot_ms } = found.0;
+        // Half a slot of the whole period, to either side.
+        let reach = (slot_ms / (2 * slots as u64)).max(1);
+        let near = (slot_ms.saturating_sub(reach).max(1)..=slot_ms + reach)
+            .step_by((reach as usize).div_ceil(REFINEMENTS))
+            .map(|slot_ms| Period { slots, slot_ms })
+            .filter(|period| (rules.period_min_ms..=rules.period_max_ms).contains(&period.ms()));
+        near.map(|period| (period, self.explained_ppm(period)))
+            .fold(found, |best, one| if one.1 > best.1 { one } else { best })
+    }
+
+    /// Where in a period a sample lies: a slot, and the share of it, of its length, that is the next slot's. Its time
+    /// counts, and not how many came before it: a sample that is missing moves no other.
+    fn place(&self, at_ms: u64, period: Period) -> (usize, i64) {
+        let offset_ms = at_ms.saturating_sub(self.at_ms()[0]) % period.ms();
+        ((offset_ms / period.slot_ms) as usize, (offset_ms % period.slot_ms) as i64)
+    }
+
+    /// The mean of each slot of what samples say.
+    fn fold(&self, column: &Scaled, period: Period) -> Vec<i64> {
+        let length = period.slot_ms as i64;
+        let mut sums = vec![(0_i64, 0_i64); period.slots];
+        for (&at_ms, &value) in self.at_ms().iter().zip(&column.values) {
+            let (slot, over) = self.place(at_ms, period);
+            for (slot, part) in [(slot, length - over), ((slot + 1) % period.slots, over)] {
+                sums[slot].0 += value * part;
+                sums[slot].1 += part;
+            }
+        }
+        let mean = |(sum, parts): (i64, i64)| (parts > 0).then(|| sum / parts);
+        let means: Vec<Option<i64>> = sums.into_iter().map(mean).collect();
+        // Of a slot that no sample was in, as much is expected as of the busier one beside it.
+        let beside = |slot: usize| {
+            let before =
+                (1..period.slots).find_map(|back| means[(slot + period.slots - back) % period.slots]);
+            let after = (1..period.slots).find_map(|on| means[(slot + on) % period.slots]);
+            before.max(after).unwrap_or(0)
+        };
+        means.iter().enumerate().map(|(slot, mean)| mean.unwrap_or_else(|| beside(slot))).collect()
     }
 
     /// Share of the variation of the load that is gone when each sample is told by its place in the period.
-    fn explained_ppm(&self, slots: usize) -> u64 {
-        let load: Vec<i128> = self.samples.iops[self.first..].iter().map(|&iops| i128::from(iops)).collect();
-        let mut sums = vec![(0_i128, 0_i128); slots];
-        for (row, &iops) in load.iter().enumerate() {
-            let (sum, count) = &mut sums[row % slots];
-            *sum += iops;
-            *count += 1;
-        }
-        let mean = load.iter().sum::<i128>() / load.len() as i128;
-        let total: i128 = load.iter().map(|iops| (iops - mean).pow(2)).sum();
-        let within: i128 = load
+    fn explained_ppm(&self, period: Period) -> u64 {
+        let (load, length) = (&self.load.values, period.slot_ms as i64);
+        let folded = self.fold(&self.load, period);
+        let rows = load.len() as i64;
+        let mean = load.iter().sum::<i64>() / rows;
+        let total: i64 = load.iter().map(|load| (load - mean).pow(2)).sum();
+        let within: i64 = self
+            .at_ms()
             .iter()
-            .enumerate()
-            .map(|(row, iops)| {
-                let (sum, count) = sums[row % slots];
-                (iops - sum / count.max(1)).pow(2)
+            .zip(load)
+            .map(|(&at_ms, load)| {
+                let (slot, over) = self.place(at_ms, period);
+                let next = (slot + 1) % period.slots;
+                (load - (folded[slot] * (length - over) + folded[next] * over) / length).pow(2)
             })
             .sum();
         // Many slots with few samples each explain noise as well: that is taken back.
-        let rows = load.len() as i128;
-        let unexplained = within * (rows - 1) / (rows - slots as i128).max(1);
+        let unexplained =
+            i128::from(within) * i128::from(rows - 1) / i128::from((rows - period.slots as i64).max(1));
+        let total = i128::from(total);
         if total == 0 { 0 } else { ((total - unexplained).max(0) * i128::from(PPM) / total) as u64 }
     }
 
-    fn profile(&self, now: Tick, slots: usize, explained: u64) -> Profile {
+    fn profile(&self, now: Tick, period: Period, explained: u64) -> Profile {
         let folded = |column: &[u64]| -> Vec<u64> {
-            let column = &column[self.first..];
-            let of = |slot| column.iter().skip(slot).step_by(slots);
-            (0..slots).map(|slot| of(slot).sum::<u64>() / of(slot).count().max(1) as u64).collect()
+            let column = Scaled::of(&column[self.first..]);
+            self.fold(&column, period).into_iter().map(|value| column.unscaled(value)).collect()
         };
-        let period_ms = self.step_ms * slots as u64;
         Profile {
             abstain: false,
-            origin_ms: self.samples.at_ms[self.first].min(now.now_ms),
-            slot_ms: self.step_ms,
+            origin_ms: self.at_ms()[0].min(now.now_ms),
+            slot_ms: period.slot_ms,
             iops: folded(&self.samples.iops),
             dirty_bytes_per_s: folded(&self.samples.dirty_bytes_per_s),
             confidence_ppm: explained.min(PPM.into()) as u32,
             why: format!(
-                "the load repeats each {period_ms} ms, which explains {} % of it",
+                "the load repeats each {} ms, which explains {} % of it",
+                period.ms(),
                 explained / 10_000
             ),
         }
@@ -288,6 +404,60 @@ mod tests {
         });
         let aperiodic = Samples { iops: noise.take(300).collect(), ..samples(0) };
         assert!(policy().build_profile(at(1_300_000), &aperiodic, RULES).abstain);
+    }
+
+    #[test]
+    fn samples_that_are_missing_or_late_move_no_others() {
+        let mut all = samples(100);
+        // Each is a little late, and a tenth of them is missing, among them whole seconds of a hand-over.
+        let lost = |second: usize| second % 11 == 3 || (100..104).contains(&second);
+        for column in [&mut all.at_ms, &mut all.iops, &mut all.bytes_per_s, &mut all.dirty_bytes_per_s] {
+            let mut second = 0;
+            column.retain(|_| {
+                second += 1;
+                !lost(second - 1)
+            });
+        }
+        all.at_ms.iter_mut().for_each(|at_ms| *at_ms += *at_ms / 1_000 * 7_919 % 120);
+        let profile = policy().build_profile(at(1_300_000), &all, RULES);
+        let period_ms = profile.slot_ms * profile.slots() as u64;
+        assert!(period_ms.abs_diff(60_000) <= 500, "{period_ms}: {}", profile.why);
+        assert!(profile.confidence_ppm > 850_000, "{}", profile.confidence_ppm);
+        // Five periods later it is still where it was.
+        for second in 0..60 {
+            let at_ms = 1_600_000 + second * 1_000 + 500;
+            let quiet = is_quiet(&profile, transfer(u64::MAX), at_ms);
+            let edge = [44, 45, 59, 0].contains(&((at_ms - 1_000_000) / 1_000 % 60));
+            assert!(edge || quiet == ((at_ms - 1_000_000) % 60_000 >= 45_000), "second {second}: {quiet}");
+        }
+    }
+
+    #[test]
+    fn a_period_that_is_no_multiple_of_the_step_is_found() {
+        let mut all = Samples::default();
+        for second in 0..400_u64 {
+            // 12.34 s, of which 9 s are hot; each sample is of the second from its time on.
+            let hot = (0..100).filter(|part| (second * 1_000 + part * 10) % 12_340 < 9_000).count() as u64;
+            all.at_ms.push(5_000 + second * 1_000);
+            all.iops.push(20 + hot * 5);
+            all.bytes_per_s.push(0);
+            all.dirty_bytes_per_s.push(hot << 20);
+        }
+        let profile = policy().build_profile(at(405_000), &all, RULES);
+        let period_ms = profile.slot_ms * profile.slots() as u64;
+        let periods = (period_ms + 6_170) / 12_340;
+        assert!(period_ms.abs_diff(periods * 12_340) <= 40 * periods, "{period_ms}: {}", profile.why);
+        assert!(profile.confidence_ppm > 850_000, "{}", profile.confidence_ppm);
+    }
+
+    #[test]
+    fn a_period_is_not_waited_for_because_it_looks_a_little_quieter() {
+        let profile = learnt();
+        let now = 1_300_000;
+        let candidates: Vec<u64> = (1..=240).map(|second| now + second * 1_000).collect();
+        let timing = policy().choose_time(at(now), &profile, transfer(now + 240_000), &link(), &candidates);
+        let Choice::At(row) = timing.choice else { panic!("{timing:?}") };
+        assert!(row < 60, "row {row}");
     }
 
     #[test]

@@ -24,7 +24,7 @@ const REST_BYTES: u64 = 1 << 20;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Samples {
-    /// When.
+    /// When the interval began that it is of.
     pub at_ms: Vec<u64>,
     /// Requests per second.
     pub iops: Vec<u64>,
