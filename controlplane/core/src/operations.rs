@@ -355,6 +355,7 @@ impl Core {
 
     /// An operation waits anew: from where it is, or from the beginning.
     pub(crate) fn requeue(&mut self, id: OperationId, why: &str, from_the_beginning: bool) {
+        self.mark_move(id);
         self.end_work_lease(id);
         self.give_back(id);
         if from_the_beginning {
@@ -390,6 +391,7 @@ impl Core {
             operation.steps.extend(undo);
             operation.phase = Phase::Undoing;
         }
+        self.mark_move(id);
         self.begin_step(id);
         self.drive.insert(id);
     }

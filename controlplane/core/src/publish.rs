@@ -6,7 +6,8 @@
 use std::collections::BTreeSet;
 
 use contract::{
-    Name, NodeId, NodeSnapshot, Placed, Role, TenantRules, ToNodeBody, Version, Volume, VolumeId,
+    Head, Name, NodeId, NodeSnapshot, NodeStep, OperationId, Phase, Placed, Role, Step, TenantRules,
+    ToNodeBody, Version, Volume, VolumeId, Work,
 };
 
 use crate::{Core, Timer};
@@ -63,7 +64,9 @@ impl Core {
     /// What a node should do now.
     pub fn snapshot(&self, id: NodeId, version: Version) -> NodeSnapshot {
         let volumes = self.index.volumes_at.get(&id).into_iter().flatten();
-        let volumes = volumes.filter_map(|volume| placed(self.volumes.get(*volume)?, id)).collect();
+        let volumes = volumes.filter_map(|volume| placed(self.volumes.get(*volume)?, id));
+        let mut volumes: Vec<Placed> = volumes.chain(self.on_the_way(id)).collect();
+        volumes.sort_unstable_by_key(|placed| placed.volume);
         let networks = self.nodes.get(id).map_or(&[][..], |node| &node.info.networks);
         let tenants = networks.iter().filter_map(|name| self.tenants.get(*self.index.tenants.get(name)?));
         let mut tenants: Vec<TenantRules> = tenants
@@ -85,6 +88,35 @@ impl Core {
         let carry: Vec<NodeId> = carry.map(|(id, _)| id).collect();
         self.marked.extend(carry);
     }
+
+    /// Volumes that a move brings to a node or takes from it: from when there are files, and until the other one serves
+    /// them, it shows them to hosts as one that stands by. So these have a way to the target when it serves, and the
+    /// source refuses them as a path and not as a volume that is gone (decision D12).
+    fn on_the_way(&self, id: NodeId) -> impl Iterator<Item = Placed> {
+        let operations = self.index.operations_at.get(&id).into_iter().flatten();
+        operations.filter_map(move |operation| {
+            let operation = self.operations.get(*operation)?;
+            let (steps, at) = (&operation.steps, usize::from(operation.at));
+            let copy = Step::Target(NodeStep::CopyBulk);
+            // Its size is told when it has files.
+            let copies = steps.get(at) == Some(&copy) && operation.progress.total_bytes > 0;
+            let copied = steps.iter().take(at).any(|step| *step == copy);
+            let arrives = operation.target == Some(id) && operation.granted.is_none() && (copies || copied);
+            let leaves = operation.source == Some(id) && copied && steps.get(at) == Some(&Step::Serve);
+            let moves = operation.phase == Phase::Running && matches!(operation.work, Work::MoveNode { .. });
+            let volume = self.volumes.get(operation.volume).filter(|_| moves && (arrives || leaves))?;
+            volume.head.filter(|head| head.node != id).map(|head| as_placed(volume, head, Role::Standby))
+        })
+    }
+
+    /// What a move shows to hosts at its ends changed.
+    pub(crate) fn mark_move(&mut self, id: OperationId) {
+        let Some(operation) = self.operations.get(id) else { return };
+        if matches!(operation.work, Work::MoveNode { .. }) && !self.is_shared(operation.volume) {
+            let ends = operation.source.into_iter().chain(operation.target);
+            self.marked.extend(ends);
+        }
+    }
 }
 
 fn placed(volume: &Volume, id: NodeId) -> Option<Placed> {
@@ -96,7 +128,11 @@ fn placed(volume: &Volume, id: NodeId) -> Option<Placed> {
     } else {
         return None;
     };
-    Some(Placed {
+    Some(as_placed(volume, head, role))
+}
+
+fn as_placed(volume: &Volume, head: Head, role: Role) -> Placed {
+    Placed {
         volume: volume.id,
         name: volume.name.clone(),
         tenant: volume.tenant,
@@ -107,5 +143,5 @@ fn placed(volume: &Volume, id: NodeId) -> Option<Placed> {
         worker: head.worker,
         limits: volume.limits,
         credits: volume.credits,
-    })
+    }
 }

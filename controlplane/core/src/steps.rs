@@ -170,8 +170,13 @@ impl Core {
         let flight = self.flights.entry(id).or_default();
         if let Done::Running { done_bytes, total_bytes } = done {
             flight.sent_ms = Some(now);
+            let mut begins = false;
             if let Some(operation) = self.operations.touch(id) {
+                begins = operation.progress.total_bytes == 0 && total_bytes > 0;
                 operation.progress = contract::Progress { done_bytes, total_bytes };
+            }
+            if begins {
+                self.mark_move(id);
             }
         } else {
             flight.outcome = Some(done);
@@ -210,6 +215,7 @@ impl Core {
         }
         let backoff = (100_u64 << failures.min(10)).min(BACKOFF_MAX_MS);
         let not_before = self.now().saturating_add(backoff);
+        self.mark_move(id);
         self.begin_step(id);
         if let Some(operation) = self.operations.change(id) {
             (operation.failures, operation.why) = (failures, format!("{node}: {step}: {why}"));
@@ -249,6 +255,7 @@ impl Core {
                 }
                 self.mark_volume(volume);
             }
+            (NodeStep::CopyBulk, Some(Work::MoveNode { .. })) => self.mark_move(id),
             (NodeStep::Freeze, _) => {
                 if let Some(volume) = self.volumes.change(volume) {
                     volume.credits = credits;
@@ -338,6 +345,7 @@ impl Core {
         let serving = seen.map(|seen| seen.serving);
         if matches!(serving, Some(Serving::Active)) {
             self.serves(volume, target);
+            self.mark_move(id);
             return Flow::Next;
         }
         let state = self.liveness.state(target);

@@ -130,8 +130,8 @@ pub struct Export {
     pub fenced: bool,
     /// Connections now.
     pub connections: u32,
-    /// What was begun (reads, read_bytes, writes, written_bytes, flushes, discards), answered with errors,
-    /// and connections closed at once because there were too many.
+    /// What was begun (reads, read_bytes, writes, written_bytes, flushes, discards), what copies of it read
+    /// (copied_bytes), what was answered with errors, and connections closed at once because there were too many.
     pub counters: BTreeMap<String, u64>,
     /// Commands waiting for credits now.
     pub waiting: u32,
@@ -217,6 +217,7 @@ fn export(one: &Served, figures: &ServedFigures) -> Export {
     let counters = [
         ("reads", target.reads),
         ("read_bytes", target.read_bytes),
+        ("copied_bytes", target.copied_bytes),
         ("writes", target.writes),
         ("written_bytes", target.written_bytes),
         ("flushes", target.flushes),

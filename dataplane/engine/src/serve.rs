@@ -542,6 +542,7 @@ impl Server {
                 let Some(target) = self.targets[number as usize].as_mut() else { continue };
                 match connection.copy {
                     Some(copy) if io.op == Op::Extents => target.tell(copy, io, &mut self.pool),
+                    Some(_) if !io.op.is_write() => target.process_copy(io),
                     _ => target.process(io),
                 }
                 if !std::mem::replace(&mut target.listed, true) {

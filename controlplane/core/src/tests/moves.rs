@@ -1,6 +1,6 @@
 //! Moves and deletions that something comes in between of.
 
-use contract::{Class, Command, NodeStep, OperationId, Phase, VolumeId, VolumeState};
+use contract::{Class, Command, NodeStep, OperationId, Phase, Role, VolumeId, VolumeState};
 
 use super::fleet::{Fleet, iops, name};
 use crate::Config;
@@ -121,4 +121,41 @@ fn a_move_that_is_given_up_in_the_middle_is_taken_back() {
         assert_eq!(fleet.head(volume), (at, epoch));
         assert!(!fleet.nodes[at].is_frozen(volume), "{step}");
     }
+}
+
+/// Hosts have a way to the target before it serves, and the source refuses them as a path until then.
+#[test]
+fn both_ends_of_a_move_stand_by_while_they_do_not_serve() {
+    let mut fleet = Fleet::new(2, Config::default());
+    fleet.nodes.iter_mut().for_each(|node| node.busy_ms = 300);
+    let volume = fleet.volume("a", "own", iops(10));
+    let (source, _) = fleet.head(volume);
+    let shows = |fleet: &Fleet, at: usize| {
+        let placed = fleet.nodes[at].snapshot.volumes.iter().find(|placed| placed.volume == volume);
+        placed.map(|placed| placed.role)
+    };
+    let id = move_it(&mut fleet, volume);
+    let mut seen = vec![(shows(&fleet, source), shows(&fleet, 1 - source))];
+    while !fleet.phase(id).is_over() {
+        fleet.run(10);
+        let now = (shows(&fleet, source), shows(&fleet, 1 - source));
+        if seen.last() != Some(&now) {
+            seen.push(now);
+        }
+    }
+    assert_eq!(fleet.phase(id), Phase::Done, "{}", fleet.why(id));
+    let (active, standby) = (Some(Role::Active), Some(Role::Standby));
+    let order = [(active, None), (active, standby), (standby, active), (None, active)];
+    seen.retain(|shown| order.contains(shown));
+    assert_eq!(seen, order);
+    // One that is given up is shown at its target no more.
+    let id = move_it(&mut fleet, volume);
+    while shows(&fleet, source) != standby {
+        fleet.run(10);
+    }
+    fleet.kill(source);
+    fleet.run(4_000);
+    fleet.revive(source);
+    fleet.run(4_000);
+    assert_eq!((fleet.phase(id), shows(&fleet, source)), (Phase::Failed, None), "{}", fleet.why(id));
 }

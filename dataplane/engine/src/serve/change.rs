@@ -303,7 +303,8 @@ impl Server {
     fn tell_leave(&mut self, volume: VolumeId, leave: Leave, now_ns: u64) -> Stage {
         let drain = Stage::Drain { until_ns: now_ns + DRAIN_NS };
         let home = self.home_of(volume);
-        let frozen = self.target(volume).is_some_and(|target| target.frozen);
+        let (frozen, stands_by) =
+            self.target(volume).map_or((false, false), |target| (target.frozen, target.stands_by()));
         let Some(subsystem) = self.subsystem_of(volume) else { return drain };
         match leave {
             Leave::Standby => {
@@ -318,8 +319,9 @@ impl Server {
                     true => subsystem.set_access(volume, Access::Inaccessible),
                     false => subsystem.remove(volume),
                 };
-                // Where its hosts stay nobody has to take note in time.
-                let ends = subsystem.controllers() > 0 && alone;
+                // Where its hosts stay nobody has to take note in time. Who was told that it stands by uses another path
+                // already; other volumes are not held up for that.
+                let ends = subsystem.controllers() > 0 && alone && !stands_by;
                 if ends { Stage::Notice { until_ns: now_ns + NOTICE_NS } } else { drain }
             }
         }

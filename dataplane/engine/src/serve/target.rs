@@ -58,6 +58,8 @@ pub struct TargetCounters {
     pub reads: u64,
     /// Bytes read.
     pub read_bytes: u64,
+    /// Bytes read by copies of it, which count nowhere else: they are no load of its hosts.
+    pub copied_bytes: u64,
     /// Writes answered.
     pub writes: u64,
     /// Bytes written.
@@ -276,6 +278,11 @@ impl Target {
         }
     }
 
+    /// Nothing of it is open here.
+    pub(super) fn stands_by(&self) -> bool {
+        matches!(self.body, Body::Away { .. })
+    }
+
     /// What lies below it.
     pub(super) fn medium(&self) -> Medium {
         match &self.body {
@@ -332,6 +339,13 @@ impl Target {
         } else {
             self.take(io);
         }
+    }
+
+    /// Takes a request of a session that copies it, which changes nothing.
+    pub(super) fn process_copy(&mut self, io: Io<IoBuffer>) {
+        self.busy += 1;
+        self.counters.copied_bytes += io.buffer.as_ref().map_or(0, |buffer| buffer.len() as u64);
+        self.queue.push_back(io);
     }
 
     /// What came while it was frozen goes on.

@@ -54,9 +54,13 @@ impl Bench {
     }
 
     fn connect_to(&mut self, volume: VolumeId) -> UnixStream {
+        self.connect_as(guest(volume))
+    }
+
+    fn connect_as(&mut self, guest: Guest) -> UnixStream {
         let (ours, theirs) = UnixStream::pair().unwrap();
         theirs.set_nonblocking(true).unwrap();
-        let arrival = Arrival { stream: theirs.into(), guest: guest(volume), rest: Vec::new() };
+        let arrival = Arrival { stream: theirs.into(), guest, rest: Vec::new() };
         self.server.connect(self.now_ns, arrival, &mut self.wait);
         ours
     }
@@ -92,8 +96,13 @@ fn request(command: u16, flags: u16, cookie: u64, offset: u64, length: u32) -> V
 }
 
 fn guest(volume: VolumeId) -> Guest {
+    guest_that(volume, false)
+}
+
+/// A client, which may come to copy the volume.
+fn guest_that(volume: VolumeId, changed: bool) -> Guest {
     let export = Export::new("disk", "", volume, BlockSize::B4096, BLOCKS).unwrap();
-    let attach = Attach { export, structured: false, allocation: false, changed: false, secured: false };
+    let attach = Attach { export, structured: false, allocation: false, changed, secured: false };
     Guest::Nbd(Box::new(Transmission::new(attach, Bounds::default())))
 }
 
@@ -120,6 +129,20 @@ fn a_client_that_does_not_read_lets_the_worker_sleep_and_gets_everything_later()
     }
     assert!(reader.join().unwrap(), "every request is answered");
     assert!(bench.sleeps());
+    bench.server.stop(bench.now_ns);
+}
+
+#[test]
+fn what_a_copy_reads_is_no_load_of_its_hosts() {
+    let mut bench = Bench::new(64, null(), Limits::unlimited());
+    let mut host = bench.connect();
+    let mut copy = bench.connect_as(guest_that(VolumeId(0), true));
+    host.write_all(&request(READ, 0, 1, 0, 4096)).unwrap();
+    copy.write_all(&request(READ, 0, 1, 0, 4096)).unwrap();
+    (0..4).for_each(|_| bench.turn());
+    assert!(is_answered(&mut host) && is_answered(&mut copy));
+    let counters = bench.server.targets[0].as_ref().unwrap().counters();
+    assert_eq!((counters.reads, counters.read_bytes, counters.copied_bytes), (1, 4096, 4096));
     bench.server.stop(bench.now_ns);
 }
 
