@@ -5,6 +5,8 @@
 //! of each counts from when it was due, also if it had to wait for a free place (open loop: what a slow
 //! server costs cannot hide behind a client that waits for it).
 //!
+//! The rate may fall again and again for a while (`quiet`); with `rest`, the thread sleeps while nothing is due.
+//!
 //! With `verify`, what is written names itself (volume, block, sequence number, CRC32C), and what is read is
 //! compared with what was written last, as far as this run knows. With `read_back`, all of it is read at the end.
 //!
@@ -72,6 +74,10 @@ pub struct Spec {
     pub flush_every: Option<u32>,
     /// Requests per second of all connections together; `None` = as many as are answered.
     pub rate_iops: Option<u64>,
+    /// Times with another rate, again and again; only with `rate_iops`.
+    pub quiet: Option<Quiet>,
+    /// Sleep so long when nothing has come and nothing is due, instead of polling; latencies are longer by that.
+    pub rest: Duration,
     /// Compare what is read.
     pub verify: bool,
     /// At the end, read every block once of which it is known what it must hold; only with `verify`.
@@ -102,6 +108,8 @@ impl Spec {
             fua: false,
             flush_every: None,
             rate_iops: None,
+            quiet: None,
+            rest: Duration::ZERO,
             verify: false,
             read_back: false,
             duration: Duration::from_secs(10),
@@ -109,6 +117,32 @@ impl Spec {
             seed: 1,
             seen_max: 0,
         }
+    }
+}
+
+/// The quiet part of a load that comes and goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quiet {
+    /// After how long at the full rate it begins.
+    pub after: Duration,
+    /// How long it lasts, until all begins anew.
+    pub lasts: Duration,
+    /// Requests per second meanwhile; may be 0.
+    pub rate_iops: u64,
+}
+
+impl Quiet {
+    /// Whether it is quiet so long after the start.
+    pub fn is_at(&self, since_start: Duration) -> bool {
+        let period = (self.after + self.lasts).as_nanos().max(1);
+        since_start.as_nanos() % period >= self.after.as_nanos()
+    }
+
+    /// When this part ends, both in ns since the start.
+    fn part_ends(&self, at_ns: f64) -> f64 {
+        let (after, period) = (self.after.as_nanos() as f64, (self.after + self.lasts).as_nanos() as f64);
+        let into = at_ns % period;
+        at_ns - into + if into < after { after } else { period }
     }
 }
 
@@ -252,6 +286,14 @@ fn check(spec: &Spec) -> Outcome {
     }
     if spec.rate_iops == Some(0) {
         return Err("the rate is at least 1 request per second".to_owned());
+    }
+    if let Some(Quiet { after, lasts, .. }) = spec.quiet {
+        if spec.rate_iops.is_none() {
+            return Err("a load that becomes quiet needs a rate for the rest of the time".to_owned());
+        }
+        if after.is_zero() || lasts.is_zero() {
+            return Err("both the busy and the quiet part last some time".to_owned());
+        }
     }
     Ok(())
 }

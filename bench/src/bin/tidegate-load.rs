@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use bench::load::{self, Figures, Place, Seen, Spec, Uri, nvme};
+use bench::load::{self, Figures, Place, Quiet, Seen, Spec, Uri, nvme};
 use clap::{Parser, ValueEnum};
 
 /// Sends requests from one polling thread and tells how long they took. Ends with 0 if all were answered as
@@ -43,6 +43,18 @@ struct Cli {
     /// Requests per second; latency counts from when each was due. Default: as many as are answered
     #[arg(long, value_name = "IOPS")]
     rate: Option<u64>,
+    /// Become quiet after so many seconds, again and again
+    #[arg(long, value_name = "SECONDS", requires_all = ["rate", "quiet_seconds"])]
+    quiet_after: Option<u64>,
+    /// For so long
+    #[arg(long, value_name = "SECONDS", requires = "quiet_after")]
+    quiet_seconds: Option<u64>,
+    /// With so many requests per second
+    #[arg(long, value_name = "IOPS", default_value_t = 0)]
+    quiet_rate: u64,
+    /// Sleep so long when nothing has come and nothing is due, instead of polling: costs latency, saves a core
+    #[arg(long, value_name = "US", default_value_t = 0)]
+    rest_us: u64,
     /// Write blocks that name themselves, and compare what is read
     #[arg(long)]
     verify: bool,
@@ -136,6 +148,12 @@ fn main() -> ExitCode {
         fua: cli.fua,
         flush_every: cli.flush_every,
         rate_iops: cli.rate,
+        quiet: cli.quiet_after.zip(cli.quiet_seconds).map(|(after, lasts)| Quiet {
+            after: Duration::from_secs(after),
+            lasts: Duration::from_secs(lasts),
+            rate_iops: cli.quiet_rate,
+        }),
+        rest: Duration::from_micros(cli.rest_us),
         verify: cli.verify,
         read_back: cli.read_back,
         duration: Duration::from_secs(cli.seconds),

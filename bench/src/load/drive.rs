@@ -26,6 +26,22 @@ struct Under {
     asked_ns: u64,
 }
 
+/// When the request is due that comes after the one due at `due`, both in ns since the start.
+fn next_due(spec: &Spec, due: f64) -> f64 {
+    let step = |rate: u64| 1e9 / rate as f64;
+    let full = spec.rate_iops.map_or(0.0, step);
+    let Some(quiet) = spec.quiet else { return due + full };
+    let is_quiet = quiet.is_at(Duration::from_nanos(due as u64));
+    let next = due + if is_quiet { step(quiet.rate_iops) } else { full };
+    // The next part begins with a request; a quiet one without a rate has none at all.
+    let ends = quiet.part_ends(due);
+    match is_quiet || quiet.rate_iops > 0 {
+        true => next.min(ends),
+        false if next < ends => next,
+        false => ends + quiet.lasts.as_nanos() as f64,
+    }
+}
+
 /// A connection's requests.
 #[derive(Debug)]
 struct Client {
@@ -68,7 +84,6 @@ pub(super) struct Load<'a> {
     started_ns: u64,
     /// When the next request is due, ns since the start, with a rate.
     next_due_ns: u64,
-    due_step_ns: f64,
     due: f64,
     /// Of the last answer.
     answered_ns: u64,
@@ -99,7 +114,6 @@ impl<'a> Load<'a> {
             started: Instant::now(),
             started_ns: monotonic_ns(),
             next_due_ns: 0,
-            due_step_ns: spec.rate_iops.map_or(0.0, |rate| 1e9 / rate as f64),
             due: 0.0,
             answered_ns: 0,
             figures: Figures::new()?,
@@ -115,7 +129,7 @@ impl<'a> Load<'a> {
         loop {
             let now_ns = self.started.elapsed().as_nanos() as u64;
             let over = now_ns >= end_ns || self.requests_left == 0;
-            let mut under_way = 0;
+            let (mut under_way, answered_ns) = (0, self.answered_ns);
             for index in 0..self.clients.len() {
                 self.ask_again(index);
                 if !over {
@@ -147,6 +161,11 @@ impl<'a> Load<'a> {
                 if !over && progress(&self.figures).is_break() {
                     end_ns = now_ns;
                 }
+            }
+            if !self.spec.rest.is_zero() && answered_ns == self.answered_ns {
+                let due = Duration::from_nanos(self.next_due_ns.saturating_sub(now_ns));
+                // Once it is over nothing is due, and answers alone are waited for.
+                std::thread::sleep(if over { self.spec.rest } else { self.spec.rest.min(due) });
             }
         }
     }
@@ -192,7 +211,7 @@ impl<'a> Load<'a> {
             client.free.pop();
             client.slots[slot as usize] = Some(under);
             self.requests_left -= 1;
-            self.due += self.due_step_ns;
+            self.due = next_due(self.spec, self.due);
             self.next_due_ns = self.due as u64;
             if !self.ask(index, slot, under.op, under.block) {
                 // There is no room on the way to the device.
@@ -318,5 +337,32 @@ impl<'a> Load<'a> {
         }
         self.figures.bytes += u64::from(self.spec.block_bytes);
         self.figures.latency.saturating_record((now_ns - due_ns).max(1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Place, Quiet, Uri};
+    use super::*;
+
+    fn due_in(rate_iops: u64, seconds: std::ops::Range<u64>) -> usize {
+        let quiet = Quiet { after: Duration::from_secs(9), lasts: Duration::from_secs(3), rate_iops };
+        let uri = Uri { place: Place::Nbd("127.0.0.1:1".to_owned()), name: String::new() };
+        let spec = Spec { rate_iops: Some(100), quiet: Some(quiet), ..Spec::new(uri) };
+        let ends = seconds.end as f64 * 1e9;
+        let all = std::iter::successors(Some(0.0), |due| Some(next_due(&spec, *due)));
+        all.take_while(|due| *due < ends).filter(|due| *due >= seconds.start as f64 * 1e9).count()
+    }
+
+    #[test]
+    fn a_load_becomes_quiet_again_and_again() {
+        for period in 0..5 {
+            let begins = period * 12;
+            let is_about = |due: usize, rate: usize| due.abs_diff(rate) <= 1;
+            assert!(is_about(due_in(10, begins..begins + 9), 900));
+            assert!(is_about(due_in(10, begins + 9..begins + 12), 30));
+            assert!(is_about(due_in(0, begins..begins + 9), 900));
+            assert_eq!(due_in(0, begins + 9..begins + 12), 0);
+        }
     }
 }
