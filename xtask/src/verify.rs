@@ -105,6 +105,11 @@ const CLAIMS: &[Claim] = &[
         says: "a store in etcd is a store; a control plane there goes on across kill -9 of either",
         steps: &[Step::EtcdSuite, Step::EtcdDaemon],
     },
+    Claim {
+        number: 11,
+        says: "moves between nodes begin when the learnt load is quiet, and hosts hardly notice (10 minutes)",
+        steps: &[Step::Test { package: "tests", test: "control", filter: "profiles::" }],
+    },
 ];
 
 /// Shows a claim, or lists them.

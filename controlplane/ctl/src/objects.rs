@@ -189,6 +189,9 @@ pub enum VolumeCommand {
         /// At once instead of when it disturbs least
         #[arg(long)]
         now: bool,
+        /// Begin within so many seconds, however much it disturbs then; otherwise within an hour
+        #[arg(long, value_name = "SECONDS", conflicts_with = "now")]
+        within: Option<u64>,
         /// Wait until it is done
         #[arg(long)]
         wait: bool,
@@ -465,9 +468,10 @@ pub async fn volume(asker: &Asker, command: VolumeCommand) -> Result<(), Failure
         VolumeCommand::Scrub { volume, wait } => {
             (Command::VolumeScrub { volume: find(&volume).await? }, None, wait)
         }
-        VolumeCommand::Move { volume, to, now, wait } => {
+        VolumeCommand::Move { volume, to, now, within, wait } => {
             let (volume, to) = (find(&volume).await?, node(&to).await?);
-            (Command::VolumeMove { volume, to, at_once: now, deadline_ms: None }, None, wait)
+            let deadline_ms = within.map(|seconds| seconds.saturating_mul(1_000));
+            (Command::VolumeMove { volume, to, at_once: now, deadline_ms }, None, wait)
         }
         VolumeCommand::Delete { volume, wipe, expect, wait } => {
             (Command::VolumeDelete { volume: find(&volume).await?, wipe }, expect, wait)

@@ -10,6 +10,7 @@ use tests::gateway::{Gateway, daemon, folder};
 use tests::netns::{self, Held};
 
 use crate::client::Client;
+use crate::wire::Wire;
 
 /// See the module's documentation.
 pub struct Cluster {
@@ -22,6 +23,8 @@ pub struct Cluster {
     ports: Vec<u16>,
     /// What their configurations say.
     pub settings: NodeSettings,
+    /// What is between them, where they are not all in the namespace of the test.
+    pub wire: Option<Wire>,
 }
 
 /// What the configurations of the data planes say of their capacity and pool.
@@ -60,8 +63,18 @@ impl Cluster {
         Cluster::with(test, nodes, settings, "")
     }
 
+    /// Two data planes, each with a directory of its own, joined by a link that carries what one copy may: an eighth of
+    /// what they offer.
+    pub fn wired(test: &str, settings: NodeSettings, wire: Wire) -> Cluster {
+        Cluster::made(test, 2, NodeSettings { shared: false, ..settings }, "", Some(wire))
+    }
+
     /// The same with other data planes, and more lines for the configuration of the control plane.
     pub fn with(test: &str, nodes: usize, settings: NodeSettings, lines: &str) -> Cluster {
+        Cluster::made(test, nodes, settings, lines, None)
+    }
+
+    fn made(test: &str, nodes: usize, settings: NodeSettings, lines: &str, wire: Option<Wire>) -> Cluster {
         let mut cluster = Cluster {
             folder: folder(test),
             controlplane: None,
@@ -69,6 +82,7 @@ impl Cluster {
             names: NAMES[..nodes].iter().map(|name| (*name).to_owned()).collect(),
             ports: free_ports(nodes),
             settings,
+            wire,
         };
         let text = format!(
             "directory = {:?}\n[listen]\nat = [{:?}]\n{lines}",
@@ -112,13 +126,14 @@ impl Cluster {
     pub fn start_node(&mut self, node: usize) {
         let name = self.names[node].clone();
         let body = format!(
-            "[nbd]\nlisten = [{nbd:?}]\n[serve]\nmemory = \"72MiB\"\nhugepages = false\n\
-             [nvme]\nlisten = [\"{nvme}\"]\ncontroller_first = {first}\ncontrollers = 1000\n\
+            "[nbd]\nlisten = [{nbd:?}]\n{public}[serve]\nmemory = \"72MiB\"\nhugepages = false\n\
+             [nvme]\nlisten = [\"{nvme}\"]\n{public}controller_first = {first}\ncontrollers = 1000\n\
              [controlplane]\naddress = \"unix:{socket}\"\nstate = {state:?}\n\
              operations = {operations}\nbytes = {bytes:?}\n\
              [[controlplane.pool]]\nname = \"default\"\ndirectory = {pool:?}\nshared = {shared}\ncapacity = \"1TiB\"\n",
-            nbd = self.nbd(node),
+            nbd = self.wire.as_ref().map_or_else(|| self.nbd(node), |wire| wire.nbd(node).into()),
             nvme = self.nvme(node),
+            public = if self.wire.is_some() { "public = true\n" } else { "" },
             operations = self.settings.operations,
             bytes = self.settings.bytes,
             first = 1 + 1000 * node,
@@ -127,7 +142,8 @@ impl Cluster {
             pool = self.pool(node),
             shared = self.settings.shared,
         );
-        self.nodes[node] = Some(Gateway::start(None, &self.folder, &name, &body));
+        let space = self.wire.as_ref().map(|wire| wire.node(node));
+        self.nodes[node] = Some(Gateway::start(space, &self.folder, &name, &body));
     }
 
     /// A data plane that nobody knows yet, in the place of one that was killed.
@@ -154,7 +170,7 @@ impl Cluster {
 
     /// Where a data plane takes NVMe hosts.
     pub fn nvme(&self, node: usize) -> String {
-        format!("127.0.0.1:{}", self.ports[node])
+        self.wire.as_ref().map_or_else(|| format!("127.0.0.1:{}", self.ports[node]), |wire| wire.nvme(node))
     }
 
     /// The data plane of a place.

@@ -150,7 +150,7 @@ fn lose_head(cluster: &mut Cluster, how: How, head: usize, seed: u64) -> Loss {
 }
 
 /// Ends the load, also when the test fails meanwhile.
-struct Over<'a>(&'a AtomicBool);
+pub struct Over<'a>(pub &'a AtomicBool);
 
 impl Drop for Over<'_> {
     fn drop(&mut self) {

@@ -20,6 +20,7 @@ mod networks;
 #[allow(dead_code, reason = "the tests of serving use all of it")]
 mod nvme;
 mod resize;
+mod profiles;
 mod restart;
 #[path = "../../../controlplane/store/tests/store/server.rs"]
 #[allow(dead_code, reason = "the tests of the store use all of it")]
@@ -27,3 +28,4 @@ mod server;
 mod storm;
 mod swap;
 mod top;
+mod wire;

@@ -15,3 +15,6 @@ mod failover;
 mod nbd;
 mod nvme;
 mod place;
+#[path = "../control/wire.rs"]
+#[allow(dead_code, reason = "the tests of the control plane use all of it")]
+mod wire;

@@ -2,5 +2,5 @@
 
 mod doors;
 mod fuzz;
-mod http;
+pub mod http;
 mod schema;
