@@ -19,8 +19,8 @@ mod networks;
 #[path = "../serve/nvme.rs"]
 #[allow(dead_code, reason = "the tests of serving use all of it")]
 mod nvme;
-mod resize;
 mod profiles;
+mod resize;
 mod restart;
 #[path = "../../../controlplane/store/tests/store/server.rs"]
 #[allow(dead_code, reason = "the tests of the store use all of it")]
