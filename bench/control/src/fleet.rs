@@ -146,7 +146,7 @@ impl Fleet {
                 capacity: Resources { iops: 2_000_000, bytes_per_s: 80_000_000_000, copy_slots: 4 },
                 pools: vec![Pool { name: name("default".to_owned()), shared: true, capacity_bytes: 1 << 50 }],
                 addresses: vec![format!("nvme-tcp://10.0.{}.{}:4420", number / 250, number % 250)],
-                networks: vec![],
+                networks: vec![name("tenant-1".to_owned())],
             };
             fleet.say(number, FromNode::Hello(info))?;
         }

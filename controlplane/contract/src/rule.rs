@@ -67,7 +67,9 @@ impl Rule {
     fn check_one(&self) -> Result<(), String> {
         let is_mac = is_mac(&self.to);
         if !is_mac && !is_prefix(&self.to) {
-            return Err("write an address, a prefix such as \"10.0.0.0/24\", or a MAC address".into());
+            return Err("write an address, a prefix such as \"10.0.0.0/24\" whose other bits are 0, or the MAC address of \
+                        one station"
+                .into());
         }
         if is_mac && (self.protocol.is_some() || self.port.is_some()) {
             return Err("a rule about a MAC address has neither protocol nor port".into());
@@ -85,16 +87,22 @@ impl Rule {
     }
 }
 
+/// Of one station: the lowest bit of the first octet would make it a group's.
 fn is_mac(text: &str) -> bool {
-    let is_octet = |part: &str| part.len() == 2 && u8::from_str_radix(part, 16).is_ok();
-    text.split(':').count() == 6 && text.split(':').all(is_octet)
+    let octet = |part: &str| u8::from_str_radix(part, 16).ok().filter(|_| part.len() == 2);
+    let octets: Option<Vec<u8>> = text.split(':').map(octet).collect();
+    octets.is_some_and(|octets| octets.len() == 6 && octets[0] & 1 == 0)
 }
 
 fn is_prefix(text: &str) -> bool {
     let (address, bits) = text.split_once('/').map_or((text, None), |(address, bits)| (address, Some(bits)));
-    let Ok(address) = address.parse::<IpAddr>() else { return false };
-    let most = if address.is_ipv4() { 32 } else { 128 };
-    bits.is_none_or(|bits| bits.parse::<u8>().is_ok_and(|bits| bits <= most))
+    let (value, most) = match address.parse() {
+        Ok(IpAddr::V4(address)) => (u128::from(address.to_bits()), 32),
+        Ok(IpAddr::V6(address)) => (address.to_bits(), 128),
+        Err(_) => return false,
+    };
+    let bits = bits.map_or(Some(most), |bits| bits.parse::<u32>().ok().filter(|bits| *bits <= most));
+    bits.is_some_and(|bits| value.checked_shl(128 - (most - bits)).unwrap_or(0) == 0)
 }
 
 #[cfg(test)]
@@ -114,6 +122,9 @@ mod tests {
         let wrong: &[(Rule, &str)] = &[
             (rule("10.0.0", Action::Drop), "write an address"),
             (rule("10.0.0.0/33", Action::Drop), "write an address"),
+            (rule("10.0.0.1/24", Action::Drop), "write an address"),
+            (rule("2001:db8::1/127", Action::Drop), "write an address"),
+            (rule("01:00:5e:00:00:01", Action::Drop), "write an address"),
             (Rule { to: "02:00:00:00:00:02".into(), ..both.clone() }, "neither protocol nor port"),
             (rule("10.0.0.2", Action::Forward), "forward needs a vtep"),
             (Rule { vtep: Some("nowhere".into()), ..way.clone() }, "not a tunnel endpoint"),

@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use contract::node::{NodeInfo, ToNodeBody};
 use contract::{
     Credits, Done, FromNode, Instruction, InstructionKey, LeaseId, Name, NodeReport, NodeSnapshot, NodeStep,
-    Pool, RefusedRules, Resources, ToNode, VolumeId,
+    Pool, Resources, ToNode, VolumeId,
 };
 use tokio::sync::{Notify, mpsc};
 use tokio::task::{JoinError, JoinHandle};
@@ -351,13 +351,10 @@ impl Follower {
         };
         let Some(snapshot) = snapshot else { return true };
         let serving = placed::apply(&daemon, &self.settings.pools, &snapshot, &frozen);
-        let whole = serving.failed.is_empty() && serving.refused.is_empty();
+        let whole = serving.failed.is_empty();
         let version = snapshot.version;
         for (volume, why) in &serving.failed {
             error!(%volume, "not served: {why}");
-        }
-        for RefusedRules { tenant, why } in &serving.refused {
-            error!(%tenant, "rules are not carried out: {why}");
         }
         info!(%version, volumes = snapshot.volumes.len(), failed = serving.failed.len(), "the control plane's snapshot runs");
         self.state().serving = serving;
@@ -499,7 +496,7 @@ impl Follower {
             steps,
             conditions: state.figures.conditions(),
             released: state.released.iter().copied().collect(),
-            refused: state.serving.refused.clone(),
+            refused: self.daemon.upgrade().map_or_else(Vec::new, |daemon| daemon.refused().to_vec()),
         })
     }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use contract::{RefusedRules, TenantRules};
@@ -17,7 +17,7 @@ use engine::throttle::Saved;
 use engine::{
     Arrival, ChangeError, MoveError, Moved, Node, Plan, PlanError, PortState, PublishError, Snapshot,
 };
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::config::exports::Wanted;
 use crate::config::{self, File, LowerError, Names, ReadError};
@@ -27,6 +27,8 @@ use crate::traces::Traces;
 
 /// How long workers may take to confirm a snapshot.
 const CONFIRM: Duration = Duration::from_secs(30);
+/// Time between two tries to have a volume go on.
+const THAW_AGAIN: Duration = Duration::from_millis(10);
 /// Version of the first snapshot.
 const FIRST: u64 = 1;
 
@@ -45,6 +47,8 @@ pub struct Daemon {
     exports: Exports,
     /// What is known of the requests that are followed.
     traces: Traces,
+    /// Read without waiting for a reload under way.
+    refused: ArcSwap<Vec<RefusedRules>>,
 }
 
 /// What is done for a control plane, beside what the file says.
@@ -52,7 +56,9 @@ pub struct Daemon {
 struct Told {
     /// What is served.
     volumes: Vec<Wanted>,
-    /// Rules of the file's tenants.
+    /// Rules of tenants, as they were said last.
+    said: Vec<TenantRules>,
+    /// Those of them that are carried out, and what was carried out before instead of others.
     networks: Vec<TenantRules>,
 }
 
@@ -221,7 +227,8 @@ impl Daemon {
         exports.prepare(wanted)?.commit(&node, &|one| one.limits(&names))?;
         let running = ArcSwap::from_pointee(Running { file: Arc::new(file), names, version: FIRST });
         let (path, publishing) = (path.to_owned(), Mutex::default());
-        Ok(Daemon { path, node, running, publishing, confirm: CONFIRM, tls, exports, traces })
+        let refused = ArcSwap::default();
+        Ok(Daemon { path, node, running, publishing, confirm: CONFIRM, tls, exports, traces, refused })
     }
 
     /// What holds of TLS for clients that come now.
@@ -257,40 +264,67 @@ impl Daemon {
     }
 
     /// Goes over to the rules that a control plane gives the file's tenants, while traffic flows. A tenant whose rules
-    /// cannot be carried out keeps those that it had; whose that is, and why, is returned.
-    pub fn carry(&self, told: &[TenantRules]) -> Result<Vec<RefusedRules>, ReloadError> {
+    /// cannot be carried out keeps those that it had: [`Daemon::refused`] says whose, and why.
+    pub fn carry(&self, told: &[TenantRules]) {
         let mut alone = self.publishing.lock().unwrap_or_else(PoisonError::into_inner);
+        if told == alone.said {
+            return;
+        }
+        told.clone_into(&mut alone.said);
         let file = Arc::clone(&self.running.load().file);
-        let mut networks = told.to_vec();
-        let mut refused: Vec<RefusedRules> = Vec::new();
-        while networks != alone.networks {
-            let outcome = self.publish(&alone, &networks, Arc::clone(&file));
-            let (tenant, why) = match outcome {
-                Err(ReloadError::Lower { source: LowerError::Told { tenant, source, .. }, .. }) => {
-                    (tenant, source)
-                }
-                // What is not confirmed yet runs all the same, sooner or later.
-                Ok(_) | Err(ReloadError::Unconfirmed { .. }) => {
-                    alone.networks = networks;
-                    engine::frame::trim_heap();
-                    outcome?;
-                    break;
-                }
-                Err(other) => return Err(other),
-            };
-            let had = alone.networks.iter().find(|one| one.tenant == tenant);
-            // INVARIANT: it is one of those that were tried. What it had is tried once; then it has none.
-            let at = networks.iter().position(|one| one.tenant == tenant);
-            match (at, had) {
-                (Some(at), Some(had)) if networks[at] != *had => networks[at] = had.clone(),
-                (Some(at), _) => drop(networks.remove(at)),
-                (None, _) => break,
-            }
-            if refused.iter().all(|one| one.tenant != tenant) {
-                refused.push(RefusedRules { tenant, why: why.to_string() });
+        match self.publish_with_rules(&mut alone, &file) {
+            Ok(_) => {}
+            Err(late @ ReloadError::Unconfirmed { .. }) => warn!("rules of the control plane: {late}"),
+            Err(error) => {
+                let why = error.to_string();
+                let all = told.iter().map(|one| RefusedRules { tenant: one.tenant, why: why.clone() });
+                self.refuse(all.collect());
             }
         }
-        Ok(refused)
+        engine::frame::trim_heap();
+    }
+
+    /// Whose rules of the control plane are not carried out, and why.
+    pub fn refused(&self) -> Arc<Vec<RefusedRules>> {
+        self.refused.load_full()
+    }
+
+    fn refuse(&self, refused: Vec<RefusedRules>) {
+        for RefusedRules { tenant, why } in &refused {
+            error!(%tenant, "rules of the control plane are not carried out: {why}");
+        }
+        self.refused.store(Arc::new(refused));
+    }
+
+    /// Publishes a file with the rules that the control plane said last. Instead of what cannot be carried out of those a
+    /// tenant has what it had; a file with which that cannot be carried out either is refused.
+    fn publish_with_rules(
+        &self,
+        alone: &mut MutexGuard<'_, Told>,
+        file: &Arc<File>,
+    ) -> Result<u64, ReloadError> {
+        let mut networks = alone.said.clone();
+        let mut refused: Vec<RefusedRules> = Vec::new();
+        let outcome = loop {
+            let outcome = self.publish(alone, &networks, Arc::clone(file));
+            let Err(ReloadError::Lower { source: LowerError::Told { tenant, source, .. }, .. }) = &outcome
+            else {
+                break outcome;
+            };
+            let Some(at) = networks.iter().position(|one| one.tenant == *tenant) else { break outcome };
+            refused.push(RefusedRules { tenant: *tenant, why: source.to_string() });
+            match alone.networks.iter().find(|one| one.tenant == *tenant) {
+                Some(had) if networks[at] == *had => break outcome,
+                Some(had) => networks[at] = had.clone(),
+                None => drop(networks.remove(at)),
+            }
+        };
+        // What is not confirmed yet runs all the same, sooner or later.
+        if matches!(outcome, Ok(_) | Err(ReloadError::Unconfirmed { .. })) {
+            alone.networks = networks;
+            self.refuse(refused);
+        }
+        outcome
     }
 
     /// Hands a client to the worker that owns what it chose.
@@ -310,10 +344,16 @@ impl Daemon {
         self.node.freeze(served.wanted.worker, served.volume, durable)
     }
 
-    /// Has a frozen volume go on.
+    /// Has a frozen volume go on. One that is on its way to another worker is told when it is there: its hosts wait.
     pub(crate) fn thaw(&self, name: &str) -> Result<(), ChangeError> {
-        let served = self.served(name)?;
-        self.node.thaw(served.wanted.worker, served.volume)
+        let end = Instant::now() + CONFIRM;
+        loop {
+            let served = self.served(name)?;
+            match self.node.thaw(served.wanted.worker, served.volume) {
+                Err(ChangeError::Busy) if Instant::now() < end => std::thread::sleep(THAW_AGAIN),
+                other => return other,
+            }
+        }
     }
 
     fn served(&self, name: &str) -> Result<Arc<Served>, ChangeError> {
@@ -360,7 +400,7 @@ impl Daemon {
 
     fn read_and_publish(&self) -> Result<(u64, Applied), ReloadError> {
         let file = config::read(&self.path)?;
-        let alone = self.publishing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut alone = self.publishing.lock().unwrap_or_else(PoisonError::into_inner);
         check_fixed(&self.running.load().file, &file)?;
         let plan = config::lower::plan(&file)
             .map_err(|source| ReloadError::Lower { path: self.path.clone(), source })?;
@@ -378,7 +418,7 @@ impl Daemon {
             .map_err(|source| ReloadError::Lower { path: self.path.clone(), source })?;
         let tls = tls(&file)?;
         let change = self.exports.prepare(wanted)?;
-        let version = self.publish(&alone, &alone.networks, Arc::new(file))?;
+        let version = self.publish_with_rules(&mut alone, &Arc::new(file))?;
         self.tls.store(tls);
         self.traces.collected().set_config(collector);
         let running = self.running.load();
@@ -389,9 +429,9 @@ impl Daemon {
 
     /// Builds the snapshot anew for the ports as they are now.
     pub fn refresh(&self) -> Result<u64, ReloadError> {
-        let alone = self.publishing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut alone = self.publishing.lock().unwrap_or_else(PoisonError::into_inner);
         let file = Arc::clone(&self.running.load().file);
-        let outcome = self.publish(&alone, &alone.networks, file);
+        let outcome = self.publish_with_rules(&mut alone, &file);
         engine::frame::trim_heap();
         outcome
     }

@@ -281,10 +281,12 @@ impl Server {
 
     /// Follows one in `one_in` requests of a volume from now on.
     pub fn set_sampling(&mut self, volume: VolumeId, one_in: u32) {
-        if let Some(target) = self.targets.get_mut(volume.0 as usize).and_then(Option::as_mut) {
-            target.sampler.set(one_in);
+        let Some(target) = self.target(volume) else { return };
+        let was_on = target.sampler.is_on();
+        target.sampler.set(one_in);
+        if target.sampler.is_on() != was_on {
+            self.follow_home_of(volume);
         }
-        self.follow_home_of(volume);
     }
 
     /// Has things go wrong at the medium of a volume from now on.

@@ -281,14 +281,20 @@ impl<'a> History<'a> {
         }
         let mean = |(sum, parts): (i64, i64)| (parts > 0).then(|| sum / parts);
         let means: Vec<Option<i64>> = sums.into_iter().map(mean).collect();
-        // Of a slot that no sample was in, as much is expected as of the busier one beside it.
-        let beside = |slot: usize| {
-            let before =
-                (1..period.slots).find_map(|back| means[(slot + period.slots - back) % period.slots]);
-            let after = (1..period.slots).find_map(|on| means[(slot + on) % period.slots]);
-            before.max(after).unwrap_or(0)
+        // Of a slot that no sample was in, as much is expected as of the busier one beside it. The period is gone through
+        // twice, so that what lies beside the first slot is known too.
+        let nearest = |slots: &mut dyn Iterator<Item = usize>| {
+            let (mut nearest, mut all) = (None, vec![None; period.slots]);
+            for slot in slots {
+                nearest = means[slot % period.slots].or(nearest);
+                all[slot % period.slots] = nearest;
+            }
+            all
         };
-        means.iter().enumerate().map(|(slot, mean)| mean.unwrap_or_else(|| beside(slot))).collect()
+        let before = nearest(&mut (0..2 * period.slots));
+        let after = nearest(&mut (0..2 * period.slots).rev());
+        let beside = before.into_iter().zip(after).map(|(before, after)| before.max(after).unwrap_or(0));
+        means.iter().zip(beside).map(|(mean, beside)| mean.unwrap_or(beside)).collect()
     }
 
     /// Share of the variation of the load that is gone when each sample is told by its place in the period.
@@ -404,6 +410,18 @@ mod tests {
         });
         let aperiodic = Samples { iops: noise.take(300).collect(), ..samples(0) };
         assert!(policy().build_profile(at(1_300_000), &aperiodic, RULES).abstain);
+    }
+
+    #[test]
+    fn a_long_time_without_samples_is_no_part_of_the_pattern() {
+        let mut all = samples(100);
+        // Ten periods in which nobody was there to hear how much there was to do.
+        for (at_ms, second) in all.at_ms.iter_mut().zip(0..) {
+            *at_ms += if second >= 150 { 600_000 } else { 0 };
+        }
+        let profile = policy().build_profile(at(1_900_000), &all, RULES);
+        assert_eq!((profile.abstain, profile.slots()), (false, 60), "{}", profile.why);
+        assert_eq!(profile.iops, learnt().iops);
     }
 
     #[test]

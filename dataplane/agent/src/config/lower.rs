@@ -211,9 +211,11 @@ pub fn snapshot(
     names.volumes.keep(file.volume.iter().map(|volume| volume.name.as_str()));
     names.groups.keep(file.group.iter().map(|group| group.name.as_str()));
     let mut config = overlay_config(file, version, caps, names)?;
+    let rules = config.rules.len();
     told::add(file, told, names, &mut config)?;
     let tables = Tables::build(&config, previous).map_err(|source| {
-        let whose = told::whose(file, told, names, &source);
+        config.rules.truncate(rules);
+        let whose = told::whose(file, told, names, &config, previous);
         let error = LowerError::Table { legend: legend(&source, file, told, names), source };
         match whose {
             Some(network) => told::refused(network, error),

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use contract::rule::{Action, Protocol};
 use contract::{Rule, TenantRules};
-use engine::overlay::{self, TableError};
+use engine::overlay::{self, Tables};
 
 use super::LowerError;
 use super::file::{self, ActionKey, File};
@@ -87,31 +87,30 @@ pub(super) fn destination<'a>(file: &'a File, told: &'a [TenantRules], at: usize
     file.rule.iter().map(|rule| rule.to.as_str()).chain(told).nth(at)
 }
 
-/// Whose told rules the overlay refuses, if it is those.
+/// Whose told rules the overlay refuses beside the file's, which are in `base`: the first with whom it does. None: it
+/// refuses the file.
 pub(super) fn whose<'a>(
-    file: &'a File,
+    file: &File,
     told: &'a [TenantRules],
     names: &Names,
-    error: &TableError,
+    base: &overlay::Config,
+    previous: Option<&Tables>,
 ) -> Option<&'a TenantRules> {
-    let of_rule = |at: usize| {
-        let mut end = file.rule.len();
-        let behind = here(file, told).find(|(_, network)| {
-            end += network.rules.len();
-            at < end
-        });
-        behind.filter(|_| at >= file.rule.len()).map(|(_, network)| network)
+    let fails = |count: usize| {
+        let (mut config, mut names) = (base.clone(), names.clone());
+        let added = add(file, &told[..count], &mut names, &mut config);
+        added.is_err() || Tables::build(&config, previous).is_err()
     };
-    match *error {
-        TableError::DuplicateRule { first, second } => of_rule(first.max(second)),
-        TableError::MacWithTransport { position } => of_rule(position),
-        TableError::Tuples { tenant, .. } => {
-            let name = names.tenants.name(tenant.0.into())?;
-            let mut networks = here(file, told).map(|(_, network)| network);
-            networks.find(|network| network.name.as_str() == name && !network.rules.is_empty())
-        }
-        _ => None,
+    if fails(0) {
+        return None;
     }
+    // More rules mend nothing.
+    let (mut right, mut wrong) = (0, told.len());
+    while wrong - right > 1 {
+        let middle = right.midpoint(wrong);
+        *if fails(middle) { &mut wrong } else { &mut right } = middle;
+    }
+    told.get(wrong.checked_sub(1)?)
 }
 
 /// What is wrong with the rules of a tenant.
@@ -186,6 +185,11 @@ mod tests {
         refused(&[elsewhere, green.clone(), twice], 1, "goes to \"10.0.0.3\"");
         let mut far = blue.clone();
         far.rules[1].vtep = Some("2001:db8::1".to_owned());
-        refused(&[far, green], 1, "is not reached by listen");
+        refused(&[far, green.clone()], 1, "is not reached by listen");
+        // What only the tables find wrong.
+        let host_bits = network(2, "green", &[("10.9.0.1/24", Action::Drop)]);
+        refused(&[blue.clone(), host_bits], 2, "10.9.0.1/24");
+        let group = network(2, "green", &[("01:00:5e:00:00:01", Action::Drop)]);
+        refused(&[blue, group], 2, "01:00:5e");
     }
 }

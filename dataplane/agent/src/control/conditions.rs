@@ -2,7 +2,7 @@
 //! a node with more than it can do. A condition is said in every report while it lasts; the control plane folds what it
 //! knows already.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use contract::{Condition, EventKind, Trigger, VolumeId};
@@ -52,7 +52,8 @@ impl Conditions {
     /// Looks at all open volumes, the share of its time that each worker has worked, and the share of its capacity that
     /// the node has used.
     pub fn look(&mut self, at: Instant, volumes: &[Seen], workers_ppm: &[u32], node_ppm: u32) {
-        self.faults.retain(|(volume, _), _| volumes.iter().any(|seen| seen.volume == *volume));
+        let open: BTreeSet<VolumeId> = volumes.iter().map(|seen| seen.volume).collect();
+        self.faults.retain(|(volume, _), _| open.contains(volume));
         for seen in volumes {
             self.count(at, seen.volume, EventKind::Damaged, seen.pages_corrupt);
             self.count(at, seen.volume, EventKind::SpaceLow, seen.expansions_refused);
@@ -75,6 +76,9 @@ impl Conditions {
     }
 
     fn count(&mut self, at: Instant, volume: VolumeId, kind: EventKind, count: u64) {
+        if count == 0 && !self.faults.contains_key(&(volume, kind)) {
+            return;
+        }
         // What was there when it was seen first was met then.
         let fault = self.faults.entry((volume, kind)).or_insert(Fault { count: 0, met: None });
         if count > fault.count {

@@ -6,10 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use contract::{
-    Bucket, Epoch, NodeSnapshot, Placed, Pool, RefusedRules, Role, TenantRules, Version, VolumeId,
-    VolumeLimits,
-};
+use contract::{Bucket, Epoch, NodeSnapshot, Placed, Pool, Role, Version, VolumeId, VolumeLimits};
 use engine::block::BlockSize;
 use engine::session::nvme_tcp::Hosts;
 use engine::throttle::{Burst, DimLimits, Limits, Saved, Work};
@@ -29,8 +26,6 @@ pub struct Serving {
     pub volumes: BTreeMap<VolumeId, Placed>,
     /// What is not, and why.
     pub failed: BTreeMap<VolumeId, String>,
-    /// Tenants whose rules are not carried out, and why.
-    pub refused: Vec<RefusedRules>,
 }
 
 impl Serving {
@@ -59,8 +54,8 @@ pub fn apply(
 ) -> Serving {
     let workers = daemon.node().plan().workers.len();
     let sample = daemon.running().file.trace.sample;
-    let refused = carry(daemon, &snapshot.tenants);
-    let mut serving = Serving { version: snapshot.version, refused, ..Serving::default() };
+    daemon.carry(&snapshot.tenants);
+    let mut serving = Serving { version: snapshot.version, ..Serving::default() };
     let mut wanted = Vec::with_capacity(snapshot.volumes.len());
     for placed in &snapshot.volumes {
         match want(pools, placed, workers) {
@@ -92,14 +87,6 @@ pub fn apply(
     }
     serving.volumes = wanted.into_iter().map(|(placed, _)| (placed.volume, placed.clone())).collect();
     serving
-}
-
-/// Has the tenants' rules carried out.
-fn carry(daemon: &Daemon, told: &[TenantRules]) -> Vec<RefusedRules> {
-    daemon.carry(told).unwrap_or_else(|error| {
-        let why = error.to_string();
-        told.iter().map(|network| RefusedRules { tenant: network.tenant, why: why.clone() }).collect()
-    })
 }
 
 fn want(pools: &[(Pool, PathBuf)], placed: &Placed, workers: usize) -> Result<Wanted, String> {
