@@ -219,9 +219,9 @@ impl Server {
             return Err(TargetError::Number(volume));
         }
         let standing = self.targets.get(volume.0 as usize).and_then(Option::as_ref);
-        let is_taken = standing.is_some_and(|standing| {
-            !standing.is_away() || standing.is_home() || standing.is_leaving() || target.is_away()
-        });
+        let is_volume = !target.is_away() && !target.is_home();
+        let is_taken =
+            standing.is_some_and(|standing| !standing.is_away() || standing.is_leaving() || !is_volume);
         if is_taken {
             return Err(TargetError::Taken(volume));
         }

@@ -304,7 +304,7 @@ impl Server {
         let drain = Stage::Drain { until_ns: now_ns + DRAIN_NS };
         let home = self.home_of(volume);
         let (frozen, stands_by) =
-            self.target(volume).map_or((false, false), |target| (target.frozen, target.stands_by()));
+            self.target(volume).map_or((false, false), |target| (target.frozen, target.is_away()));
         let Some(subsystem) = self.subsystem_of(volume) else { return drain };
         match leave {
             Leave::Standby => {

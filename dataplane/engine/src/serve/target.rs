@@ -278,11 +278,6 @@ impl Target {
         }
     }
 
-    /// Nothing of it is open here.
-    pub(super) fn stands_by(&self) -> bool {
-        matches!(self.body, Body::Away { .. })
-    }
-
     /// What lies below it.
     pub(super) fn medium(&self) -> Medium {
         match &self.body {
@@ -623,7 +618,7 @@ impl Target {
         match (&self.change, guest) {
             (Some(Change::Leave { leave: Leave::Gone, .. }), _) => false,
             (Some(Change::Leave { leave: Leave::Standby, .. }), Guest::Nbd(_)) => false,
-            (_, Guest::Nbd(_)) => !self.is_away(),
+            (_, Guest::Nbd(_)) => !self.is_away() && !self.is_home(),
             (_, Guest::Nvme { .. }) => true,
         }
     }
@@ -648,9 +643,9 @@ impl Target {
         }
     }
 
-    /// Only its names are here.
+    /// Another node has it: only its names are here.
     pub(super) fn is_away(&self) -> bool {
-        matches!(self.body, Body::Away { .. } | Body::Home)
+        matches!(self.body, Body::Away { .. })
     }
 
     /// It is the place of a subsystem.
