@@ -99,6 +99,16 @@ enum Lane {
 
 const LANES: [Lane; 4] = [Lane::Prompt, Lane::Admin, Lane::Pull, Lane::Push];
 
+/// A command in a lane.
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    /// Its place among all lanes.
+    order: u64,
+    id: SlotId,
+    /// Whose credits it needs, in the lanes of payload.
+    volume: VolumeId,
+}
+
 /// What became of the first of a lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Handed {
@@ -128,8 +138,7 @@ pub struct Queue {
     slots: Slots,
     /// Commands that were not looked at.
     fresh: VecDeque<SlotId>,
-    /// With their place among all lanes.
-    lanes: [VecDeque<(u64, SlotId)>; LANES.len()],
+    lanes: [VecDeque<Waiting>; LANES.len()],
     order: u64,
     /// Volumes that had no credits in this step.
     short: Vec<VolumeId>,
@@ -259,7 +268,7 @@ impl Queue {
         // The first that found no memory.
         let mut lacks = None;
         self.short.clear();
-        while let Some((lane, id)) = self.next_lane(&open) {
+        while let Some((lane, Waiting { id, volume, .. })) = self.next_lane(&open) {
             let handed = match lane {
                 Lane::Prompt => self.submit(id, subsystem, pool, sink),
                 Lane::Admin => self.carry_out(id, subsystem, pool, now_ns),
@@ -269,7 +278,7 @@ impl Queue {
             match handed {
                 Handed::Out => {}
                 Handed::NoCredits => {
-                    self.short.push(self.volume_of(id));
+                    self.short.push(volume);
                     if subsystem.namespaces().len() == 1 {
                         // Nobody else's commands are behind it.
                         (open[Lane::Pull as usize], open[Lane::Push as usize]) = (false, false);
@@ -277,7 +286,7 @@ impl Queue {
                 }
                 Handed::NoMemory => {
                     open[lane as usize] = false;
-                    lacks = lacks.or(Some(self.volume_of(id)));
+                    lacks = lacks.or(Some(volume));
                 }
                 Handed::NoRoom => open[lane as usize] = false,
             }
@@ -394,7 +403,7 @@ impl Queue {
             } else if is_admin && controller.is_some_and(|one| one.holds(command.id)) {
                 self.refuse(id, StatusCode::COMMAND_ID_CONFLICT.into(), pool);
             } else if is_admin {
-                self.enqueue(Lane::Admin, id);
+                self.enqueue(Lane::Admin, id, VolumeId(0));
             } else if !is_ready {
                 self.refuse(id, StatusCode::COMMAND_SEQUENCE_ERROR.into(), pool);
             } else {
@@ -421,36 +430,32 @@ impl Queue {
             (_, Place::Host | Place::ToHost) => Lane::Pull,
             (_, Place::Here | Place::Nowhere) => Lane::Push,
         };
-        self.enqueue(lane, id);
+        self.enqueue(lane, id, plan.volume);
     }
 
-    fn enqueue(&mut self, lane: Lane, id: SlotId) {
+    fn enqueue(&mut self, lane: Lane, id: SlotId, volume: VolumeId) {
         self.order += 1;
-        self.lanes[lane as usize].push_back((self.order, id));
+        self.lanes[lane as usize].push_back(Waiting { order: self.order, id, volume });
     }
 
     /// The first command that came, of the open lanes and of volumes that are not short of credits.
-    fn next_lane(&self, open: &[bool; LANES.len()]) -> Option<(Lane, SlotId)> {
-        let may = |lane: Lane, id: SlotId| match lane {
+    fn next_lane(&self, open: &[bool; LANES.len()]) -> Option<(Lane, Waiting)> {
+        let may = |lane: Lane, waiting: &Waiting| match lane {
             Lane::Prompt | Lane::Admin => true,
-            Lane::Pull | Lane::Push => self.short.is_empty() || !self.short.contains(&self.volume_of(id)),
+            Lane::Pull | Lane::Push => self.short.is_empty() || !self.short.contains(&waiting.volume),
         };
         let first = |lane: Lane| {
-            let waiting = self.lanes[lane as usize].iter();
-            waiting.copied().find(|&(_, id)| may(lane, id)).map(|(order, id)| (order, lane, id))
+            let mut waiting = self.lanes[lane as usize].iter();
+            waiting.find(|waiting| may(lane, waiting)).map(|waiting| (lane, *waiting))
         };
         let firsts = LANES.into_iter().filter(|&lane| open[lane as usize]).filter_map(first);
-        firsts.min_by_key(|&(order, ..)| order).map(|(_, lane, id)| (lane, id))
-    }
-
-    fn volume_of(&self, id: SlotId) -> VolumeId {
-        self.slots.peek(id).map_or(VolumeId(0), |slot| slot.volume)
+        firsts.min_by_key(|(_, waiting)| waiting.order)
     }
 
     /// It is the first of its lane, but for those that wait for credits.
     fn pop(&mut self, lane: Lane, id: SlotId) {
         let waiting = &mut self.lanes[lane as usize];
-        if let Some(at) = waiting.iter().position(|&(_, other)| other == id) {
+        if let Some(at) = waiting.iter().position(|waiting| waiting.id == id) {
             waiting.remove(at);
         }
     }
@@ -606,13 +611,13 @@ impl Queue {
             self.refuse(id, refusal, pool);
             return Handed::Out;
         }
-        match self.slots.find(id).map(|slot| slot.work) {
-            Some(Work::Io(op)) => self.hand_out(id, op, sink),
-            Some(Work::Ranges { .. }) => {
-                self.enqueue(Lane::Push, id);
+        match self.slots.find(id).map(|slot| (slot.work, slot.volume)) {
+            Some((Work::Io(op), _)) => self.hand_out(id, op, sink),
+            Some((Work::Ranges { .. }, volume)) => {
+                self.enqueue(Lane::Push, id, volume);
                 Handed::Out
             }
-            Some(Work::Admin) | None => Handed::Out,
+            Some((Work::Admin, _)) | None => Handed::Out,
         }
     }
 
@@ -673,7 +678,7 @@ impl Queue {
         }
         let before = self.waiting();
         self.fresh.retain(|&waiting| waiting != id);
-        self.lanes.iter_mut().for_each(|lane| lane.retain(|&(_, waiting)| waiting != id));
+        self.lanes.iter_mut().for_each(|lane| lane.retain(|waiting| waiting.id != id));
         // Its payload may be coming in, or its answer be on its way.
         if self.waiting() == before {
             return false;

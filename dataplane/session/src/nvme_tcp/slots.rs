@@ -162,12 +162,6 @@ impl Slots {
         (slot.live && slot.generation == id.generation).then_some(slot)
     }
 
-    /// The same, to look at.
-    pub fn peek(&self, id: SlotId) -> Option<&Slot> {
-        let slot = self.slots.get(usize::from(id.index))?;
-        (slot.live && slot.generation == id.generation).then_some(slot)
-    }
-
     /// The command that waits for data under this tag.
     pub fn receiving(&mut self, transfer_tag: u16) -> Option<(SlotId, &mut Slot)> {
         let slot = self.slots.get_mut(usize::from(transfer_tag))?;

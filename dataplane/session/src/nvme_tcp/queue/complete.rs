@@ -60,7 +60,7 @@ impl Queue {
     /// Answers a command of several ranges, once all of it is done.
     pub(super) fn settle(&mut self, id: SlotId, pool: &mut IoPool) {
         let Some(slot) = self.slots.find(id) else { return };
-        let in_lane = self.lanes[super::Lane::Push as usize].iter().any(|&(_, waiting)| waiting == id);
+        let in_lane = self.lanes[super::Lane::Push as usize].iter().any(|waiting| waiting.id == id);
         if slot.parts_out > 0 || in_lane {
             return;
         }

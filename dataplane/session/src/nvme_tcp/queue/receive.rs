@@ -149,10 +149,10 @@ impl Queue {
             return;
         }
         slot.receiving = None;
-        let status = slot.status;
+        let (status, volume) = (slot.status, slot.volume);
         self.transfers -= 1;
         if status == StatusCode::SUCCESS {
-            self.enqueue(Lane::Prompt, id);
+            self.enqueue(Lane::Prompt, id, volume);
         } else {
             let refusal = crate::nvme_tcp::admin::Refusal { status, do_not_retry: false };
             self.refuse(id, refusal, pool);
