@@ -42,6 +42,8 @@ struct Counted {
     bytes: u64,
     written_bytes: u64,
     errors: u64,
+    pages_corrupt: u64,
+    expansions_refused: u64,
 }
 
 impl Counted {
@@ -52,6 +54,8 @@ impl Counted {
             bytes: get("read_bytes") + get("written_bytes"),
             written_bytes: get("written_bytes"),
             errors: get("errors"),
+            pages_corrupt: get("pages_corrupt"),
+            expansions_refused: get("expansions_refused"),
         }
     }
 }
@@ -86,13 +90,13 @@ impl Figures {
                 copy_slots: 0,
             };
             used = used.plus(does);
-            let count = |key: &str| export.counters.get(key).copied().unwrap_or(0);
+            let counted = now.get(name).copied().unwrap_or_default();
             seen.push(Seen {
                 volume: *volume,
                 worker: export.worker,
                 used_ppm: share_ppm(does, capacity),
-                pages_corrupt: count("pages_corrupt"),
-                expansions_refused: count("expansions_refused"),
+                pages_corrupt: counted.pages_corrupt,
+                expansions_refused: counted.expansions_refused,
             });
             reports.push(VolumeReport {
                 volume: *volume,
@@ -109,7 +113,7 @@ impl Figures {
                 bytes_per_s: does.bytes_per_s,
                 dirty_bytes_per_s: rate(name, |counted| counted.written_bytes),
                 p99_us: p99_us(export),
-                errors: now.get(name).map_or(0, |counted| counted.errors),
+                errors: counted.errors,
                 credits: Credits {
                     operations: export.operations.burst_level.or(export.operations.work_level).unwrap_or(0),
                     bytes: export.bytes.burst_level.or(export.bytes.work_level).unwrap_or(0),
