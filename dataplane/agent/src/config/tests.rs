@@ -8,7 +8,7 @@ use engine::port::PortSpec;
 const EXAMPLE: &str = include_str!("../../../../docs/dataplane.example.toml");
 
 /// A generator, a socket underlay and one tenant between them.
-const BASE: &str = r#"
+pub(super) const BASE: &str = r#"
     [[port]]
     name = "gen"
     driver = "generator"

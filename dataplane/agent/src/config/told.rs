@@ -120,25 +120,14 @@ pub(super) fn refused(network: &TenantRules, error: LowerError) -> LowerError {
 
 #[cfg(test)]
 mod tests {
+    use contract::rule::Action;
+
+    use super::super::tests::BASE;
     use super::super::{lower, parse};
     use super::*;
 
-    const FILE: &str = r#"
-        [[port]]
-        name = "gen"
-        driver = "generator"
-        [[port]]
-        name = "uplink"
-        driver = "udp"
-        listen = "127.0.0.1:4789"
-        [[underlay]]
-        port = "uplink"
-        addresses = ["127.0.0.1/8"]
-        [[tenant]]
-        name = "blue"
-        vni = 100
-        attachments = [{ port = "gen", sources = [{ ip = "10.0.0.1", mac = "02:00:00:00:00:01" }] }]
-        remotes = [{ ip = "10.0.0.2", mac = "02:00:00:00:00:02", vtep = "127.0.0.2" }]
+    /// Of the base's tenant, and another one.
+    const MORE: &str = r#"
         [[tenant]]
         name = "green"
         vni = 200
@@ -159,7 +148,7 @@ mod tests {
 
     /// How many rules there are then, or whose are refused, and why.
     fn tried(told: &[TenantRules]) -> Result<usize, (u64, String)> {
-        let file = parse(FILE).unwrap();
+        let file = parse(&format!("{BASE}{MORE}")).unwrap();
         match lower::snapshot(&file, told, 1, &[], &mut Names::default(), None) {
             Ok(snapshot) => Ok(snapshot.tables.rule_count()),
             Err(error @ LowerError::Told { tenant, .. }) => Err((tenant.0, error.to_string())),
