@@ -6,6 +6,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use contract::rule::{Action, Protocol};
 use serde::Deserialize;
 
 use super::units::{ByteRate, Bytes, Nanos};
@@ -342,33 +343,11 @@ pub struct Rule {
     /// Source port. Default: any.
     pub source_port: Option<u16>,
     /// What to do.
-    pub action: ActionKey,
+    pub action: Action,
     /// Tunnel endpoint (forward).
     pub vtep: Option<String>,
     /// Volume that pays (forward). Default: the one with the server's address and port, if any.
     pub volume: Option<String>,
-}
-
-/// `rule.protocol`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Protocol {
-    /// TCP.
-    Tcp,
-    /// UDP.
-    Udp,
-}
-
-/// `rule.action`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ActionKey {
-    /// Into the tunnel.
-    Forward,
-    /// Away.
-    Drop,
-    /// To the trap port.
-    Trap,
 }
 
 /// `[trap]`

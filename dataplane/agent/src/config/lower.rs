@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use contract::TenantRules;
+use contract::rule::{Action, Protocol};
 use engine::frame::SlabConfig;
 use engine::idle::IdleParams;
 use engine::overlay::{self, PortId, Prefix, Tables, TenantId, VolumeId, Vtep};
@@ -13,7 +14,7 @@ use engine::port::{PortCaps, PortKind};
 use engine::wire::{Mac, VlanId, Vni};
 use engine::{Plan, PortPlan, PortRole, Snapshot, Throttle, WorkerPlan};
 
-use super::file::{ActionKey, Driver, DscpKey, EncapsulationKey, File, IdleMode, Protocol};
+use super::file::{Driver, DscpKey, EncapsulationKey, File, IdleMode};
 use super::names::Names;
 use super::units::Nanos;
 use super::{exports, limits, ports, told};
@@ -478,9 +479,9 @@ pub(super) fn lower_rule(
         Err(_) => overlay::Destination::Ip(prefix(place, &keys.to)?),
     };
     let action = match (keys.action, &keys.vtep) {
-        (ActionKey::Drop, None) => overlay::Action::Drop,
-        (ActionKey::Trap, None) => overlay::Action::Trap,
-        (ActionKey::Forward, Some(text)) => {
+        (Action::Drop, None) => overlay::Action::Drop,
+        (Action::Trap, None) => overlay::Action::Trap,
+        (Action::Forward, Some(text)) => {
             let volume = match &keys.volume {
                 Some(name) => Some(VolumeId(names.volumes.get(name).ok_or_else(|| {
                     unknown(place, "volume", name, file.volume.iter().map(|volume| &volume.name))
@@ -489,7 +490,7 @@ pub(super) fn lower_rule(
             };
             overlay::Action::Forward { volume, vtep: vtep(place, text)? }
         }
-        (ActionKey::Forward, None) => {
+        (Action::Forward, None) => {
             return Err(LowerError::Key {
                 place: place.to_owned(),
                 what: "action = \"forward\" needs a vtep".into(),

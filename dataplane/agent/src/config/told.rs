@@ -5,12 +5,11 @@
 
 use std::collections::HashMap;
 
-use contract::rule::{Action, Protocol};
 use contract::{Rule, TenantRules};
 use engine::overlay::{self, Tables};
 
 use super::LowerError;
-use super::file::{self, ActionKey, File};
+use super::file::{self, File};
 use super::lower::{fits_socket, lower_rule, rule_place};
 use super::names::Names;
 
@@ -65,17 +64,10 @@ fn as_in_file(network: &TenantRules, rule: &Rule) -> file::Rule {
     file::Rule {
         tenant: network.name.to_string(),
         to: rule.to.clone(),
-        protocol: rule.protocol.map(|protocol| match protocol {
-            Protocol::Tcp => file::Protocol::Tcp,
-            Protocol::Udp => file::Protocol::Udp,
-        }),
+        protocol: rule.protocol,
         port: rule.port,
         source_port: None,
-        action: match rule.action {
-            Action::Forward => ActionKey::Forward,
-            Action::Drop => ActionKey::Drop,
-            Action::Trap => ActionKey::Trap,
-        },
+        action: rule.action,
         vtep: rule.vtep.clone(),
         volume: None,
     }
