@@ -46,3 +46,34 @@ impl Lab {
         lab
     }
 }
+
+/// The configuration of a gateway between `tenant0` and `under0`: its side of the underlay, its tenant's host, and the host
+/// at the far end.
+pub fn gateway(
+    encapsulation: &str,
+    (ours, theirs, bits): (&str, &str, u8),
+    (local, local_mac): (&str, &str),
+    (remote, remote_mac): (&str, &str),
+) -> String {
+    format!(
+        r#"
+[[port]]
+name = "tenant"
+driver = "af_packet"
+interface = "tenant0"
+[[port]]
+name = "uplink"
+driver = "af_packet"
+interface = "under0"
+[[underlay]]
+port = "uplink"
+addresses = ["{ours}/{bits}"]
+[[tenant]]
+name = "blue"
+vni = 100
+encapsulation = "{encapsulation}"
+attachments = [{{ port = "tenant", sources = [{{ ip = "{local}", mac = "{local_mac}" }}] }}]
+remotes = [{{ ip = "{remote}", mac = "{remote_mac}", vtep = "{theirs}" }}]
+"#
+    )
+}

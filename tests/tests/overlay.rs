@@ -1,39 +1,9 @@
 //! The gateway against peers that we did not write: the kernel's vxlan device, tshark's dissectors.
 
 use tests::gateway::{Gateway, folder, full};
-use tests::lab::{HOST, HOST_MAC, Lab, PEER, PEER_MAC};
+use tests::lab::{HOST, HOST_MAC, Lab, PEER, PEER_MAC, gateway};
 use tests::netns::{Namespace, isolated, veth};
 use tests::traffic::{WRONG, capture, copy, dissect, end};
-
-/// One gateway: its side of the underlay, its tenant's host, and the host at the far end.
-fn config(
-    encapsulation: &str,
-    (ours, theirs, bits): (&str, &str, u8),
-    (local, local_mac): (&str, &str),
-    (remote, remote_mac): (&str, &str),
-) -> String {
-    format!(
-        r#"
-[[port]]
-name = "tenant"
-driver = "af_packet"
-interface = "tenant0"
-[[port]]
-name = "uplink"
-driver = "af_packet"
-interface = "under0"
-[[underlay]]
-port = "uplink"
-addresses = ["{ours}/{bits}"]
-[[tenant]]
-name = "blue"
-vni = 100
-encapsulation = "{encapsulation}"
-attachments = [{{ port = "tenant", sources = [{{ ip = "{local}", mac = "{local_mac}" }}] }}]
-remotes = [{{ ip = "{remote}", mac = "{remote_mac}", vtep = "{theirs}" }}]
-"#
-    )
-}
 
 fn kernel_vxlan(name: &str, ours: &str, theirs: &str, bits: u8) {
     let place = folder(name);
@@ -42,7 +12,7 @@ fn kernel_vxlan(name: &str, ours: &str, theirs: &str, bits: u8) {
         Some(&lab.gateway),
         &place,
         "gateway",
-        &config("vxlan", (ours, theirs, bits), (HOST, HOST_MAC), (PEER, PEER_MAC)),
+        &gateway("vxlan", (ours, theirs, bits), (HOST, HOST_MAC), (PEER, PEER_MAC)),
     );
     gateway.ports_up();
     let file = place.join("underlay.pcapng");
@@ -102,13 +72,13 @@ fn geneve_between_two_gateways_carries_its_option() {
             Some(&a),
             &place,
             "a",
-            &config("geneve", ("192.0.2.1", "192.0.2.2", 24), near, far),
+            &gateway("geneve", ("192.0.2.1", "192.0.2.2", 24), near, far),
         );
         let two = Gateway::start(
             Some(&b),
             &place,
             "b",
-            &config("geneve", ("192.0.2.2", "192.0.2.1", 24), far, near),
+            &gateway("geneve", ("192.0.2.2", "192.0.2.1", 24), far, near),
         );
         one.ports_up();
         two.ports_up();

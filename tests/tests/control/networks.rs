@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use tests::gateway::Gateway;
-use tests::lab::{HOST, HOST_MAC, Lab, PEER, PEER_MAC};
+use tests::lab::{HOST, HOST_MAC, Lab, PEER, PEER_MAC, gateway};
 use tests::netns::isolated;
 
 use crate::cluster::Cluster;
@@ -11,33 +11,12 @@ use crate::cluster::Cluster;
 const TEST: &str = "a_gateway_has_the_rules_of_its_tenants_from_the_control_plane";
 
 fn config(cluster: &Cluster) -> String {
-    format!(
-        r#"
-[controlplane]
-address = "unix:{socket}"
-state = {state:?}
-operations = 1
-bytes = "1MB/s"
-[[port]]
-name = "tenant"
-driver = "af_packet"
-interface = "tenant0"
-[[port]]
-name = "uplink"
-driver = "af_packet"
-interface = "under0"
-[[underlay]]
-port = "uplink"
-addresses = ["192.0.2.1/24"]
-[[tenant]]
-name = "blue"
-vni = 100
-attachments = [{{ port = "tenant", sources = [{{ ip = "{HOST}", mac = "{HOST_MAC}" }}] }}]
-remotes = [{{ ip = "{PEER}", mac = "{PEER_MAC}", vtep = "192.0.2.2" }}]
-"#,
-        socket = cluster.socket().display(),
-        state = cluster.folder.join("state-gateway"),
-    )
+    let follows = format!(
+        "[controlplane]\naddress = \"unix:{}\"\nstate = {:?}\noperations = 1\nbytes = \"1MB/s\"\n",
+        cluster.socket().display(),
+        cluster.folder.join("state-gateway"),
+    );
+    follows + &gateway("vxlan", ("192.0.2.1", "192.0.2.2", 24), (HOST, HOST_MAC), (PEER, PEER_MAC))
 }
 
 fn reaches_peer(lab: &Lab) -> bool {

@@ -14,10 +14,10 @@ use std::time::Duration;
 
 use agent::report::Volume;
 use tests::gateway::{Gateway, folder};
+use tests::lab::{HOST, HOST_MAC, PEER, PEER_MAC, gateway};
 use tests::netns::{Held, Namespace, skip, veth};
 
-const HOST: &str = "10.0.0.1";
-const SERVER: &str = "10.0.0.2";
+const SERVER: &str = PEER;
 const FIRST_PORT: usize = 10_809;
 const NS: u64 = 1_000_000_000;
 
@@ -64,27 +64,12 @@ pub fn has_programs(test: &str) -> bool {
 }
 
 fn side(near: bool, limits: &str) -> String {
-    let ((ours, theirs), (local, remote)) = if near { ((1, 2), (1, 2)) } else { ((2, 1), (2, 1)) };
-    format!(
-        r#"
-[[port]]
-name = "tenant"
-driver = "af_packet"
-interface = "tenant0"
-[[port]]
-name = "uplink"
-driver = "af_packet"
-interface = "under0"
-[[underlay]]
-port = "uplink"
-addresses = ["192.0.2.{ours}/24"]
-[[tenant]]
-name = "blue"
-vni = 100
-attachments = [{{ port = "tenant", sources = [{{ ip = "10.0.0.{local}", mac = "02:00:00:00:00:0{local}" }}] }}]
-remotes = [{{ ip = "10.0.0.{remote}", mac = "02:00:00:00:00:0{remote}", vtep = "192.0.2.{theirs}" }}]
-{limits}"#
-    )
+    let (host, server) = ((HOST, HOST_MAC), (SERVER, PEER_MAC));
+    let gateway = match near {
+        true => gateway("vxlan", ("192.0.2.1", "192.0.2.2", 24), host, server),
+        false => gateway("vxlan", ("192.0.2.2", "192.0.2.1", 24), server, host),
+    };
+    gateway + limits
 }
 
 /// Volume `number` of the configuration: `limits` are lines of its table.
