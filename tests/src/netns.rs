@@ -68,6 +68,25 @@ pub fn skip(test: &str, why: &str) {
     }
 }
 
+/// Runs a client that others wrote to its end; `None` when it is not installed, which is said as a [`skip`].
+///
+/// # Panics
+/// When it fails, with what it said.
+pub fn client(test: &str, program: &str, args: &[&str]) -> Option<String> {
+    let output = match Command::new(program).args(args).output() {
+        Ok(output) => output,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            skip(test, &format!("`{program}` is not installed"));
+            return None;
+        }
+        Err(error) => panic!("{program}: {error}"),
+    };
+    let said = String::from_utf8_lossy(&output.stderr);
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{program} {args:?}: {}\n{printed}\n{said}", output.status);
+    Some(printed.into_owned())
+}
+
 /// A network namespace without a name, held open by a descriptor.
 #[derive(Debug)]
 pub struct Namespace {

@@ -1,12 +1,11 @@
 //! Clones of volumes that hosts go on writing, as programs find them that we did not write.
 
 use std::path::Path;
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tests::netns::skip;
+use tests::netns::client;
 use tests::random::Random;
 
 use crate::cluster::Cluster;
@@ -20,21 +19,6 @@ const PAGES: u64 = 1024;
 const WRITTEN: u64 = 64 * MIB;
 /// Size of the volumes.
 const SIZE: u64 = 256 * MIB;
-
-/// Runs a program of others to its end; `None` when it is not installed.
-pub fn run(test: &str, program: &str, args: &[&str]) -> Option<String> {
-    let output = match Command::new(program).args(args).output() {
-        Ok(output) => output,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            skip(test, &format!("`{program}` is not installed"));
-            return None;
-        }
-        Err(error) => panic!("{program}: {error}"),
-    };
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{program} {args:?}: {}\n{said}", output.status);
-    Some(String::from_utf8_lossy(&output.stdout).into_owned())
-}
 
 /// A write that was answered, and when it was under way.
 struct Write {
@@ -148,7 +132,7 @@ fn text(path: &Path) -> &str {
 /// Copies a volume out with nbdcopy.
 fn image(test: &str, cluster: &Cluster, volume: &str) -> Option<Vec<u8>> {
     let path = cluster.folder.join(format!("{volume}.image"));
-    run(test, "nbdcopy", &[&uri(cluster, volume), text(&path)])?;
+    client(test, "nbdcopy", &[&uri(cluster, volume), text(&path)])?;
     let image = std::fs::read(&path).expect("it was copied");
     assert_eq!(image.len() as u64, SIZE);
     std::fs::remove_file(path).expect("it can be removed");
@@ -163,7 +147,7 @@ fn fill(test: &str, cluster: &Cluster) -> Option<Vec<u8>> {
     }
     let path = cluster.folder.join("source.image");
     std::fs::write(&path, &image).expect("an image can be written");
-    run(test, "nbdcopy", &["--flush", text(&path), &uri(cluster, "disk")])?;
+    client(test, "nbdcopy", &["--flush", text(&path), &uri(cluster, "disk")])?;
     Some(image)
 }
 
@@ -173,7 +157,7 @@ fn use_it(test: &str, cluster: &Cluster, volume: &str) {
     let job =
         ["--name=verify", "--ioengine=nbd", &uri, "--rw=randwrite", "--bs=4k", "--iodepth=16", "--size=16m"];
     let check = ["--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--thread", "--verify_state_save=0"];
-    run(test, "fio", &[&job[..], &check[..]].concat());
+    client(test, "fio", &[&job[..], &check[..]].concat());
 }
 
 /// The operation that makes a clone, as it is now.

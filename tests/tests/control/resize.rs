@@ -1,10 +1,9 @@
 //! Volumes that the control plane makes larger while hosts use them.
 
 use tests::gateway::full;
-use tests::netns;
+use tests::netns::{self, client};
 use wire::nbd::transmission::{Command, CommandFlags, ErrorCode};
 
-use crate::clones::run;
 use crate::cluster::Cluster;
 use crate::nvme::host::{ADMIN, Reply, Sgl, Sqe, Wish, identify, log_page};
 use crate::nvme::{Host, PLAIN};
@@ -73,7 +72,7 @@ fn hosts_of_both_nodes_see_a_volume_grow_by_the_command_line() {
         }
         assert_eq!(last_page(&mut head.1, size, Some(round as u8 + 1)), 0, "it can be used at once");
         assert_eq!(last_page(&mut standby.1, size, None), 0x302, "the other node has it still");
-        if let Some(told) = run(TEST, "nbdinfo", &["--size", &uri]) {
+        if let Some(told) = client(TEST, "nbdinfo", &["--size", &uri]) {
             assert_eq!(told.trim(), size.to_string());
         }
     }

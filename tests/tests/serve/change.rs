@@ -4,12 +4,13 @@
 use std::path::Path;
 
 use tests::gateway::{daemon, folder};
+use tests::netns::client;
 use wire::nbd::transmission::{Command, CommandFlags, ErrorCode};
 
 use crate::client::Client;
 use crate::host::{ADMIN, DISCOVERY, Reply, Wish, identify, log_page, property_set, read, write};
 use crate::nvme::{Host, PLAIN};
-use crate::place::{Place, client, file, memory};
+use crate::place::{Place, file, memory};
 
 const MIB: u64 = 1 << 20;
 const DISK: &str = "nqn.2026-11.com.example:disk";

@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use tests::gateway::folder;
+use tests::netns::client;
 
-use crate::place::{Place, client, file, memory};
+use crate::place::{Place, file, memory};
 
 pub const MIB: usize = 1 << 20;
 

@@ -5,10 +5,11 @@ use std::os::unix::net::UnixStream;
 
 use rustix::process::{Pid, Signal, kill_process};
 use tests::gateway::{daemon, folder};
+use tests::netns::client;
 use wire::nbd::transmission::{Command, CommandFlags, ErrorCode};
 
 use crate::client::Client;
-use crate::place::{Place, client, file};
+use crate::place::{Place, file};
 
 const PAGE: usize = 4096;
 const PAGES: u64 = 64;

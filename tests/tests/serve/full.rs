@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 
 use tests::disk::SmallDisk;
 use tests::gateway::{daemon, folder};
-use tests::netns::skip;
+use tests::netns::{client, skip};
 use tests::random::Random;
 use wire::nbd::transmission::{Command, CommandFlags, ErrorCode};
 
 use crate::client::Client;
-use crate::place::{Place, client, file, memory};
+use crate::place::{Place, file, memory};
 
 /// Bytes of a write: a few pages.
 const BYTES: usize = 32 << 10;

@@ -8,9 +8,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use tests::gateway::{full_or_skip, median};
-use tests::netns::{Held, skip};
+use tests::netns::{Held, client, skip};
 
-use crate::place::{Place, client, memory};
+use crate::place::{Place, memory};
 
 const TEST: &str = "a_neighbour_keeps_its_latency_beside_a_volume_that_bursts";
 const ROUNDS: usize = 7;

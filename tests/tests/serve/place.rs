@@ -3,12 +3,10 @@
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use agent::client::AskError;
 use tests::gateway::{Gateway, folder};
-use tests::netns::skip;
 
 /// Removed with everything in it when the test has ended well.
 pub struct Place {
@@ -170,20 +168,4 @@ pub fn file(name: &str, directory: &Path, size: &str, block: u32) -> String {
          block = {block}\n",
         directory.display()
     )
-}
-
-/// Runs a client to its end; `None` when it is not installed.
-pub fn client(test: &str, program: &str, args: &[&str]) -> Option<String> {
-    let output = match Command::new(program).args(args).output() {
-        Ok(output) => output,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            skip(test, &format!("`{program}` is not installed"));
-            return None;
-        }
-        Err(error) => panic!("{program}: {error}"),
-    };
-    let said = String::from_utf8_lossy(&output.stderr);
-    let printed = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{program} {args:?}: {}\n{printed}\n{said}", output.status);
-    Some(printed.into_owned())
 }

@@ -14,11 +14,12 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use tests::gateway::folder;
+use tests::netns::client;
 use wire::nbd::handshake::{OptionCode, OptionHeader, OptionReplyHeader, ReplyCode};
 
 use crate::client::{Client, greeted};
 use crate::clients::{MIB, image, text};
-use crate::place::{Place, client, file, memory};
+use crate::place::{Place, file, memory};
 
 /// Connections of each kind that means no good.
 const CROWD: usize = 50;

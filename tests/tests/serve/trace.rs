@@ -8,10 +8,11 @@ use std::time::Instant;
 use agent::traces::{OneTrace, TraceQuery, TraceReport};
 use engine::clock::monotonic_ns;
 use tests::gateway::{folder, full};
+use tests::netns::client;
 use wire::nbd::transmission::{Command, CommandFlags};
 
 use crate::client::Client;
-use crate::place::{Place, client, file, memory};
+use crate::place::{Place, file, memory};
 
 const BLOCK: usize = 4096;
 /// What the injected delay adds, ns.
