@@ -170,10 +170,13 @@ impl Asked {
             let put = json!({ "name": format!("t{number}"), "vni": null, "weight": 1, "rules": rules });
             let body =
                 json!({ "idempotency_key": format!("key-{number}"), "command": { "tenant_put": put } });
-            while !self.ask_once(socket, &body.to_string()) {
-                if self.over.load(Ordering::Relaxed) {
-                    return;
-                }
+            let mut is_done = false;
+            netns::until("a change is made, or nobody wants it any more", || {
+                is_done = self.ask_once(socket, &body.to_string());
+                is_done || self.over.load(Ordering::Relaxed)
+            });
+            if !is_done {
+                return;
             }
             self.done.lock().expect("nobody panicked").insert(number);
         }
@@ -202,7 +205,6 @@ impl Asked {
             // It is between two starts.
             Err(_) => {}
         }
-        std::thread::sleep(Duration::from_millis(10));
         false
     }
 }

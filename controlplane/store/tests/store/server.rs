@@ -1,20 +1,23 @@
 //! An etcd of a test's own: Debian's, on free ports of loopback, with its files in a folder of the test.
 
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::sync::mpsc;
+use std::time::Duration;
 
 /// How long it may take to come up.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// What it says when it has a leader and answers clients.
+const READY: &str = "serving client traffic";
 
 /// See the module's documentation. It is killed with this.
 pub struct EtcdServer {
     program: PathBuf,
     folder: PathBuf,
-    /// Of clients, of other members, of who asks how it is.
-    ports: [u16; 3],
+    /// Of clients, of other members.
+    ports: [u16; 2],
     /// More words for it.
     words: Vec<String>,
     /// Whether clients come with TLS.
@@ -37,7 +40,7 @@ impl EtcdServer {
     /// The same with more words.
     pub fn with(program: PathBuf, folder: &Path, tls: bool, words: &[&str]) -> EtcdServer {
         // Free now; etcd says so if somebody else takes one in between.
-        let held = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port"));
+        let held = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port"));
         let ports = held.each_ref().map(|held| held.local_addr().expect("it is bound").port());
         drop(held);
         let words = words.iter().map(|word| (*word).to_owned()).collect();
@@ -67,48 +70,46 @@ impl EtcdServer {
 
     /// Starts it, again if it was killed, and waits until it answers.
     pub fn go(&mut self) {
-        let [clients, peers, asked] = self.ports.map(|port| format!("http://127.0.0.1:{port}"));
+        let [clients, peers] = self.ports.map(|port| format!("http://127.0.0.1:{port}"));
         let clients = if self.tls { clients.replace("http:", "https:") } else { clients };
-        let log = std::fs::File::options().create(true).append(true).open(self.log()).expect("a log file");
-        let process = Command::new(&self.program)
+        let mut process = Command::new(&self.program)
             .args(["--name", "one", "--data-dir"])
             .arg(self.folder.join("etcd"))
             .args(["--listen-client-urls", &clients, "--advertise-client-urls", &clients])
             .args(["--listen-peer-urls", &peers, "--initial-advertise-peer-urls", &peers])
-            .args(["--initial-cluster", &format!("one={peers}"), "--listen-metrics-urls", &asked])
+            .args(["--initial-cluster", &format!("one={peers}")])
             .args(["--logger", "zap", "--log-outputs", "stderr"])
             .args(&self.words)
             // Its packages for other machines ask to be told that this is meant.
             .env("ETCD_UNSUPPORTED_ARCH", "arm64")
             .stdout(Stdio::null())
-            .stderr(log)
+            .stderr(Stdio::piped())
             .spawn()
             .expect("etcd starts");
+        let said = BufReader::new(process.stderr.take().expect("it is piped"));
         self.process = Some(process);
-        let began = Instant::now();
-        while !self.is_well() {
-            let ended = self.process.as_mut().expect("it runs").try_wait().expect("it is ours");
-            let log = || std::fs::read_to_string(self.log()).unwrap_or_default();
-            assert!(ended.is_none() && began.elapsed() < PATIENCE, "etcd does not come up: {}", log());
-            std::thread::sleep(Duration::from_millis(20));
+        let mut log =
+            std::fs::File::options().create(true).append(true).open(self.log()).expect("a log file");
+        let (ready, is_ready) = mpsc::channel();
+        // Keeps what it says, and ends with it.
+        std::thread::spawn(move || {
+            for line in said.lines() {
+                let line = line.expect("etcd says text");
+                writeln!(log, "{line}").expect("the log can be written");
+                if line.contains(READY) {
+                    // Nobody waits any more when it says so again.
+                    let _ = ready.send(());
+                }
+            }
+        });
+        if let Err(why) = is_ready.recv_timeout(PATIENCE) {
+            let log = std::fs::read_to_string(self.log()).unwrap_or_default();
+            panic!("etcd does not come up: {why}: {log}");
         }
     }
 
     fn log(&self) -> PathBuf {
         self.folder.join("etcd.log")
-    }
-
-    /// Whether it answers and has a leader, by its own words.
-    fn is_well(&self) -> bool {
-        let ask = || -> std::io::Result<String> {
-            let mut stream = TcpStream::connect(("127.0.0.1", self.ports[2]))?;
-            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-            stream.write_all(b"GET /health HTTP/1.0\r\n\r\n")?;
-            let mut said = String::new();
-            stream.read_to_string(&mut said)?;
-            Ok(said)
-        };
-        ask().is_ok_and(|said| said.contains("\"health\":\"true\""))
     }
 }
 
