@@ -169,17 +169,15 @@ impl Core {
         self.find_standby(id);
     }
 
-    /// Whether a node may get volumes to stand by for.
-    pub(crate) fn can_stand_by(&self, node: NodeId) -> bool {
-        let alive = self.liveness.state(node) == NodeState::Alive;
-        alive && self.nodes.get(node).is_some_and(|node| !node.cordoned)
-    }
-
     /// Chooses who stands by for a volume on a shared pool.
     pub(crate) fn find_standby(&mut self, id: VolumeId) {
         let Some(volume) = self.volumes.get(id) else { return };
         let (head, shared) = (volume.head, self.is_shared(id));
-        let able = |node: NodeId| head.is_some_and(|head| head.node != node) && self.can_stand_by(node);
+        let able = |node: NodeId| {
+            self.liveness.state(node) == NodeState::Alive
+                && head.is_some_and(|head| head.node != node)
+                && self.nodes.get(node).is_some_and(|node| !node.cordoned)
+        };
         if volume.standby.is_some_and(able) || !shared || head.is_none() {
             return;
         }

@@ -90,8 +90,8 @@ impl Core {
     }
 
     /// Volumes that a move brings to a node or takes from it: from when there are files, and until the other one serves
-    /// them, it shows them to hosts as one that stands by. So these have a way to the target when it serves, and the
-    /// source refuses them as a path and not as a volume that is gone (decision D12).
+    /// them, it shows them to hosts as one that stands by, if it is not that anyway. So these have a way to the target
+    /// when it serves, and the source refuses them as a path and not as a volume that is gone (decision D12).
     fn on_the_way(&self, id: NodeId) -> impl Iterator<Item = Placed> {
         let operations = self.index.operations_at.get(&id).into_iter().flatten();
         operations.filter_map(move |operation| {
@@ -102,17 +102,18 @@ impl Core {
             let copies = steps.get(at) == Some(&copy) && operation.progress.total_bytes > 0;
             let copied = steps.iter().take(at).any(|step| *step == copy);
             let arrives = operation.target == Some(id) && operation.granted.is_none() && (copies || copied);
-            let leaves = operation.source == Some(id) && copied && steps.get(at) == Some(&Step::Serve);
+            let leaves = operation.source == Some(id) && steps.get(at) == Some(&Step::Serve);
             let moves = operation.phase == Phase::Running && matches!(operation.work, Work::MoveNode { .. });
             let volume = self.volumes.get(operation.volume).filter(|_| moves && (arrives || leaves))?;
-            volume.head.filter(|head| head.node != id).map(|head| as_placed(volume, head, Role::Standby))
+            let head = volume.head.filter(|head| head.node != id && volume.standby != Some(id))?;
+            Some(as_placed(volume, head, Role::Standby))
         })
     }
 
     /// What a move shows to hosts at its ends changed.
     pub(crate) fn mark_move(&mut self, id: OperationId) {
         let Some(operation) = self.operations.get(id) else { return };
-        if matches!(operation.work, Work::MoveNode { .. }) && !self.is_shared(operation.volume) {
+        if matches!(operation.work, Work::MoveNode { .. }) {
             let ends = operation.source.into_iter().chain(operation.target);
             self.marked.extend(ends);
         }

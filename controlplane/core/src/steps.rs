@@ -419,13 +419,12 @@ impl Core {
         };
         self.mark_volume(volume_id);
         self.index_volume(volume_id, false);
-        let stays = self.stays_in_reach(volume_id, target);
         let Some(volume) = self.volumes.change(volume_id) else { return Flow::Over };
         volume.epoch = volume.epoch.next();
         let (epoch, old) = (volume.epoch, volume.head);
         volume.head = Some(Head { node: target, worker: None, epoch, lease });
-        if volume.standby.is_none_or(|standby| standby == target) {
-            volume.standby = stays;
+        if volume.standby == Some(target) {
+            volume.standby = None;
         }
         let private_home = volume.home.is_some();
         if private_home {
@@ -447,14 +446,6 @@ impl Core {
             operation.blocked_on = Some(Blocked::Node { node: target, state });
         }
         Flow::Wait
-    }
-
-    /// Who served a volume stands by for it from the moment on in which another node does: its hosts hear that they reach
-    /// it elsewhere, and not that it is gone.
-    fn stays_in_reach(&self, volume: VolumeId, target: NodeId) -> Option<NodeId> {
-        let node = self.volumes.get(volume)?.head?.node;
-        let able = node != target && self.is_shared(volume) && self.can_stand_by(node);
-        able.then_some(node)
     }
 
     /// A volume is served.

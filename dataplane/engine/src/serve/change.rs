@@ -313,8 +313,9 @@ impl Server {
             }
             Leave::Gone => {
                 let alone = home == Some(volume);
-                // A frozen volume goes to another node: to a host that has a path there it is not gone. A subsystem that
-                // stays here is without it, and a home is behind none of its namespaces.
+                // A frozen volume goes to another node, though what was said of the time between may not have come: to a
+                // host that has a path there it is not gone. A subsystem that stays here is without it, and a home is
+                // behind none of its namespaces.
                 let _ = match frozen && alone {
                     true => subsystem.set_access(volume, Access::Inaccessible),
                     false => subsystem.remove(volume),
