@@ -103,6 +103,8 @@ pub struct ServePlan {
     pub connections_max: u32,
     /// Records of followed requests per worker, 64 bytes each: those that wait to be collected.
     pub trace_records: usize,
+    /// Volumes in files are or will be served.
+    pub has_files: bool,
 }
 
 /// Where an answer goes.
@@ -127,6 +129,7 @@ struct Ticket {
 pub(crate) struct Server {
     slab: Arc<IoSlab>,
     pool: IoPool,
+    has_files: bool,
     files: Option<FileMedia>,
     finished: Vec<block::Finished<IoBuffer>>,
     /// By number.
@@ -181,6 +184,7 @@ impl Server {
         Server {
             slab: Arc::clone(slab),
             pool: IoPool::new(slab, slab.regions()),
+            has_files: plan.has_files,
             files: None,
             finished: Vec::new(),
             targets: Vec::new(),

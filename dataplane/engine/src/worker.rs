@@ -141,6 +141,9 @@ enum Flow {
 impl Worker {
     /// Runs until [`Command::Stop`] or until every sender of commands is gone. [`Worker::stop`] must follow.
     pub fn run(&mut self) -> Result<(), WaitError> {
+        if let Some(server) = &mut self.server {
+            server.warm_up(&mut self.wait);
+        }
         loop {
             let now_ns = self.clock.turn();
             self.gateway.now_ns = now_ns;

@@ -18,7 +18,7 @@ use crate::format::{
 };
 use crate::map::Found;
 use crate::open::{OpenError, Recovery, highest_claim, io_error, padded, recover, write_file};
-use crate::survey::{Replayed, Survey, survey};
+use crate::survey::{Replayed, Survey, newest, survey};
 use crate::volume::Config;
 
 /// Why a volume cannot be created.
@@ -142,10 +142,10 @@ pub fn list(root: &Path) -> io::Result<Vec<Listed>> {
     Ok(found)
 }
 
-/// A volume at a glance.
+/// A volume at a glance, also while it is written: as its newest checkpoint says.
 pub fn summary(directory: &dyn Directory) -> Result<Summary, OpenError> {
     let names = directory.list().map_err(io_error("the volume's directory"))?;
-    let found = survey(directory, Epoch(u64::MAX))?;
+    let found = newest(directory, &names, Epoch(u64::MAX))?;
     let pages = found.checkpoint.extents.iter().filter(|entry| entry.kind == ExtentKind::Pages);
     Ok(Summary {
         identity: found.identity,

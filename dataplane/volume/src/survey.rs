@@ -80,15 +80,31 @@ impl Survey {
     }
 }
 
-/// Reads the files of owners up to `epoch`.
-pub(crate) fn survey(directory: &dyn Directory, epoch: Epoch) -> Result<Survey, OpenError> {
+/// What a volume is, and its newest checkpoint.
+pub(crate) struct Newest {
+    pub identity: Identity,
+    pub size: BlockSize,
+    pub checkpoint: Checkpoint,
+}
+
+/// Reads that of owners up to `epoch`, and nothing that grows with what was written since.
+pub(crate) fn newest(
+    directory: &dyn Directory,
+    names: &[FileName],
+    epoch: Epoch,
+) -> Result<Newest, OpenError> {
     let mut page = vec![0; PAGE_BYTES];
     directory.read(FileName::Superblock, 0, &mut page).map_err(io_error(FileName::Superblock))?;
     let (identity, size) =
         read_superblock(&page).map_err(|source| OpenError::Format { file: FileName::Superblock, source })?;
+    let checkpoint = newest_checkpoint(directory, names, epoch, &identity)?.ok_or(OpenError::NoCheckpoint)?;
+    Ok(Newest { identity, size, checkpoint })
+}
+
+/// Reads the files of owners up to `epoch`.
+pub(crate) fn survey(directory: &dyn Directory, epoch: Epoch) -> Result<Survey, OpenError> {
     let names = directory.list().map_err(io_error("the volume's directory"))?;
-    let checkpoint =
-        newest_checkpoint(directory, &names, epoch, &identity)?.ok_or(OpenError::NoCheckpoint)?;
+    let Newest { identity, size, checkpoint } = newest(directory, &names, epoch)?;
     let (batches, durable) = read_log(directory, &checkpoint, &identity)?;
     let mut extents = checkpoint.extents.clone();
     for name in names {

@@ -188,7 +188,9 @@ pub(crate) fn plan(file: &File) -> Result<Option<ServePlan>, LowerError> {
     }
     let memory = IoSlabConfig { regions, hugepages: file.serve.hugepages };
     let trace_records = traces::records(file)?;
-    Ok(Some(ServePlan { memory, connections_max, trace_records }))
+    let pools = file.controlplane.iter().map(|controlplane| controlplane.pool.len()).sum::<usize>();
+    let has_files = pools > 0 || file.export.iter().any(|export| export.directory.is_some());
+    Ok(Some(ServePlan { memory, connections_max, trace_records, has_files }))
 }
 
 /// Where NBD clients come in.

@@ -460,6 +460,16 @@ impl Server {
         }
     }
 
+    /// Makes ready on the worker's thread what takes long: all payload memory is pinned for the ring, which the hosts of
+    /// the first volume, and of those beside it, would wait for.
+    pub fn warm_up(&mut self, wait: &mut WaitPoint) {
+        if self.has_files
+            && let Err(failure) = self.reach_files(Some(wait))
+        {
+            warn!("files cannot be reached, which volumes in files will try again: {failure}");
+        }
+    }
+
     /// Makes the ring through which files are reached.
     pub(super) fn reach_files(&mut self, wait: Option<&mut WaitPoint>) -> Result<(), TargetError> {
         let files = FileMedia::new(&self.slab, FileConfig::default())?;

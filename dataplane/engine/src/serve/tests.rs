@@ -34,7 +34,8 @@ impl Bench {
         let slab = IoSlab::new(IoSlabConfig { regions, hugepages: false }).unwrap();
         let memory = IoSlabConfig { regions, hugepages: false };
         let wait = WaitPoint::new().unwrap();
-        let plan = ServePlan { memory, connections_max: CONNECTIONS, trace_records: 1 << 12 };
+        let plan =
+            ServePlan { memory, connections_max: CONNECTIONS, trace_records: 1 << 12, has_files: false };
         let (writer, reader) = trace::ring(plan.trace_records);
         let moves = Moves::between(&[wait.waker()]).remove(0);
         let server = Server::new(&slab, &plan, Tracer::new(0, writer), moves, 1);

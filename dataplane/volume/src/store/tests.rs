@@ -84,3 +84,48 @@ fn what_is_no_volume_or_has_no_checkpoint_says_so() {
     let error = dump(&directory, &mut Vec::new()).expect_err("refused");
     assert!(matches!(error, DumpError::Open(_)), "{error}");
 }
+
+/// A directory of which only some files can be read.
+struct Glance(HostDirectory);
+
+impl Directory for Glance {
+    fn list(&self) -> io::Result<Vec<FileName>> {
+        self.0.list()
+    }
+
+    fn create(&self, name: FileName) -> io::Result<()> {
+        self.0.create(name)
+    }
+
+    fn len(&self, name: FileName) -> io::Result<u64> {
+        self.0.len(name)
+    }
+
+    fn read(&self, name: FileName, offset: u64, into: &mut [u8]) -> io::Result<usize> {
+        match name {
+            FileName::Superblock | FileName::Checkpoint { .. } => self.0.read(name, offset, into),
+            other => panic!("{other} was read"),
+        }
+    }
+
+    fn write(&self, name: FileName, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.0.write(name, offset, bytes)
+    }
+
+    fn sync(&self, name: FileName) -> io::Result<()> {
+        self.0.sync(name)
+    }
+
+    fn remove(&self, name: FileName) -> io::Result<()> {
+        self.0.remove(name)
+    }
+}
+
+/// A node looks at each volume that it stands by for whenever it is told anything, while others write them.
+#[test]
+fn a_glance_reads_nothing_that_grows_with_what_was_written() {
+    let root = Root::new("glance");
+    let directory = create(&root.0.join("one"), 1 << 20, BlockSize::B4096).expect("created");
+    let summary = super::summary(&Glance(directory)).expect("whole");
+    assert_eq!((summary.blocks, summary.size), (256, BlockSize::B4096));
+}

@@ -27,6 +27,7 @@ impl Pair {
             memory,
             connections_max,
             trace_records: 1 << 12,
+            has_files: false,
         });
         let servers =
             moves.into_iter().map(|moves| Server::new(&slab, &plans.next().unwrap(), tracer(), moves, 1));
