@@ -14,7 +14,8 @@
 //!   unit of fuel, and every version must have begun with all that the one before had come to.
 //! - The **time** of a decision begins when it is due, also while an earlier one is under way, but for the time in which
 //!   the asking thread overslept.
-//! - **Interrupts** are those that others sent to the worker's processor during a window.
+//! - **Interrupts** are those that others sent to the worker's processor during a window. The worker never sleeps: one that
+//!   does is sent one by its clients whenever they wake it, and how often depends on when their requests happen to come.
 
 mod fio;
 mod load;
@@ -156,7 +157,8 @@ pub fn run(args: &Args, window: Option<u64>) -> Outcome {
     let length = Duration::from_secs(window.unwrap_or(if args.quick { 4 } else { 60 }).max(1));
     stay_on(CPU)?;
     let folder = tempfolder("policy-load")?;
-    let server = Server::start(&servers::Kind::Ours, Protocol::Nbd, Medium::File, 1, &folder.0)?;
+    let kind = servers::Kind::Ours(servers::Idle::Spin);
+    let server = Server::start(&kind, Protocol::Nbd, Medium::File, 1, &folder.0)?;
     let uri = server.uri(0)?.to_string();
     let engine = Engine::new(Limits::default()).map_err(|error| error.to_string())?;
     let versions = load::versions(&engine)?;

@@ -77,6 +77,7 @@ const KIT: &[(&str, &str)] = &[
     ("verdict/src/leasing.rs", include_str!("../../verdict/src/leasing.rs")),
     ("verdict/src/migration.rs", include_str!("../../verdict/src/migration.rs")),
     ("verdict/Cargo.toml", include_str!("templates/verdict.toml")),
+    (".cargo/config.toml", include_str!("templates/cargo.toml")),
     (".gitignore", "/target\n"),
 ];
 

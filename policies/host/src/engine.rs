@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use thiserror::Error;
-use wasmtime::{Config, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig};
+use wasmtime::{Config, Enabled, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig};
 
 /// Period of the epoch, in which deadlines are counted.
 const EPOCH_MS: u64 = 10;
@@ -112,6 +112,8 @@ fn settings(limits: &Limits) -> Config {
         // An instance in a place that was used before finds its pages there: the first decision after a swap does not
         // wait for them one by one, and giving them back interrupts no other processor.
         .linear_memory_keep_resident(RESIDENT_BYTES)
+        // Where the kernel can tell (6.7), only what was written is cleared, wherever it lies.
+        .pagemap_scan(Enabled::Auto)
         .table_keep_resident(RESIDENT_BYTES / 4)
         .max_memory_size(limits.memory_bytes);
     let mut config = Config::new();

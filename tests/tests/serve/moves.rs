@@ -59,11 +59,24 @@ pub fn histogram(what: &str, mut pauses_ns: Vec<u64>) -> u64 {
 
 #[test]
 fn busy_volumes_go_from_worker_to_worker_without_an_error() {
-    let (moves, seconds) = if full() { (1000, 60) } else { (20, 6) };
     let at = folder("serve-moves");
     let one = file("one", &at.join("one"), "64MiB", 4096);
-    let two = format!("{}nqn = \"{NQN}\"\n", file("two", &at.join("two"), "64MiB", 4096));
-    let place = Place::with_memory("serve-moves", "128MiB", &[TWO_WORKERS, &one, &two]);
+    let two = file("two", &at.join("two"), "64MiB", 4096);
+    go_from_worker_to_worker("serve-moves", &one, &two);
+}
+
+/// The pause without a disk, whose answers the other one waits for.
+#[test]
+fn busy_volumes_in_memory_go_from_worker_to_worker_without_an_error() {
+    let volume = |name| memory(name, "64MiB", "");
+    go_from_worker_to_worker("serve-moves-memory", &volume("one"), &volume("two"));
+}
+
+/// Has two volumes under load go to and fro, the second one under NVMe/TCP.
+fn go_from_worker_to_worker(test: &'static str, one: &str, two: &str) {
+    let (moves, seconds) = if full() { (1000, 60) } else { (20, 6) };
+    let two = format!("{two}nqn = \"{NQN}\"\n");
+    let place = Place::with_memory(test, "128MiB", &[TWO_WORKERS, one, &two]);
     // A connection that were lost over it would be an error of either.
     let more = ["--connections", "2", "--depth", "16", "--loss-seconds", "0"];
     let nvme = format!("nvme+tcp://127.0.0.1:{}/{NQN}", place.nvme);
