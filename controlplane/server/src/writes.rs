@@ -42,6 +42,8 @@ pub struct Writes {
 struct Pending {
     operations: BTreeMap<String, Operation>,
     bytes: usize,
+    /// The store was asked to do it, and may have done so: it takes nothing more.
+    tried: bool,
 }
 
 impl Pending {
@@ -52,10 +54,11 @@ impl Pending {
         }
     }
 
-    fn has_room(&self, step: &[Operation]) -> bool {
+    fn takes(&self, step: &[Operation]) -> bool {
         let new = step.iter().filter(|one| !self.operations.contains_key(one.key())).count();
         let bytes: usize = step.iter().map(Operation::bytes).sum();
-        self.operations.len() + new < OPERATIONS_MAX
+        !self.tried
+            && self.operations.len() + new < OPERATIONS_MAX
             && self.bytes + bytes + WRITER_BYTES <= TRANSACTION_BYTES_MAX
     }
 }
@@ -79,7 +82,7 @@ impl Writes {
             return Ok(());
         }
         let step = step.into_iter().map(operation).collect::<Result<Vec<_>, _>>()?;
-        if self.pending.back().is_none_or(|last| !last.has_room(&step)) {
+        if self.pending.back().is_none_or(|last| !last.takes(&step)) {
             self.pending.push_back(Pending::default());
         }
         if let Some(last) = self.pending.back_mut() {
@@ -90,7 +93,8 @@ impl Writes {
 
     /// Makes everything that was taken durable. After an error it can be tried again.
     pub fn commit(&mut self) -> Result<(), Ended> {
-        while let Some(next) = self.pending.front() {
+        while let Some(next) = self.pending.front_mut() {
+            next.tried = true;
             let says = format!("{:016x} {}", self.name, self.count);
             let mut transaction = Transaction::new().expect(WRITER, self.writer).put(WRITER, says.as_str());
             transaction.operations.extend(next.operations.values().cloned());
@@ -248,9 +252,9 @@ mod tests {
             before + 1,
             "the first attempt was done, and no other"
         );
-        silent.silent.store(false, std::sync::atomic::Ordering::Relaxed);
-        writes.commit().expect("durable");
+        // What comes meanwhile is not part of what may have been done.
         writes.add(core.step(3, put(1)).writes).expect("plain values");
+        silent.silent.store(false, std::sync::atomic::Ordering::Relaxed);
         writes.commit().expect("durable");
         assert_eq!(store.revision().expect("a store"), before + 2);
         let again = recover(&*store, Config::default()).expect("a core");
