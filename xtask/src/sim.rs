@@ -11,19 +11,21 @@ pub struct Args {
 }
 
 /// Worlds of the short run: what two processors do in less than a minute.
-const SHORT_SEEDS: &str = "100";
+const SHORT_SEEDS: &str = "200";
 
 /// Runs worlds.
 pub fn run(args: &Args) -> Outcome {
-    simulate(&args.words)
+    let words: Vec<&str> = args.words.iter().map(String::as_str).collect();
+    simulate(&words)
 }
 
 /// The short run of CI.
 pub fn short() -> Outcome {
-    simulate(&["--seeds".into(), SHORT_SEEDS.into()])
+    simulate(&["--seeds", SHORT_SEEDS])
 }
 
-fn simulate(words: &[String]) -> Outcome {
+/// Hands these words over.
+pub fn simulate(words: &[&str]) -> Outcome {
     show(
         cargo()
             .args(["run", "--profile", "sim", "--quiet", "--package", "sim", "--bin", "sim", "--"])

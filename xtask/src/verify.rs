@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use crate::tools::{self, Outcome, cargo, show};
-use crate::{bench, etcd, fuzz, run};
+use crate::{bench, etcd, fuzz, run, sim};
 
 /// Options of `cargo xtask verify`.
 #[derive(clap::Args)]
@@ -27,6 +27,8 @@ enum Step {
     Bench(&'static [&'static str]),
     /// Every interleaving.
     Loom,
+    /// Worlds of the control plane's core.
+    Sim(&'static [&'static str]),
     /// Every fuzz target, ten minutes each.
     Fuzz,
     /// The store's suite over etcd.
@@ -110,6 +112,86 @@ const CLAIMS: &[Claim] = &[
         says: "moves between nodes begin when the learnt load is quiet, and hosts hardly notice (10 minutes)",
         steps: &[Step::Test { package: "tests", test: "control", filter: "profiles::" }],
     },
+    Claim {
+        number: 12,
+        says: "1,000 swaps of each kind a minute under load fail nothing, and disturb no worker (15 minutes)",
+        steps: &[
+            Step::Test { package: "host", test: "policies", filter: "swaps::" },
+            Step::Bench(&["policy", "--under-load"]),
+        ],
+    },
+    Claim {
+        number: 13,
+        says: "each bad guest is contained, answered natively, counted, explained and rolled back",
+        steps: &[Step::Test { package: "host", test: "policies", filter: "bad_guests::" }],
+    },
+    Claim {
+        number: 14,
+        says: "a shadow decides nothing and is compared; a log is replayed to the bit, and differs for another version",
+        steps: &[
+            Step::Test { package: "host", test: "policies", filter: "shadow" },
+            Step::Test { package: "host", test: "policies", filter: "decision_log::" },
+        ],
+    },
+    Claim {
+        number: 15,
+        says: "a storm stays within its slots; nothing runs twice or is lost; shares follow capacity",
+        steps: &[
+            Step::Test { package: "control-core", test: "", filter: "scenarios::" },
+            Step::Test { package: "tests", test: "control", filter: "storm::" },
+        ],
+    },
+    Claim {
+        number: 16,
+        says: "a lost head is replaced while hosts wait 3 s at most; leases are revoked in time (an hour)",
+        steps: &[
+            Step::Test { package: "tests", test: "control", filter: "failover::" },
+            Step::Test { package: "tests", test: "control", filter: "leases::" },
+            Step::Test { package: "tests", test: "guest", filter: "failover::" },
+        ],
+    },
+    Claim {
+        number: 17,
+        says: "10,000 worlds without a violation, each planted mistake found; every route fuzzed (half an hour)",
+        steps: &[
+            Step::Sim(&["--seeds", "10000"]),
+            Step::Sim(&["--bug", "all", "--seeds", "500"]),
+            Step::Test { package: "tests", test: "control", filter: "api::" },
+        ],
+    },
+    Claim {
+        number: 18,
+        says: "stock hosts: a Linux guest over NVMe/TCP and NBD, libnbd, QEMU, fio, over TCP, TLS and Unix sockets",
+        steps: &[
+            Step::Test { package: "tests", test: "guest", filter: "nvme::" },
+            Step::Test { package: "tests", test: "guest", filter: "nbd::" },
+            Step::Test { package: "tests", test: "serve", filter: "clients::" },
+            Step::Test { package: "tests", test: "serve", filter: "tls::" },
+        ],
+    },
+    Claim {
+        number: 19,
+        says: "what was flushed survives kill -9 at any moment and every crash; the second owner fences the first",
+        steps: &[
+            Step::Test { package: "volume", test: "", filter: "crashes" },
+            Step::Test { package: "tests", test: "serve", filter: "kill::" },
+            Step::Test { package: "tests", test: "serve", filter: "fence::" },
+            Step::Test { package: "tests", test: "serve", filter: "damage::" },
+        ],
+    },
+    Claim {
+        number: 20,
+        says: "1,000 hand-overs of busy volumes between workers: no error, pauses of 5 ms at most for 99 of 100",
+        steps: &[Step::Test { package: "tests", test: "serve", filter: "moves::" }],
+    },
+    Claim {
+        number: 21,
+        says: "hostile clients end their own session at most; a disk runs full without a wrong byte",
+        steps: &[
+            Step::Test { package: "tests", test: "serve", filter: "hostile::" },
+            Step::Test { package: "tests", test: "serve", filter: "full::" },
+        ],
+    },
 ];
 
 /// Shows a claim, or lists them.
@@ -156,6 +238,7 @@ fn step(step: &Step, skips: &Path) -> Outcome {
             show(command.args(["--", "--nocapture", filter]))
         }
         Step::Bench(words) => bench::run(&bench::Args::of(words)),
+        Step::Sim(words) => sim::simulate(words),
         Step::Loom => fuzz::loom(),
         Step::Fuzz => fuzz::run(&fuzz::Args::full()),
         Step::EtcdSuite => etcd::suite(Some(skips)),

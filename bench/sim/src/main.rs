@@ -10,6 +10,11 @@ use std::time::Instant;
 use clap::Parser;
 use sim::{Bug, Faults, Outcome, Setup, run};
 
+/// In so many worlds and more ...
+const WORLDS_MANY: u64 = 10_000;
+/// ... every kind of fault must have come so often, or they showed less than they seem to.
+const FAULTS_LEAST: u64 = 1_000;
+
 #[derive(Parser)]
 #[command(
     name = "sim",
@@ -90,7 +95,18 @@ fn worlds(cli: &Cli) -> ExitCode {
     );
     faults.all().iter().for_each(|(kind, count)| println!("  {count:>12} {kind}"));
     bad.iter().take(5).for_each(|outcome| print(outcome));
-    if bad.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if bad.len() > 5 {
+        let seeds: Vec<String> = bad.iter().map(|outcome| outcome.seed.to_string()).collect();
+        println!("all seeds with one: {}", seeds.join(" "));
+    }
+    let mut enough = true;
+    for (kind, count) in faults.all().iter().filter(|(_, count)| *count < FAULTS_LEAST) {
+        enough &= cli.seeds < WORLDS_MANY;
+        if !enough {
+            eprintln!("sim: {kind} came {count} times, {FAULTS_LEAST} are needed");
+        }
+    }
+    if bad.is_empty() && enough { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn print(outcome: &Outcome) {

@@ -69,6 +69,16 @@ impl Core {
         }))
     }
 
+    /// A clone takes a place where one is free. Would it revoke others' work for it, two clones at one node took turns in
+    /// revoking each other's copy, for ever.
+    pub(crate) fn clone_has_room(&self, id: OperationId, node: NodeId) -> Result<(), Blocked> {
+        let operation = self.operations.get(id).filter(|one| matches!(one.work, Work::Clone { .. }));
+        let volume = operation.and_then(|operation| self.volumes.get(operation.volume));
+        let Some(volume) = volume else { return Ok(()) };
+        let (need, room) = (volume.limits.sustained(), self.accounts.node(node).free());
+        if need.fits(room) { Ok(()) } else { Err(Blocked::Capacity { need, room }) }
+    }
+
     /// The lease of a volume at a node.
     pub(crate) fn lease_at(&self, volume: VolumeId, node: NodeId) -> Option<LeaseId> {
         let leases = self.index.leases_of.get(&Holder::Volume(volume))?;

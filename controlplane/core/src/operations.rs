@@ -427,6 +427,7 @@ impl Core {
 
     /// An operation is over.
     pub(crate) fn finish(&mut self, id: OperationId, phase: Phase, why: Option<&str>) {
+        self.mark_move(id);
         self.end_work_lease(id);
         if phase != Phase::Done {
             self.end_reserved_lease(id);
@@ -456,7 +457,10 @@ impl Core {
         self.close_event(id, phase);
         if kind == OperationKind::Failover
             && phase == Phase::Cancelled
-            && let Some(volume) = self.volumes.change(volume).filter(|volume| volume.head.is_some())
+            && let Some(volume) = self.volumes.change(volume)
+            // One that was asked to be deleted meanwhile goes.
+            && volume.head.is_some()
+            && volume.state != VolumeState::Deleting
         {
             volume.state = VolumeState::Serving;
         }

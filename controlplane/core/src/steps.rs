@@ -63,6 +63,11 @@ impl Core {
         }
         let Some(target) = target else { return Flow::Over };
         if self.lease_at(volume, target).is_none() {
+            if let Err(blocked) = self.clone_has_room(id, target) {
+                self.blocked(id, blocked);
+                self.waiting_for_room.insert(id);
+                return Flow::Wait;
+            }
             self.grant_head(volume, target);
         }
         self.make_room(target);

@@ -125,7 +125,7 @@ fn main() -> ExitCode {
             clap_complete::generate(shell, &mut Cli::command(), "tidegate", &mut script);
             ask::print(&String::from_utf8_lossy(&script))
         }
-        Command::Up(args) => up::run(&args).map_err(Failure::Other),
+        Command::Up(args) => up::run(&args, cli.common.server).map_err(Failure::Other),
         command => run(cli.common, command),
     };
     match outcome {

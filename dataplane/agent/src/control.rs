@@ -29,6 +29,8 @@ use contract::{
     Credits, Done, FromNode, Instruction, InstructionKey, LeaseId, Name, NodeReport, NodeSnapshot, NodeStep,
     Pool, Resources, ToNode, VolumeId,
 };
+use engine::ChangeError;
+use engine::block::Status;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::{JoinError, JoinHandle};
 use tokio_stream::wrappers::ReceiverStream;
@@ -409,6 +411,7 @@ impl Follower {
             NodeStep::Freeze => return self.freeze(instruction),
             NodeStep::Thaw => self.thaw(instruction),
             NodeStep::Resize => self.resize(instruction),
+            NodeStep::Expand => self.expand(instruction, directory),
             NodeStep::CopyBulk | NodeStep::CopyDelta if served => {
                 Err(Failure::again("it is served here".to_owned()))
             }
@@ -422,6 +425,18 @@ impl Follower {
             _ => steps::carry_out(instruction, directory, served, job),
         }?;
         Ok(None)
+    }
+
+    /// An open volume takes room by itself before it is short of any; this has it take some more.
+    fn expand(&self, instruction: &Instruction, directory: &Path) -> Result<(), Failure> {
+        let volume = instruction.volume;
+        let name = self.state().serving.placed(volume).map(|placed| placed.name.to_string());
+        let Some(name) = name else { return Err(Failure::again("it is not open here".to_owned())) };
+        let daemon = self.daemon.upgrade().ok_or_else(|| Failure::again("the data plane ends".to_owned()))?;
+        daemon.expand(&name).map_err(|why| match why {
+            ChangeError::Expand(Status::NoSpace) => steps::no_room(directory),
+            other => Failure::again(other.to_string()),
+        })
     }
 
     /// A volume grows with the snapshot that says so; this does it at once.

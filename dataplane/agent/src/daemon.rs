@@ -338,6 +338,12 @@ impl Daemon {
         }
     }
 
+    /// Has a volume take room ahead, see [`Node::expand`].
+    pub(crate) fn expand(&self, name: &str) -> Result<(), ChangeError> {
+        let served = self.served(name)?;
+        self.node.expand(served.wanted.worker, served.volume)
+    }
+
     /// Has a volume admit nothing any more, see [`Node::freeze`].
     pub(crate) fn freeze(&self, name: &str, durable: bool) -> Result<Saved, ChangeError> {
         let served = self.served(name)?;

@@ -397,6 +397,11 @@ impl Node {
         self.change(worker, volume, |reply| Command::Grow { volume, blocks, reply })
     }
 
+    /// Has a served volume take a slice of room ahead of what it needs. Returns when it has it, or there is none.
+    pub fn expand(&self, worker: usize, volume: VolumeId) -> Result<(), ChangeError> {
+        self.change(worker, volume, |reply| Command::Expand { volume, reply })
+    }
+
     /// Has a served volume admit nothing any more. Returns when what was handed out is answered, and with `durable` in a
     /// checkpoint, with what its throttle has saved.
     pub fn freeze(&self, worker: usize, volume: VolumeId, durable: bool) -> Result<Saved, ChangeError> {

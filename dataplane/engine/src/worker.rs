@@ -59,6 +59,7 @@ pub(crate) enum Command {
     /// Make a served volume larger.
     Grow { volume: VolumeId, blocks: u64, reply: Reply<()> },
     /// Hold the I/O of a served volume.
+    Expand { volume: VolumeId, reply: Reply<()> },
     Freeze { volume: VolumeId, durable: bool, reply: Reply<Saved> },
     /// Go on with it.
     Thaw { volume: VolumeId, reply: Reply<()> },
@@ -296,6 +297,11 @@ impl Worker {
             Command::Grow { volume, blocks, reply } => {
                 if let Some(server) = &mut self.server {
                     server.grow(now_ns, volume, blocks, reply);
+                }
+            }
+            Command::Expand { volume, reply } => {
+                if let Some(server) = &mut self.server {
+                    server.expand(now_ns, volume, reply);
                 }
             }
             Command::Freeze { volume, durable, reply } => {

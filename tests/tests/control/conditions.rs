@@ -1,5 +1,7 @@
 //! What nodes see and say of themselves, and what the control plane has done about it.
 
+use std::os::unix::fs::MetadataExt;
+
 use serde_json::Value;
 use tests::disk::{SmallDisk, turn_bit};
 use tests::gateway::daemon;
@@ -85,6 +87,20 @@ fn a_volume_whose_medium_is_full_says_so() {
     assert!(expand["phase"] == "failed" && why.contains("bytes left, and a volume grows by"), "{expand}");
     cluster.kill_node(0);
     drop(pool);
+}
+
+#[test]
+fn a_volume_takes_room_when_it_is_told_to() {
+    let cluster = Cluster::private("expand", 1);
+    cluster.volume("disk", "one");
+    let taken = || {
+        let files = std::fs::read_dir(cluster.pool(0).join("volume-1")).expect("its files");
+        let bytes = files.map(|file| file.expect("a file").metadata().expect("there").blocks() * 512);
+        bytes.sum::<u64>()
+    };
+    let before = taken();
+    cluster.tidegate(&["volume", "expand", "disk", "--wait"]);
+    assert!(taken() >= before + (16 << 20), "{before} and then {}", taken());
 }
 
 /// Verified load at a rate, over both nodes.

@@ -28,4 +28,5 @@ mod server;
 mod storm;
 mod swap;
 mod top;
+mod up;
 mod wire;

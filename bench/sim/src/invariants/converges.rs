@@ -94,7 +94,13 @@ fn snapshots(core: &Core, nodes: &[Node]) -> Option<String> {
             let of = |snapshot: &contract::NodeSnapshot| {
                 snapshot.volumes.iter().filter(|placed| placed.role == Role::Active).count()
             };
-            return Some(format!("n{place} serves {} of {} volumes", of(runs), of(&should)));
+            let odd: Vec<_> = should
+                .volumes
+                .iter()
+                .filter(|placed| !runs.volumes.contains(placed))
+                .chain(runs.volumes.iter().filter(|placed| !should.volumes.contains(placed)))
+                .collect();
+            return Some(format!("n{place} serves {} of {} volumes; {odd:?}", of(runs), of(&should)));
         }
     }
     None

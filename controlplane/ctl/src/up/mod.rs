@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use gateways::Gateways;
 use lab::{Held, Namespace, Outcome, output, wait_for, write};
 
-use crate::client;
+use crate::client::{self, Address};
 
 /// Options of `tidegate up`.
 #[derive(clap::Args)]
@@ -67,15 +67,20 @@ impl Programs {
     }
 }
 
-/// Runs until Ctrl-C.
-pub fn run(args: &Args) -> Outcome {
+/// Runs until Ctrl-C. The control plane listens at `server`, or where every command of this user looks for it.
+pub fn run(args: &Args, server: Option<Address>) -> Outcome {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&stop)).map_err(|error| error.to_string())?;
     }
     let programs = Programs::find()?;
     let rooted = rustix::process::geteuid().is_root() && !args.rootless;
-    let socket = client::runtime_folder().join("controlplane.sock");
+    let socket = match server.unwrap_or_else(client::default_address) {
+        Address::Unix(path) => path,
+        Address::Http(_) | Address::Https(_) => {
+            return Err("it listens on a Unix socket: `tidegate --server unix:/PATH up`".to_owned());
+        }
+    };
     if std::os::unix::net::UnixStream::connect(&socket).is_ok() {
         return Err(format!(
             "a control plane is running already at {}; end that `tidegate up` (or service) first",
@@ -242,7 +247,7 @@ impl Stack {
             println!("  {inside}nbdinfo --list nbd://{address}:{}", node.nbd_port);
             println!("  qemu-img convert -n -f raw -O raw image.raw 'nbd+unix:///disk?socket={socket}'");
         }
-        let tidegate = self.programs.display();
+        let tidegate = self.command();
         println!("\nAsk the control plane:\n");
         println!("  {tidegate} node list");
         println!("  {tidegate} volume list");
@@ -254,6 +259,15 @@ impl Stack {
         println!("  {tidegate} policy activate leasing-pack-tight");
         println!("  {tidegate} policy rollback leasing\n");
         Ok(())
+    }
+
+    /// How a person calls `tidegate` for this control plane.
+    fn command(&self) -> String {
+        let program = self.programs.display();
+        match client::default_address() {
+            Address::Unix(usual) if usual == self.socket => program.to_string(),
+            _ => format!("{program} --server unix:{}", self.socket.display()),
+        }
     }
 
     fn stop(self) -> Outcome {

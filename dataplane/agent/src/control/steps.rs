@@ -147,11 +147,13 @@ pub fn carry_out(
         NodeStep::Remove => remove(directory),
         NodeStep::Wipe => wipe(directory, instruction.rate_bytes_per_s, job),
         NodeStep::Scrub => scrub(directory, served, instruction.rate_bytes_per_s, job),
-        NodeStep::Expand => expand(directory),
         // Whoever follows a control plane does these.
-        NodeStep::Resize | NodeStep::CopyBulk | NodeStep::CopyDelta | NodeStep::Freeze | NodeStep::Thaw => {
-            Err(Failure::for_good("it is not done with files alone"))
-        }
+        NodeStep::Resize
+        | NodeStep::Expand
+        | NodeStep::CopyBulk
+        | NodeStep::CopyDelta
+        | NodeStep::Freeze
+        | NodeStep::Thaw => Err(Failure::for_good("it is not done with files alone")),
     }
 }
 
@@ -205,19 +207,19 @@ fn prepare(directory: &Path, bytes: u64) -> Result<(), Failure> {
     made.map(drop).map_err(|error| Failure::at(directory, error))
 }
 
-/// An open volume takes room by itself as soon as its medium has some. Whether it has is what can be found out.
-fn expand(directory: &Path) -> Result<(), Failure> {
-    let about = rustix::fs::statvfs(directory).map_err(|error| Failure::at(directory, error))?;
+/// Why a volume gets no more room, and what helps.
+pub fn no_room(directory: &Path) -> Failure {
+    let about = match rustix::fs::statvfs(directory) {
+        Ok(about) => about,
+        Err(error) => return Failure::at(directory, error),
+    };
     let free_bytes = about.f_bavail.saturating_mul(about.f_frsize);
     let needed_bytes = engine::volume::Config::default().expand_bytes;
-    if free_bytes >= needed_bytes {
-        return Ok(());
-    }
-    Err(Failure::for_good(&format!(
+    Failure::for_good(&format!(
         "{}: its file system has {free_bytes} bytes left, and a volume grows by {needed_bytes}; free some there, \
          discard data, or move a volume away",
         directory.display()
-    )))
+    ))
 }
 
 fn remove(directory: &Path) -> Result<(), Failure> {

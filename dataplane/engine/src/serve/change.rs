@@ -49,6 +49,9 @@ pub enum ChangeError {
     /// It cannot grow.
     #[error("it cannot grow: {0}")]
     Grow(Status),
+    /// It gets no more room.
+    #[error("it gets no more room: {0}")]
+    Expand(Status),
     /// It was taken over or failed meanwhile.
     #[error("it was taken over by another node, or its files failed; the log says which")]
     Lost,
@@ -70,6 +73,9 @@ pub(crate) type Reply<T> = Sender<Result<T, ChangeError>>;
 pub(super) enum Change {
     Grow {
         blocks: u64,
+        reply: Reply<()>,
+    },
+    Expand {
         reply: Reply<()>,
     },
     /// `durable`: with a checkpoint; `rests`: it is being written.
@@ -102,6 +108,15 @@ impl Server {
         let outcome = self.unchanging(volume).and_then(|target| target.grow(blocks));
         match outcome {
             Ok(()) => self.begin(now_ns, volume, Change::Grow { blocks, reply }),
+            // Whoever asked may have given up.
+            Err(why) => drop(reply.send(Err(why))),
+        }
+    }
+
+    /// Has a volume take room before it is short of any; the answer comes when it has it, or there is none.
+    pub fn expand(&mut self, now_ns: u64, volume: VolumeId, reply: Reply<()>) {
+        match self.unchanging(volume).and_then(|target| target.expand()) {
+            Ok(()) => self.begin(now_ns, volume, Change::Expand { reply }),
             // Whoever asked may have given up.
             Err(why) => drop(reply.send(Err(why))),
         }
@@ -172,6 +187,7 @@ impl Server {
         match &target.change {
             None => true,
             Some(Change::Grow { .. }) => self.step_grow(volume),
+            Some(Change::Expand { .. }) => self.step_expand(volume),
             Some(Change::Freeze { .. }) => self.step_freeze(now_ns, volume),
             Some(Change::Leave { leave, stage, .. }) => {
                 let (leave, stage) = (*leave, *stage);
@@ -197,6 +213,24 @@ impl Server {
         // Whoever asked may have given up.
         let _ = reply.send(outcome);
         self.wake(volume);
+        true
+    }
+
+    fn step_expand(&mut self, volume: VolumeId) -> bool {
+        let Some(target) = self.targets[volume.0 as usize].as_mut() else { return true };
+        let outcome = match target.expanded() {
+            // It may wait for memory, or for its log, which nothing else has it look at.
+            None => {
+                self.set_busy(volume);
+                return false;
+            }
+            Some(Status::Ok) => Ok(()),
+            Some(why) => Err(ChangeError::Expand(why)),
+        };
+        if let Some(Change::Expand { reply }) = target.change.take() {
+            // Whoever asked may have given up.
+            let _ = reply.send(outcome);
+        }
         true
     }
 

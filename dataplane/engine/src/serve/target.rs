@@ -634,6 +634,23 @@ impl Target {
         }
     }
 
+    /// Begins to take room.
+    pub(super) fn expand(&mut self) -> Result<(), ChangeError> {
+        match &mut self.body {
+            Body::Flat(_) => Err(ChangeError::Fixed),
+            Body::Thin { volume, .. } => volume.expand().map_err(ChangeError::Expand),
+            Body::Away { .. } | Body::Home => Err(ChangeError::Unknown),
+        }
+    }
+
+    /// What came of that; `None` while it is under way.
+    pub(super) fn expanded(&self) -> Option<Status> {
+        match &self.body {
+            Body::Thin { volume, .. } => volume.expanded(),
+            Body::Flat(_) | Body::Away { .. } | Body::Home => Some(Status::Aborted),
+        }
+    }
+
     /// How large it has become; what is away is as large as it is said to be. `None` if it never will be.
     pub(super) fn grown(&self) -> Option<u64> {
         match &self.body {

@@ -475,3 +475,30 @@ fn a_grant_opens_again_under_itself_and_never_over_a_higher_one() {
     assert!(matches!(exhausted, OpenError::Exhausted(3)), "{exhausted}");
     assert_eq!(epoch(under(4)), (4 << 16) + 1);
 }
+
+#[test]
+fn room_that_is_asked_for_is_taken_though_there_is_enough_or_refused() {
+    let disk = disk(64 << 20, BlockSize::B4096);
+    let mut bed = Bed::new(&disk);
+    assert_eq!(bed.write(0, &filled(PAGE, 1)), Status::Ok);
+    let before = bed.volume().stats();
+    bed.volume().expand().expect("it is sound");
+    assert_eq!(bed.volume().expanded(), None);
+    bed.step();
+    assert!(bed.settle().is_empty());
+    assert_eq!(bed.volume().expanded(), Some(Status::Ok));
+    let slice = (small().expand_bytes / PAGE_BYTES as u64) as u32;
+    let after = bed.volume().stats();
+    assert!(after.pages_free >= before.pages_free + slice, "{before:?} {after:?}");
+    disk.limit(Some(disk.pages()));
+    bed.volume().expand().expect("it is sound");
+    assert!(bed.settle().is_empty());
+    assert_eq!(bed.volume().expanded(), Some(Status::NoSpace));
+    assert_eq!(bed.write(8, &filled(PAGE, 2)), Status::Ok, "what was taken before is there");
+    // Whoever asks again is not told what was so before.
+    disk.limit(None);
+    bed.volume().expand().expect("it is sound");
+    assert!(bed.settle().is_empty());
+    assert_eq!(bed.volume().expanded(), Some(Status::Ok));
+    bed.kill();
+}

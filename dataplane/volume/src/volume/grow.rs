@@ -4,7 +4,7 @@
 //! extent (create, write its header, sync, then allocate). Room for leaves is kept ahead of room for pages, so
 //! that the map never runs out before the data.
 
-use block::{Act, ExtentId, Fault, FileId, FileName, Op};
+use block::{Act, ExtentId, Fault, FileId, FileName, Op, Status};
 use frame::{IoBuffer, IoPool};
 
 use super::merge::Refusal;
@@ -36,6 +36,14 @@ struct Growing {
     slots: u32,
 }
 
+/// An expansion that was asked for, whether or not room is short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ahead {
+    Nothing,
+    Asked,
+    Over(Status),
+}
+
 /// The state of taking room.
 #[derive(Debug)]
 pub(super) struct Grow {
@@ -45,15 +53,43 @@ pub(super) struct Grow {
     punches: u32,
     /// Pages asked for by requests that wait.
     wanted: u32,
+    ahead: Ahead,
 }
 
 impl Grow {
     pub fn new(next_extent: u32) -> Grow {
-        Grow { next_extent, growing: [None, None], refused_ns: None, punches: 0, wanted: 0 }
+        Grow {
+            next_extent,
+            growing: [None, None],
+            refused_ns: None,
+            punches: 0,
+            wanted: 0,
+            ahead: Ahead::Nothing,
+        }
     }
 }
 
 impl Volume {
+    /// Begins to take a slice of room now, before it is short of any; [`Volume::expanded`] says what came of it.
+    pub fn expand(&mut self) -> Result<(), Status> {
+        if self.health != Health::Sound {
+            return Err(self.failed_status());
+        }
+        // Whoever asks may have made room.
+        self.room_may_be_there();
+        self.grow.ahead = Ahead::Asked;
+        Ok(())
+    }
+
+    /// How the expansion that was asked for last ended; `None` while it is under way.
+    pub fn expanded(&self) -> Option<Status> {
+        match self.grow.ahead {
+            _ if self.health != Health::Sound => Some(self.failed_status()),
+            Ahead::Over(status) => Some(status),
+            Ahead::Nothing | Ahead::Asked => None,
+        }
+    }
+
     /// Whether a request may take `wanted` pages now.
     pub(super) fn may_take(&mut self, index: u32, wanted: u32, pool: &mut IoPool) -> Room {
         let reserve = (self.config.reserve_bytes / PAGE_BYTES as u64) as u32;
@@ -86,7 +122,7 @@ impl Volume {
     }
 
     /// Whether some page of a request has no place yet; `None` while a leaf is on its way.
-    fn needs_new_pages(&mut self, index: u32, pool: &mut IoPool) -> Result<Option<bool>, block::Status> {
+    fn needs_new_pages(&mut self, index: u32, pool: &mut IoPool) -> Result<Option<bool>, Status> {
         let slot = &self.slots[index as usize];
         let span = slot.span;
         let is_write = slot.io.as_ref().is_some_and(|io| matches!(io.op, Op::Write { .. }));
@@ -118,18 +154,18 @@ impl Volume {
             return;
         }
         if self.is_short_of_leaves() {
-            self.expand(ExtentKind::Leaves, pool);
+            self.take_slice(ExtentKind::Leaves, pool);
             return;
         }
         let threshold = self.config.free_threshold_bytes + self.config.reserve_bytes;
         let wanted = u64::from(self.grow.wanted) * PAGE_BYTES as u64;
         let free = u64::from(self.space.available(ExtentKind::Pages)) * PAGE_BYTES as u64;
-        if free >= threshold + wanted {
+        if free >= threshold + wanted && self.grow.ahead != Ahead::Asked {
             return;
         }
         // Room for the log comes first: without it no page could be written.
         match self.commit.next_room() {
-            Some(true) => self.expand(ExtentKind::Pages, pool),
+            Some(true) => self.take_slice(ExtentKind::Pages, pool),
             Some(false) => self.refuse(ExtentKind::Pages),
             None => {}
         }
@@ -144,7 +180,7 @@ impl Volume {
         self.space.available(ExtentKind::Leaves) < wanted
     }
 
-    fn expand(&mut self, kind: ExtentKind, pool: &mut IoPool) {
+    fn take_slice(&mut self, kind: ExtentKind, pool: &mut IoPool) {
         if self.grow.growing[kind as usize].is_some() {
             return;
         }
@@ -208,6 +244,9 @@ impl Volume {
                 self.grow.growing[kind as usize] = None;
                 self.grow.wanted = 0;
                 self.space.grown(growing.id, growing.slots);
+                if kind == ExtentKind::Pages {
+                    self.end_ahead(Status::Ok);
+                }
             }
             // The new extent came to nothing; its name is not used again.
             (_, _) => {
@@ -219,7 +258,14 @@ impl Volume {
         }
     }
 
+    fn end_ahead(&mut self, status: Status) {
+        if self.grow.ahead == Ahead::Asked {
+            self.grow.ahead = Ahead::Over(status);
+        }
+    }
+
     fn refuse(&mut self, kind: ExtentKind) {
+        self.end_ahead(Status::NoSpace);
         self.grow.growing[kind as usize] = None;
         self.grow.wanted = 0;
         self.grow.refused_ns = Some(self.now_ns);
