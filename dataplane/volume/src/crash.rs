@@ -89,6 +89,8 @@ struct Disk {
     probes_fail: bool,
     /// After so many calls of the directory a file of this name appears.
     claim: Option<(u32, FileName)>,
+    /// There is no room for the name of another file.
+    creates_refused: bool,
     /// Calls of a directory after which all fail: the caller died there.
     calls_left: Option<u32>,
 }
@@ -119,6 +121,11 @@ impl CrashDisk {
     /// Limits the room, in pages of all files together.
     pub fn limit(&self, pages: Option<u64>) {
         self.disk.borrow_mut().pages_max = pages;
+    }
+
+    /// Whether there is no room for the name of another file.
+    pub fn refuse_creates(&self, refused: bool) {
+        self.disk.borrow_mut().creates_refused = refused;
     }
 
     /// Pages that files take now.
@@ -259,6 +266,9 @@ impl Disk {
     }
 
     fn create(&mut self, name: FileName) -> Result<(), Fault> {
+        if self.creates_refused {
+            return Err(Fault::NoSpace);
+        }
         if self.files.contains_key(&name) {
             return Err(Fault::Exists);
         }
@@ -333,6 +343,15 @@ impl Directory for CrashDisk {
 
     fn sync(&self, name: FileName) -> io::Result<()> {
         self.disk.borrow_mut().call()?.sync(name).map_err(error)
+    }
+
+    fn allocate(&self, name: FileName, offset: u64, bytes: u64) -> io::Result<()> {
+        self.disk.borrow_mut().call()?.take(name, offset, bytes).map_err(error)
+    }
+
+    fn punch(&self, name: FileName, offset: u64, bytes: u64) -> io::Result<()> {
+        let mut disk = self.disk.borrow_mut();
+        punch(disk.call()?.file(name).map_err(error)?, offset, bytes).map_err(error)
     }
 
     fn remove(&self, name: FileName) -> io::Result<()> {

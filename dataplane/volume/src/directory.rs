@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use block::FileName;
+use rustix::fs::FallocateFlags;
 
 /// Where the files of one volume are.
 pub trait Directory {
@@ -25,6 +26,10 @@ pub trait Directory {
     fn write(&self, name: FileName, offset: u64, bytes: &[u8]) -> io::Result<()>;
     /// Makes what was written to a file durable, by whomever.
     fn sync(&self, name: FileName) -> io::Result<()>;
+    /// Takes room for a range; what is not written of it reads as zeros.
+    fn allocate(&self, name: FileName, offset: u64, bytes: u64) -> io::Result<()>;
+    /// Gives the room of a range back; it reads as zeros then, and the file is as long as before.
+    fn punch(&self, name: FileName, offset: u64, bytes: u64) -> io::Result<()>;
     /// Removes a file.
     fn remove(&self, name: FileName) -> io::Result<()>;
 }
@@ -98,6 +103,17 @@ impl Directory for HostDirectory {
 
     fn sync(&self, name: FileName) -> io::Result<()> {
         File::open(self.at(name))?.sync_data()
+    }
+
+    fn allocate(&self, name: FileName, offset: u64, bytes: u64) -> io::Result<()> {
+        let file = OpenOptions::new().write(true).open(self.at(name))?;
+        Ok(rustix::fs::fallocate(file, FallocateFlags::empty(), offset, bytes)?)
+    }
+
+    fn punch(&self, name: FileName, offset: u64, bytes: u64) -> io::Result<()> {
+        let file = OpenOptions::new().write(true).open(self.at(name))?;
+        let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        Ok(rustix::fs::fallocate(file, how, offset, bytes)?)
     }
 
     fn remove(&self, name: FileName) -> io::Result<()> {

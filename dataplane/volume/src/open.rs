@@ -66,6 +66,16 @@ pub enum OpenError {
     Size,
 }
 
+impl OpenError {
+    fn is_no_space(&self) -> bool {
+        matches!(self, OpenError::Io { source, .. } if is_full(source))
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 pub(crate) fn io_error(file: impl ToString) -> impl FnOnce(io::Error) -> OpenError {
     move |source| OpenError::Io { file: file.to_string(), source }
 }
@@ -134,12 +144,11 @@ pub(crate) fn recover(
         let pages = |blocks: u64| (blocks << found.size.shift()).div_ceil(PAGE_BYTES as u64);
         kept.delta.punch(pages(blocks), pages(old_blocks).max(pages(blocks)), |place| kept.freed.push(place));
     }
-    let (extents, dead, leftovers) = sort_files(directory, &found, &kept.delta, &kept.freed, epoch)?;
+    let (extents, dead, mut leftovers) = sort_files(directory, &found, &kept.delta, &kept.freed, epoch)?;
     for (entry, _) in extents.iter().filter(|(entry, _)| entry.epoch == found.checkpoint.epoch) {
         let name = FileName::Extent { epoch: entry.epoch, id: entry.id };
         directory.sync(name).map_err(io_error(name))?;
     }
-    let (segment, next_batch) = write_log(directory, &found.identity, epoch, config, &kept.delta)?;
     let next_extent = found.highest_extent().max(found.checkpoint.fixed.next_extent);
     let checkpoint = Checkpoint {
         epoch,
@@ -157,9 +166,27 @@ pub(crate) fn recover(
         leaves: found.checkpoint.leaves.clone(),
         runs: dead.clone(),
     };
-    let name = FileName::Checkpoint { epoch, side: 0 };
-    write_file(directory, name, &padded(checkpoint.write(&found.identity)))?;
+    let mut written = write_down(directory, &found.identity, config, &kept.delta, &checkpoint);
+    if matches!(&written, Err(why) if why.is_no_space()) {
+        // A volume on a full disk is opened in the room of what nobody needs any more.
+        give_back(directory, &extents, &dead)?;
+        remove_written(directory, epoch)?;
+        written = write_down(directory, &found.identity, config, &kept.delta, &checkpoint);
+    }
+    let (segment, next_batch) = written?;
     still_ours(directory, epoch)?;
+    let log = FileName::Log { epoch, segment };
+    // Without room for the log no overwrite could be written: what nobody needs any more makes some, and that is removed
+    // here only if it must be, since hosts may wait.
+    if !allocate_log(directory, log, config)? {
+        for name in leftovers.drain(..) {
+            directory.remove(name).map_err(io_error(name))?;
+        }
+        if !allocate_log(directory, log, config)? {
+            give_back(directory, &extents, &dead)?;
+            allocate_log(directory, log, config)?;
+        }
+    }
     let mut index = Index::default();
     found.checkpoint.leaves.iter().for_each(|&(first, leaf)| index.insert(first, leaf));
     let recovery = Recovery {
@@ -310,6 +337,67 @@ fn without(run: Run, live: &BTreeSet<Place>) -> Vec<Run> {
         at = place.slot + 1;
     }
     out
+}
+
+/// Writes what stands from now on: the log, and then the checkpoint that makes it count. Returns the empty segment behind
+/// the log and the next batch.
+fn write_down(
+    directory: &dyn Directory,
+    identity: &Identity,
+    config: &Config,
+    delta: &Delta,
+    checkpoint: &Checkpoint,
+) -> Result<(u32, u64), OpenError> {
+    let epoch = checkpoint.epoch;
+    let log = write_log(directory, identity, epoch, config, delta)?;
+    let name = FileName::Checkpoint { epoch, side: 0 };
+    write_file(directory, name, &padded(checkpoint.write(identity)))?;
+    Ok(log)
+}
+
+/// Takes room for a segment of the log. False: there is none.
+fn allocate_log(directory: &dyn Directory, name: FileName, config: &Config) -> Result<bool, OpenError> {
+    match directory.allocate(name, 0, u64::from(config.log_segment_bytes)) {
+        Ok(()) => Ok(true),
+        Err(error) if is_full(&error) => Ok(false),
+        // A file system without fallocate: room is found, or not, when it is written.
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(true),
+        Err(error) => Err(io_error(name)(error)),
+    }
+}
+
+/// Gives the room of dead slots back. What a recovery after a crash in between finds is the same: it does not read them.
+fn give_back(
+    directory: &dyn Directory,
+    extents: &[(ExtentEntry, u32)],
+    dead: &[Run],
+) -> Result<(), OpenError> {
+    for run in dead {
+        let Some((entry, _)) = extents.iter().find(|(entry, _)| entry.id == run.place.extent) else {
+            continue;
+        };
+        let name = FileName::Extent { epoch: entry.epoch, id: entry.id };
+        let bytes = entry.kind.slot_bytes();
+        let punched = directory.punch(name, u64::from(run.place.slot) * bytes, u64::from(run.slots) * bytes);
+        punched.map_err(io_error(name))?;
+    }
+    Ok(())
+}
+
+/// Removes what an attempt without room left of its log and checkpoint.
+fn remove_written(directory: &dyn Directory, epoch: Epoch) -> Result<(), OpenError> {
+    for name in directory.list().map_err(io_error("the volume's directory"))? {
+        let written = match name {
+            FileName::Log { epoch: writer, .. } | FileName::Checkpoint { epoch: writer, .. } => {
+                writer == epoch
+            }
+            _ => false,
+        };
+        if written {
+            directory.remove(name).map_err(io_error(name))?;
+        }
+    }
+    Ok(())
 }
 
 /// Writes the delta as the own log. Returns the empty segment behind it and the next batch.

@@ -614,8 +614,6 @@ impl Volume {
         self.opening -= 1;
         if result.is_err() {
             self.fail(Health::Broken, pool);
-        } else if self.opening == 0 {
-            self.allocate_first_segment();
         }
     }
 

@@ -97,7 +97,10 @@ fn what_it_prints_works_a_policy_is_swapped_under_load_and_ctrl_c_leaves_nothing
         let leasing = list["kinds"].as_array().expect("kinds").iter().find(|one| one["kind"] == "leasing");
         let leasing = leasing.expect("there is one");
         assert!(leasing["active"]["name"] == "leasing-pack-tight", "{leasing}");
-        assert!(leasing["counters"]["faults"].as_object().is_none_or(|faults| faults.is_empty()), "{leasing}");
+        assert!(
+            leasing["counters"]["faults"].as_object().is_none_or(|faults| faults.is_empty()),
+            "{leasing}"
+        );
 
         // A second one beside it would take its place.
         let second = tidegate(&up.socket).args(["up", "--rootless"]).output().expect("tidegate runs");

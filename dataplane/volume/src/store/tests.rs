@@ -116,6 +116,14 @@ impl Directory for Glance {
         self.0.sync(name)
     }
 
+    fn allocate(&self, name: FileName, offset: u64, bytes: u64) -> io::Result<()> {
+        self.0.allocate(name, offset, bytes)
+    }
+
+    fn punch(&self, name: FileName, offset: u64, bytes: u64) -> io::Result<()> {
+        self.0.punch(name, offset, bytes)
+    }
+
     fn remove(&self, name: FileName) -> io::Result<()> {
         self.0.remove(name)
     }

@@ -28,9 +28,9 @@ enum Next {
     Creating(FileId),
     Allocating(FileId),
     Ready(FileId),
-    /// The medium had no room, at this time.
+    /// The medium had no room, at this time; not even for an empty file without one.
     Refused {
-        file: FileId,
+        file: Option<FileId>,
         at_ns: u64,
     },
 }
@@ -212,7 +212,7 @@ impl Volume {
         if self.health != Health::Sound {
             self.fail_commit(pool);
         } else {
-            self.make_segment();
+            self.prepare_segment();
             self.write_batch(pool);
             self.start_sync();
         }
@@ -220,29 +220,27 @@ impl Volume {
     }
 
     /// Makes the next segment while the current one is written.
-    fn make_segment(&mut self) {
+    fn prepare_segment(&mut self) {
         match self.commit.next {
-            Next::None => {
-                let file = self.new_file();
-                let segment = self.commit.segments.back().map_or(0, |(number, _)| number + 1);
-                self.commit.next = Next::Creating(file);
-                let name = self.log_name(segment);
-                self.ask(Token::Segment, Act::Create { file, name }, None, Vec::new());
-            }
+            Next::None => self.make_segment(),
             Next::Refused { file, at_ns }
                 if self.now_ns.saturating_sub(at_ns) >= REFUSED_NS || at_ns == 0 =>
             {
-                self.allocate_segment(file);
+                match file {
+                    Some(file) => self.allocate_segment(file),
+                    None => self.make_segment(),
+                }
             }
             _ => {}
         }
     }
 
-    /// Takes room for the segment that recovery made. Without any, a write of the log fails, and says so.
-    pub(super) fn allocate_first_segment(&mut self) {
-        let Some(&(_, file)) = self.commit.segments.back() else { return };
-        let bytes = u64::from(self.config.log_segment_bytes);
-        self.ask(Token::Forgotten, Act::Allocate { file, offset: 0, bytes }, None, Vec::new());
+    fn make_segment(&mut self) {
+        let file = self.new_file();
+        let segment = self.commit.segments.back().map_or(0, |(number, _)| number + 1);
+        self.commit.next = Next::Creating(file);
+        let name = self.log_name(segment);
+        self.ask(Token::Segment, Act::Create { file, name }, None, Vec::new());
     }
 
     fn allocate_segment(&mut self, file: FileId) {
@@ -255,12 +253,18 @@ impl Volume {
         let at_ns = self.now_ns.max(1);
         match (self.commit.next, result) {
             (Next::Creating(file), Ok(())) => self.allocate_segment(file),
+            (Next::Creating(file), Err(Fault::NoSpace)) => {
+                self.free_files.push(file);
+                self.commit.next = Next::Refused { file: None, at_ns };
+            }
             (Next::Creating(file), Err(_)) => {
                 self.free_files.push(file);
                 self.commit.next = Next::None;
                 self.health = if self.health == Health::Sound { Health::Broken } else { self.health };
             }
-            (Next::Allocating(file), Err(Fault::NoSpace)) => self.commit.next = Next::Refused { file, at_ns },
+            (Next::Allocating(file), Err(Fault::NoSpace)) => {
+                self.commit.next = Next::Refused { file: Some(file), at_ns };
+            }
             // A file system without fallocate: room is found, or not, when it is written.
             (Next::Allocating(file), _) => self.commit.next = Next::Ready(file),
             (other, _) => self.commit.next = other,

@@ -294,6 +294,11 @@ impl Volume {
         }
         match (which >> WHICH_SHIFT, result) {
             (SIDE, Ok(())) => self.make_side(),
+            (SIDE, Err(Fault::NoSpace)) => {
+                let side = self.merge.side();
+                self.free_files.extend(self.merge.sides[side].take());
+                self.merge.stage = Stage::Refused(self.now_ns);
+            }
             (ROOM, Err(Fault::NoSpace)) => self.merge.stage = Stage::Refused(self.now_ns),
             // A file system without fallocate: room is found, or not, when it is written.
             (ROOM, _) => self.begin_body(),
