@@ -36,6 +36,8 @@ const DISCOVERY_HOSTS_MAX: u16 = 256;
 const DISCOVERY_REGIONS: u32 = 4;
 /// Time between two looks at whether a host that says nothing still lives.
 const LOOK: Duration = Duration::from_secs(1);
+/// Time between two looks at whether there is memory for what a host asks.
+const AGAIN: Duration = Duration::from_millis(10);
 
 /// What NVMe hosts find here.
 pub(crate) struct Offers {
@@ -134,15 +136,24 @@ impl Offers {
         mut received: Vec<u8>,
     ) -> Result<(), Refusal> {
         let mut scratch = vec![0; CHUNK_BYTES];
+        // When it was asked last for what it is being sent: memory that others may wait for is held until that is taken.
+        let mut asked = Instant::now();
         loop {
             let answer = self.turn(queue, &mut received)?;
             if !answer.is_empty() {
-                let sent = tokio::time::timeout(HANDSHAKE_TIME, socket.write_all(&answer)).await;
+                let left = HANDSHAKE_TIME.saturating_sub(asked.elapsed());
+                let sent = tokio::time::timeout(left, socket.write_all(&answer)).await;
                 sent.map_err(|_elapsed| Refusal::Slow)??;
                 continue;
             }
             if queue.is_finished() {
                 return queue.over().map_or(Ok(()), |over| Err(over.into()));
+            }
+            asked = Instant::now();
+            // What is not taken waits for memory, and more of it in the socket.
+            if received.len() >= CHUNK_BYTES {
+                tokio::time::sleep(AGAIN).await;
+                continue;
             }
             if let Ok(count) = tokio::time::timeout(LOOK, socket.read(&mut scratch)).await {
                 match count? {

@@ -64,3 +64,5 @@ const ENTRIES_MAX: u32 = 256;
 const VERSION: u32 = 0x0002_0000;
 /// MDTS: 1 MiB, in pages of 4 KiB.
 const TRANSFER_PAGES_LOG2: u8 = 8;
+/// MDTS of the discovery controller: 64 KiB. All its hosts share little memory, and hold it while they read.
+const DISCOVERY_PAGES_LOG2: u8 = 4;

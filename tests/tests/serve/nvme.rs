@@ -60,6 +60,20 @@ impl Host {
         self.socket.write_all(bytes).expect("the daemon takes it");
     }
 
+    /// Says as much as the socket takes, and does not wait for more.
+    pub fn flood(&mut self, bytes: &[u8]) {
+        self.socket.set_nonblocking(true).expect("sockets can");
+        let mut said = 0;
+        while said < bytes.len() {
+            match self.socket.write(&bytes[said..]) {
+                Ok(count) => said += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => panic!("the daemon has closed it: {error}"),
+            }
+        }
+        self.socket.set_nonblocking(false).expect("sockets can");
+    }
+
     /// The next unit; an error when the connection is over.
     pub fn hear(&mut self) -> io::Result<Reply> {
         while self.heard.len() < 8 || self.heard.len() < self.whole() {

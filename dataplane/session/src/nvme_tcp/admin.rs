@@ -5,7 +5,6 @@
 
 use std::net::SocketAddr;
 
-use block::IO_BYTES_MAX;
 use wire::nvme::data::{
     Cns, ControllerData, ControllerKind, Events, Feature, IDENTIFY_BYTES, NAMESPACE_ALL, NamespaceData,
     namespace_list,
@@ -18,7 +17,10 @@ use super::controller::KEEP_ALIVE_STEPS;
 use super::features::{DISCOVERY_FEATURES, IO_FEATURES};
 use super::log::LogRequest;
 use super::subsystem::{Access, NAMESPACES_MAX, Namespace, Seat, Subsystem};
-use super::{CAPSULE_DATA_BYTES_MAX, ENTRIES_MAX, EVENT_REQUESTS_MAX, TRANSFER_PAGES_LOG2, VERSION};
+use super::{
+    CAPSULE_DATA_BYTES_MAX, DISCOVERY_PAGES_LOG2, ENTRIES_MAX, EVENT_REQUESTS_MAX, TRANSFER_PAGES_LOG2,
+    VERSION,
+};
 
 /// FR, and the revision in the firmware slot.
 pub(super) const FIRMWARE: &str = env!("CARGO_PKG_VERSION");
@@ -76,7 +78,7 @@ impl Subsystem {
             AdminOpcode::IDENTIFY => IDENTIFY_BYTES,
             // MDTS holds for logs too.
             AdminOpcode::GET_LOG_PAGE => match LogRequest::parse(command)?.1 {
-                bytes if bytes <= IO_BYTES_MAX as u64 => bytes as usize,
+                bytes if bytes <= 4096 << self.transfer_pages_log2() => bytes as usize,
                 _ => return Err(StatusCode::INVALID_FIELD.into()),
             },
             // EXHID: over Fabrics, host identifiers have 16 bytes.
@@ -200,6 +202,10 @@ impl Subsystem {
         })
     }
 
+    fn transfer_pages_log2(&self) -> u8 {
+        if self.is_discovery() { DISCOVERY_PAGES_LOG2 } else { TRANSFER_PAGES_LOG2 }
+    }
+
     fn identify_controller(&self, seat: Seat) -> [u8; IDENTIFY_BYTES] {
         let is_discovery = self.is_discovery();
         let for_io = |value: u32| if is_discovery { 0 } else { value };
@@ -208,7 +214,7 @@ impl Subsystem {
             model: MODEL,
             firmware: FIRMWARE,
             many_controllers: !is_discovery,
-            transfer_pages_log2: TRANSFER_PAGES_LOG2,
+            transfer_pages_log2: self.transfer_pages_log2(),
             controller: seat.controller,
             version: VERSION,
             events: if is_discovery { Events::DISCOVERY } else { Events::NAMESPACES.with(Events::ANA) },

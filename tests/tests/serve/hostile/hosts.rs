@@ -7,7 +7,8 @@ use tests::gateway::{folder, full};
 use super::{MIB, memory_peak, works};
 use crate::client::Client;
 use crate::host::{
-    ADMIN, Agreed, HOST, Reply, Sgl, Sqe, Wish, flush, hello, identify, property_set, read, write,
+    ADMIN, Agreed, DISCOVERY, HOST, Reply, Sgl, Sqe, Wish, flush, hello, identify, log_page, property_set,
+    read, write,
 };
 use crate::nvme::{Host, PLAIN};
 use crate::place::{Place, file, memory};
@@ -141,6 +142,38 @@ fn wrong_digests(place: &Place) {
     io.say(&capsule);
     terminated(&mut io, DIGEST);
     assert_eq!(host.data(identify(4, 1, 0)).len(), 4096, "its other queue goes on");
+}
+
+/// A host of the discovery controller, which is ready.
+fn discoverer(place: &Place) -> Host {
+    let (mut host, _) = Host::connect(place.nvme, PLAIN, Wish { subsystem: DISCOVERY, ..ADMIN });
+    assert_eq!(host.status(property_set(1, 0x14, 1)), 0);
+    host
+}
+
+/// Hosts that ask for logs, again and again, and read none: what they ask stays in their sockets, and others find what
+/// there is.
+#[test]
+fn hosts_that_ask_for_logs_and_read_none_keep_nobody_from_discovering() {
+    const HOSTS: usize = 30;
+    const LOG_BYTES: u32 = 64 << 10;
+    let place = Place::with_memory("serve-hostile-discovery", "64MiB", &[&memory("disk", "1MiB", "")]);
+    let pid = place.daemon().process.0.id();
+    let before = memory_peak(pid);
+    let mut greedy: Vec<Host> = (0..HOSTS).map(|_| discoverer(&place)).collect();
+    for host in &mut greedy {
+        // More than one transfer is refused, and less waits to be read.
+        assert_eq!(host.status(log_page(2, 0x70, 0, 2 * LOG_BYTES)) & 0xff, 0x02, "invalid field");
+        let ask = PLAIN.capsule(log_page(3, 0x70, 0, LOG_BYTES), &[]);
+        host.flood(&ask.repeat(1_000));
+    }
+    let mut good = discoverer(&place);
+    assert_eq!(good.data(log_page(1, 0x70, 0, 16))[8], 1, "entries");
+    let grown = memory_peak(pid) - before;
+    // Four for what is answered, and for each host what a receive brings.
+    assert!(grown < 24 * MIB, "{grown} bytes of memory");
+    drop((greedy, good));
+    place.stop();
 }
 
 #[test]
