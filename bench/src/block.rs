@@ -29,7 +29,7 @@ use crate::load::{self, Spec};
 use crate::peers::{self, QUIET_PATIENCE};
 use crate::rate::tempfolder;
 use crate::report::{self, Bar, median, spread};
-use servers::{Idle, Kind, Medium, Protocol, Server};
+use servers::{Kind, Medium, Protocol, Server};
 
 /// What `bench block` takes.
 #[derive(Clone, Debug, clap::Args)]
@@ -209,7 +209,7 @@ pub fn run(args: &Args) -> Outcome {
             continue;
         }
         eprintln!("{name}");
-        let mut kinds = vec![Kind::Ours(Idle::Adaptive)];
+        let mut kinds = vec![Kind::Ours];
         match cell.protocol {
             _ if !cell.has_peers() => {}
             Protocol::Nbd => kinds.extend(there.iter().cloned()),

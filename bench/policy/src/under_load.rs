@@ -14,8 +14,8 @@
 //!   unit of fuel, and every version must have begun with all that the one before had come to.
 //! - The **time** of a decision begins when it is due, also while an earlier one is under way, but for the time in which
 //!   the asking thread overslept.
-//! - **Interrupts** are those that others sent to the worker's processor during a window. The worker never sleeps: one that
-//!   does is sent one by its clients whenever they wake it, and how often depends on when their requests happen to come.
+//! - **Interrupts** are those that others sent to the worker's processor during a window. Most of them wake the worker for
+//!   a request of fio; one that never sleeps got 2 a minute of each sort while nobody decided, and 6 to 7 while versions were swapped.
 
 mod fio;
 mod load;
@@ -157,8 +157,7 @@ pub fn run(args: &Args, window: Option<u64>) -> Outcome {
     let length = Duration::from_secs(window.unwrap_or(if args.quick { 4 } else { 60 }).max(1));
     stay_on(CPU)?;
     let folder = tempfolder("policy-load")?;
-    let kind = servers::Kind::Ours(servers::Idle::Spin);
-    let server = Server::start(&kind, Protocol::Nbd, Medium::File, 1, &folder.0)?;
+    let server = Server::start(&servers::Kind::Ours, Protocol::Nbd, Medium::File, 1, &folder.0)?;
     let uri = server.uri(0)?.to_string();
     let engine = Engine::new(Limits::default()).map_err(|error| error.to_string())?;
     let versions = load::versions(&engine)?;
@@ -275,7 +274,7 @@ fn report(args: &Args, length: Duration, seen: Seen) -> Outcome {
     let decisions = Kind::ALL.into_iter().zip(seen.kinds).map(|(kind, seen)| decisions_row(kind, seen));
     let decisions: Vec<DecisionsRow> = decisions.collect();
     let interrupts = interrupts_row(length, &seen.interrupts);
-    print(&decisions, &interrupts, &seen.fio);
+    let kept = print(&decisions, &interrupts, &seen.fio);
     let failed: u64 = decisions.iter().map(|row| row.failed + row.failed_swaps).sum();
     let failed_load = seen.fio.failed;
     let mut rows: Vec<Row> = decisions.into_iter().map(Row::Decisions).collect();
@@ -284,7 +283,8 @@ fn report(args: &Args, length: Duration, seen: Seen) -> Outcome {
         report::write_json(path, &rows)?;
     }
     match (failed, failed_load) {
-        (0, 0) => Ok(()),
+        (0, 0) if kept || args.quick => Ok(()),
+        (0, 0) => Err("a goal is not kept; the table says which".to_owned()),
         _ => Err(format!("{failed} decisions or swaps and {failed_load} runs of fio failed")),
     }
 }
@@ -341,7 +341,8 @@ fn ends(values: &[f64]) -> (f64, f64) {
     (values.iter().copied().fold(f64::MAX, f64::min), values.iter().copied().fold(f64::MIN, f64::max))
 }
 
-fn print(decisions: &[DecisionsRow], interrupts: &InterruptsRow, fio: &LoadRow) {
+/// Prints the tables; whether all goals are kept.
+fn print(decisions: &[DecisionsRow], interrupts: &InterruptsRow, fio: &LoadRow) -> bool {
     let head = [
         "kind",
         "decisions/s",
@@ -377,7 +378,9 @@ fn print(decisions: &[DecisionsRow], interrupts: &InterruptsRow, fio: &LoadRow) 
     ];
     println!("{}", report::markdown(&["interrupts of the worker's processor", "TLB/s", "CAL/s"], &lines));
     let worst = decisions.iter().map(|row| row.p99_ratio).fold(0.0, f64::max);
-    let goal = |says: &str, measured: f64, most: f64| {
+    let mut all_kept = true;
+    let mut goal = |says: &str, measured: f64, most: f64| {
+        all_kept &= measured <= most;
         let kept = if measured <= most { "yes" } else { "no" };
         vec![says.to_owned(), format!("{measured:.3}"), format!("{most}"), kept.to_owned()]
     };
@@ -390,6 +393,7 @@ fn print(decisions: &[DecisionsRow], interrupts: &InterruptsRow, fio: &LoadRow) 
         "interrupts, smallest and largest quotient: {:.3}, {:.3}; fio: {} requests, {} failed runs",
         interrupts.ratio_min, interrupts.ratio_max, fio.requests, fio.failed
     );
+    all_kept
 }
 
 /// Keeps this thread, and all threads and programs that it starts from now on, on a processor.

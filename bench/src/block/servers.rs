@@ -66,20 +66,11 @@ impl Protocol {
     }
 }
 
-/// How a worker waits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Idle {
-    /// As it does unless it is configured: it sleeps after a while.
-    Adaptive,
-    /// It never sleeps.
-    Spin,
-}
-
 /// Whose server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// `tidegate-dataplane`, whose worker is so when there is nothing to do.
-    Ours(Idle),
+    /// `tidegate-dataplane`.
+    Ours,
     /// nbdkit.
     Nbdkit,
     /// qemu-nbd.
@@ -92,7 +83,7 @@ impl Kind {
     /// As it is shown.
     pub fn name(&self) -> &'static str {
         match self {
-            Kind::Ours(_) => "tidegate",
+            Kind::Ours => "tidegate",
             Kind::Nbdkit => "nbdkit",
             Kind::Qemu => "qemu-nbd",
             Kind::Other(_) => "other target",
@@ -153,7 +144,7 @@ impl Server {
     ) -> Outcome<Server> {
         let port = free_port()?;
         let words = match kind {
-            Kind::Ours(idle) => ours(*idle, protocol, medium, volumes, port, folder)?,
+            Kind::Ours => ours(protocol, medium, volumes, port, folder)?,
             Kind::Nbdkit => nbdkit(medium, port, folder)?,
             Kind::Qemu => qemu(medium, port, folder)?,
             Kind::Other(uri) => return Ok(Server { child: None, uri: uri.clone() }),
@@ -170,8 +161,8 @@ impl Server {
             .spawn()
             .map_err(|error| format!("cannot run setpriv (package util-linux): {error}"))?;
         let uri = match (kind, protocol) {
-            (Kind::Ours(_), Protocol::NvmeTcp) => format!("nvme+tcp://127.0.0.1:{port}/{NQN}@"),
-            (Kind::Ours(_), Protocol::Nbd) => format!("nbd://127.0.0.1:{port}/v@"),
+            (Kind::Ours, Protocol::NvmeTcp) => format!("nvme+tcp://127.0.0.1:{port}/{NQN}@"),
+            (Kind::Ours, Protocol::Nbd) => format!("nbd://127.0.0.1:{port}/v@"),
             _ => format!("nbd://127.0.0.1:{port}/"),
         };
         let mut server = Server { child: Some(child), uri };
@@ -226,7 +217,7 @@ impl Drop for Server {
 fn serves(kind: &Kind, port: u16, log: &Path) -> bool {
     let has_said = |log| std::fs::read_to_string(log).is_ok_and(|said| said.contains("is running: "));
     match kind {
-        Kind::Ours(_) => has_said(log),
+        Kind::Ours => has_said(log),
         _ => std::net::TcpStream::connect(("127.0.0.1", port)).is_ok(),
     }
 }
@@ -238,14 +229,7 @@ fn free_port() -> Outcome<u16> {
 }
 
 /// The daemon that was built beside this bench.
-fn ours(
-    idle: Idle,
-    protocol: Protocol,
-    medium: Medium,
-    volumes: u32,
-    port: u16,
-    folder: &Path,
-) -> Outcome<Vec<String>> {
+fn ours(protocol: Protocol, medium: Medium, volumes: u32, port: u16, folder: &Path) -> Outcome<Vec<String>> {
     let me = std::env::current_exe().map_err(|error| format!("this program: {error}"))?;
     let daemon = me.with_file_name("tidegate-dataplane");
     if !daemon.exists() {
@@ -257,13 +241,9 @@ fn ours(
         Protocol::Nbd => "nbd",
     };
     let mut text = format!(
-        "[node]\nname = \"bench\"\ncontrol_socket = \"{}\"\nmetrics = \"off\"\n[[worker]]\n[idle]\n\
-         mode = \"{}\"\n[{listen}]\nlisten = [\"127.0.0.1:{port}\"]\n[serve]\nmemory = \"256MiB\"\nconnections = {CONNECTIONS}\n",
-        socket.display(),
-        match idle {
-            Idle::Adaptive => "adaptive",
-            Idle::Spin => "spin",
-        }
+        "[node]\nname = \"bench\"\ncontrol_socket = \"{}\"\nmetrics = \"off\"\n[[worker]]\n[{listen}]\n\
+         listen = [\"127.0.0.1:{port}\"]\n[serve]\nmemory = \"256MiB\"\nconnections = {CONNECTIONS}\n",
+        socket.display()
     );
     for volume in 0..volumes {
         let medium = medium.name();
