@@ -368,6 +368,9 @@ pub struct Operation {
     pub deadline_ms: Option<u64>,
     /// For a move: the time that was chosen.
     pub plan: Option<Plan>,
+    /// For a move: how the load of its volume was seen when that time was chosen.
+    #[serde(default)]
+    pub profile: Option<Decision>,
     /// The epoch that it granted to its target.
     pub granted: Option<Epoch>,
     /// The revocable lease that it works under.
@@ -662,6 +665,16 @@ impl fmt::Display for PolicyRef {
     }
 }
 
+/// What was decided, in the words of who decided it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Decision {
+    /// Why so.
+    pub why: String,
+    /// Who decided.
+    pub by: PolicyRef,
+}
+
 /// A reservation of what a node has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -686,6 +699,9 @@ pub struct Lease {
     pub granted_ms: u64,
     /// Why that producer.
     pub why: String,
+    /// Who decided on the weight by which it was drawn, or that the lease be revoked; none = no policy was asked.
+    #[serde(default)]
+    pub policy: Option<PolicyRef>,
 }
 
 /// Who has a lease.

@@ -110,11 +110,13 @@ impl Core {
     fn decided(&mut self, purpose: Purpose, question: &Question, verdict: Verdict, by: PolicyRef) {
         match (purpose, question, verdict) {
             (Purpose::Round(rows), _, Verdict::Schedule(answer)) => self.assign(&rows, &answer, &by),
-            (Purpose::Weights(ids), _, Verdict::UpdateWeights(answer)) => self.take_weights(&ids, &answer),
+            (Purpose::Weights(ids), _, Verdict::UpdateWeights(answer)) => {
+                self.take_weights(&ids, &answer, by);
+            }
             (Purpose::Victims(node, leases), _, Verdict::PickVictims(answer)) => {
                 self.take_victims(node, &leases, &answer, &by);
             }
-            (Purpose::Profile(id), _, Verdict::BuildProfile(answer)) => self.take_profile(id, answer),
+            (Purpose::Profile(id), _, Verdict::BuildProfile(answer)) => self.take_profile(id, answer, by),
             (Purpose::Time(id), Question::ChooseTime(question), Verdict::ChooseTime(answer)) => {
                 self.take_time(id, question, &answer, &by);
             }

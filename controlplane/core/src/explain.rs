@@ -1,8 +1,8 @@
 //! Why anything is as it is: the constraint, the node, and who decided.
 
 use contract::{
-    EventId, Explanation, Holder, LeaseId, LeaseState, NodeId, NodeState, Operation, OperationId, Phase,
-    PolicyRef, Reason, VolumeId, VolumeState,
+    Decision, EventId, Explanation, Holder, LeaseId, LeaseState, NodeId, NodeState, Operation, OperationId,
+    Phase, Reason, VolumeId, VolumeState,
 };
 
 use crate::Core;
@@ -98,6 +98,13 @@ impl Core {
             );
             reasons.push(Reason { text, node: operation.target, policy: Some(operation.policy.clone()) });
         }
+        if let Some(Decision { why, by }) = operation.profile.clone() {
+            reasons.push(Reason {
+                text: format!("the load of its volume: {why}"),
+                node: None,
+                policy: Some(by),
+            });
+        }
         if let Some(event) = self.events.get(operation.event) {
             reasons.push(because(format!("{} was registered by {}", event.id, event.trigger)));
         }
@@ -159,7 +166,8 @@ impl Core {
             reasons.extend(explanation.reasons);
         }
         if let Some(lease) = volume.head.and_then(|head| self.leases.get(head.lease)) {
-            reasons.push(Reason { text: lease.why.clone(), node: Some(lease.producer), policy: None });
+            let policy = lease.policy.clone();
+            reasons.push(Reason { text: lease.why.clone(), node: Some(lease.producer), policy });
         }
         Some(Explanation { about: id.to_string(), state, reasons })
     }
@@ -182,7 +190,8 @@ impl Core {
                 lease.producer
             ),
         };
-        let why = Reason { text: lease.why.clone(), node: Some(lease.producer), policy: None };
+        let policy = lease.policy.clone();
+        let why = Reason { text: lease.why.clone(), node: Some(lease.producer), policy };
         let mut reasons = vec![why];
         if let Holder::Operation(operation) = lease.holder {
             reasons.extend(self.explain_operation(operation).map(|work| because(work.state)));
@@ -217,9 +226,8 @@ impl Core {
             let whose = name.unwrap_or_else(|| refused.tenant.to_string());
             reasons.push(because(format!("it does not carry out the rules of {whose}: {}", refused.why)));
         }
-        let weight = self.producers.get(id).map_or(0, |producer| producer.weight_ppm);
-        let text = format!("its share of new leases is {weight} ppm");
-        reasons.push(Reason { text, node: Some(id), policy: Some(PolicyRef::default()) });
+        let (weight, policy) = self.weight_of(id);
+        reasons.push(Reason { text: format!("new leases go to it by {weight}"), node: Some(id), policy });
         reasons.iter_mut().for_each(|reason| reason.node = Some(id));
         Some(Explanation { about: id.to_string(), state, reasons })
     }

@@ -6,9 +6,9 @@
 use std::collections::BTreeMap;
 
 use contract::{
-    Answer, Blocked, Class, Epoch, Holder, Lease, LeaseId, LeaseState, Name, NodeId, NodeState, NodeStep,
-    Observed, OperationId, OperationKind, PolicyRef, Refused, Resources, Revision, Step, ToNodeBody, Trigger,
-    VolumeId, Work,
+    Answer, Blocked, Class, Decision, Epoch, Holder, Lease, LeaseId, LeaseState, Name, NodeId, NodeState,
+    NodeStep, Observed, OperationId, OperationKind, PolicyRef, Refused, Resources, Revision, Step,
+    ToNodeBody, Trigger, VolumeId, Work,
 };
 use verdict::{Leases, PPM, PickVictims, Question, UpdateWeights, Victims, Weights};
 
@@ -50,11 +50,22 @@ impl Core {
         self.producers.get(producer).map_or(30_000, |producer| producer.ttl_ms)
     }
 
+    /// The weight by which a producer is drawn, in words, and who decided on it.
+    pub(crate) fn weight_of(&self, id: NodeId) -> (String, Option<PolicyRef>) {
+        let Some(producer) = self.producers.get(id) else { return ("no weight".into(), None) };
+        let weight = format!("a weight of {} ppm", producer.weight_ppm);
+        match producer.decision.as_deref() {
+            None => (format!("{weight}, the mean for its capacity until one is decided on"), None),
+            Some(Decision { why, by }) if why.is_empty() => (weight, Some(by.clone())),
+            Some(Decision { why, by }) => (format!("{weight}: {why}"), Some(by.clone())),
+        }
+    }
+
     /// Reserves what a volume's head needs at a node.
     pub(crate) fn grant_head(&mut self, volume: VolumeId, producer: NodeId) -> Option<LeaseId> {
         let object = self.volumes.get(volume)?;
         let (class, resources, epoch) = (object.class, object.limits.sustained(), object.epoch.next());
-        let weight = self.producers.get(producer).map_or(0, |producer| producer.weight_ppm);
+        let (why, policy) = self.weight_of(producer);
         Some(self.grant(Lease {
             id: LeaseId(0),
             holder: Holder::Volume(volume),
@@ -65,7 +76,8 @@ impl Core {
             epoch,
             ttl_ms: self.ttl_of(producer),
             granted_ms: self.now(),
-            why: format!("{producer} has room and a weight of {weight} ppm"),
+            why: format!("{producer} has room and {why}"),
+            policy,
         }))
     }
 
@@ -187,6 +199,7 @@ impl Core {
             ttl_ms: self.ttl_of(producer),
             granted_ms: self.now(),
             why: "what is kept for contingencies is free".into(),
+            policy: None,
         });
         if let Some(operation) = self.operations.change(id) {
             operation.lease = Some(lease);
@@ -286,6 +299,7 @@ impl Core {
         let Some(lease) = self.leases.change(id) else { return };
         lease.state = LeaseState::Revoked { ends_ms };
         lease.why = format!("revoked by {by}: {why}");
+        lease.policy = Some(by.clone());
         let after = lease.clone();
         self.accounts.add(&after);
         self.counters.revoked += 1;
@@ -421,7 +435,7 @@ impl Core {
         let Some(producer) = producer else {
             return Err(Refused::NoRoom { need: resources, retry_after_ms: self.config.weights_ms });
         };
-        let weight = self.producers.get(producer).map_or(0, |producer| producer.weight_ppm);
+        let (why, policy) = self.weight_of(producer);
         let id = self.grant(Lease {
             id: LeaseId(0),
             holder: Holder::Consumer(consumer),
@@ -432,7 +446,8 @@ impl Core {
             epoch: Epoch(0),
             ttl_ms: self.ttl_of(producer),
             granted_ms: self.now(),
-            why: format!("drawn by its weight of {weight} ppm"),
+            why: format!("drawn by {why}"),
+            policy,
         });
         Ok(self.lease_answer(id))
     }
@@ -506,8 +521,8 @@ impl Core {
         self.ask(Purpose::Weights(ids), Question::UpdateWeights(question));
     }
 
-    pub(crate) fn take_weights(&mut self, ids: &[NodeId], answer: &Weights) {
-        if !self.producers.take(ids, answer, self.config.ttl_max_ms) {
+    pub(crate) fn take_weights(&mut self, ids: &[NodeId], answer: &Weights, by: PolicyRef) {
+        if !self.producers.take(ids, answer, by, self.config.ttl_max_ms) {
             self.alarm(Alarm::NoWeights);
         }
     }

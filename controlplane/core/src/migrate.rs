@@ -11,7 +11,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use contract::{Blocked, NodeId, OperationId, Phase, Plan, PolicyRef, VolumeId, VolumeReport, Work};
+use contract::{
+    Blocked, Decision, NodeId, OperationId, Phase, Plan, PolicyRef, VolumeId, VolumeReport, Work,
+};
 use verdict::{BuildProfile, Choice, ChooseTime, Forecast, PPM, Profile, Question, Rules, Timing, Transfer};
 
 use crate::asks::Purpose;
@@ -148,11 +150,14 @@ impl Core {
     }
 
     /// The policy made a profile.
-    pub(crate) fn take_profile(&mut self, id: OperationId, profile: Profile) {
-        let Some(operation) = self.operations.get(id).filter(|one| one.phase == Phase::Waiting) else {
+    pub(crate) fn take_profile(&mut self, id: OperationId, profile: Profile, by: PolicyRef) {
+        if self.operations.get(id).is_none_or(|operation| operation.phase != Phase::Waiting) {
             return;
-        };
-        let (volume, at_ms) = (operation.volume, self.now());
+        }
+        let at_ms = self.now();
+        let Some(operation) = self.operations.change(id) else { return };
+        operation.profile = Some(Decision { why: profile.why.clone(), by });
+        let volume = operation.volume;
         self.plans.planned.insert(volume, Planned { operation: id, profile, at_ms, misses: 0, asked: 0 });
         self.ask_for_time(id);
     }

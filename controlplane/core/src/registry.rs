@@ -154,6 +154,7 @@ impl Core {
                 not_before_ms: now,
                 deadline_ms: what.deadline_ms.map(|within| now.saturating_add(within)),
                 plan: None,
+                profile: None,
                 granted: None,
                 lease: None,
                 why: String::new(),

@@ -20,6 +20,7 @@ fn lease(id: u64, node: u64, need: u64, class: Class) -> Lease {
         epoch: Epoch(1),
         ttl_ms: 1_000,
         granted_ms: 0,
+        policy: None,
         why: String::new(),
     }
 }

@@ -25,7 +25,7 @@ fn producers(capacities: &[u64]) -> Producers {
 fn update(producers: &mut Producers, now_ms: u64) {
     let question = UpdateWeights { producers: producers.views(now_ms, |_| true) };
     let ids: Vec<NodeId> = question.producers.producer.iter().map(|id| NodeId(*id)).collect();
-    producers.take(&ids, &question.native(), 600_000);
+    producers.take(&ids, &question.native(), PolicyRef::default(), 600_000);
 }
 
 fn weight(producers: &Producers, id: u64) -> f64 {
@@ -97,7 +97,7 @@ fn without_weights_the_least_loaded_is_taken() {
     let mut producers = producers(&[100, 100]);
     let none = Weights { weight_ppm: vec![0, 0], ttl_ms: vec![5_000; 2], ..Weights::default() };
     let ids = [NodeId(1), NodeId(2)];
-    let positive = (0..100).any(|_| !producers.take(&ids, &none, 600_000));
+    let positive = (0..100).any(|_| !producers.take(&ids, &none, PolicyRef::default(), 600_000));
     assert!(positive, "they reach zero in steps, and it is said");
     let mut random = Random::new(1, 0);
     let load = |id: NodeId| 2 - id.0;

@@ -1,0 +1,89 @@
+//! Who decided what, and why, is found where it shows.
+
+use contract::{Class, Command, Explanation, NodeId, Phase};
+use verdict::{By, Decided, Verdict};
+
+use super::fleet::{Fleet, iops};
+use crate::explain::About;
+use crate::{Config, Input};
+
+/// Runs with a policy that answers as the native default does, in words of its own.
+fn run(fleet: &mut Fleet, ms: u64) {
+    for _ in 0..ms / 50 {
+        fleet.run(50);
+        for ask in std::mem::take(&mut fleet.asks) {
+            let mut verdict = ask.question.native(ask.tick);
+            match &mut verdict {
+                Verdict::UpdateWeights(weights) => weights.why = "as the moon stands".into(),
+                Verdict::BuildProfile(profile) => profile.why = "no tide was found".into(),
+                _ => {}
+            }
+            let by = By { policy: "moon@3".into(), decision: 41, instead: None };
+            fleet.step(Input::Decided { ask: ask.id, decided: Decided { verdict, by } });
+        }
+    }
+}
+
+/// Whether a reason has these words and names the policy.
+fn is_said(explanation: &Explanation, words: &str) -> bool {
+    explanation.reasons.iter().any(|reason| {
+        let by = reason.policy.as_ref();
+        reason.text.contains(words) && by.is_some_and(|by| by.policy == "moon@3" && by.decision == 41)
+    })
+}
+
+#[test]
+fn what_a_leasing_policy_decided_is_said_of_nodes_leases_and_volumes() {
+    let mut fleet = Fleet::new(2, Config { ask: true, ..Config::default() });
+    let before = fleet.core.explain(About::Node(NodeId(1))).expect("there");
+    let weight = before.reasons.iter().find(|reason| reason.text.contains("weight")).expect("said");
+    let instead = weight.policy.as_ref().and_then(|by| by.instead.as_deref());
+    assert!(instead.is_some_and(|why| why.contains("no answer within")), "{weight:?}");
+    run(&mut fleet, 2_000);
+    let node = fleet.core.explain(About::Node(NodeId(1))).expect("there");
+    assert!(is_said(&node, "as the moon stands"), "{node:#?}");
+    let volume = fleet.create("a", "own", Class::Firm, iops(10)).volume.expect("made");
+    run(&mut fleet, 2_000);
+    let head = fleet.core.volume(volume).expect("there").head.expect("served");
+    for about in [About::Lease(head.lease), About::Volume(volume)] {
+        let explained = fleet.core.explain(about).expect("there");
+        assert!(is_said(&explained, "as the moon stands"), "{explained:#?}");
+    }
+    // What was stored says so after a restart.
+    fleet.restart();
+    let lease = fleet.core.explain(About::Lease(head.lease)).expect("there");
+    assert!(is_said(&lease, "as the moon stands"), "{lease:#?}");
+}
+
+#[test]
+fn who_made_the_profile_of_a_move_is_said_with_its_plan_and_after() {
+    let mut fleet = Fleet::new(2, Config { ask: true, ..Config::default() });
+    let volume = fleet.create("a", "own", Class::Firm, iops(10)).volume.expect("made");
+    run(&mut fleet, 2_000);
+    let to_move = Command::VolumeMove { volume, to: None, at_once: false, deadline_ms: Some(20_000) };
+    let id = fleet.request(to_move).expect("fine").operation.expect("work");
+    run(&mut fleet, 100);
+    let planned = fleet.core.explain(About::Operation(id)).expect("there");
+    assert!(is_said(&planned, "no tide was found"), "{planned:#?}");
+    run(&mut fleet, 25_000);
+    assert_eq!(fleet.phase(id), Phase::Done);
+    let done = fleet.core.explain(About::Operation(id)).expect("there");
+    assert!(is_said(&done, "no tide was found"), "{done:#?}");
+}
+
+#[test]
+fn records_of_before_decisions_were_kept_are_read() {
+    let mut fleet = Fleet::new(1, Config::default());
+    fleet.volume("a", "own", iops(10));
+    for record in fleet.store.values_mut() {
+        let mut value = serde_json::to_value(&*record).expect("plain");
+        for (kind, field) in [("Lease", "policy"), ("Operation", "profile")] {
+            if let Some(object) = value.get_mut(kind).and_then(|object| object.as_object_mut()) {
+                assert!(object.remove(field).is_some(), "{kind} has {field}");
+            }
+        }
+        *record = serde_json::from_value(value).expect("as an older version wrote it");
+    }
+    fleet.restart();
+    assert_eq!(fleet.core.leases().count(), 1);
+}
