@@ -43,7 +43,7 @@ impl Node {
     fn hear(&mut self, message: ToNode) {
         self.stirred = true;
         match message.body {
-            ToNodeBody::Welcome { .. } | ToNodeBody::Introduce => {}
+            ToNodeBody::Welcome { .. } | ToNodeBody::Introduce | ToNodeBody::Refused { .. } => {}
             ToNodeBody::Snapshot(snapshot) if snapshot.version > self.snapshot.version => {
                 self.snapshot = *snapshot
             }

@@ -162,7 +162,7 @@ impl Node {
     /// A message arrived.
     pub fn hear(&mut self, message: ToNode, around: &mut Around<'_>) {
         match message.body {
-            ToNodeBody::Welcome { .. } => {}
+            ToNodeBody::Welcome { .. } | ToNodeBody::Refused { .. } => {}
             ToNodeBody::Introduce => self.introduce = true,
             ToNodeBody::Snapshot(snapshot) => {
                 if snapshot.version > self.snapshot.version {

@@ -46,6 +46,36 @@ pub struct NodeInfo {
     pub networks: Vec<Name>,
 }
 
+impl NodeInfo {
+    /// Most directories for volumes.
+    pub const POOLS_MAX: usize = 256;
+    /// Most addresses.
+    pub const ADDRESSES_MAX: usize = 64;
+    /// Longest address, bytes.
+    pub const ADDRESS_LEN_MAX: usize = 256;
+    /// Most networks.
+    pub const NETWORKS_MAX: usize = 8_192;
+
+    /// Whether a control plane can keep it: it is one record of its store, and those have a longest length.
+    pub fn check(&self) -> Result<(), String> {
+        for (what, has, max) in [
+            ("pools", self.pools.len(), NodeInfo::POOLS_MAX),
+            ("addresses", self.addresses.len(), NodeInfo::ADDRESSES_MAX),
+            ("networks", self.networks.len(), NodeInfo::NETWORKS_MAX),
+        ] {
+            if has > max {
+                return Err(format!("{} has {has} {what}; give it at most {max}", self.name));
+            }
+        }
+        let max = NodeInfo::ADDRESS_LEN_MAX;
+        if let Some(long) = self.addresses.iter().find(|address| address.len() > max) {
+            let has = long.len();
+            return Err(format!("{} has an address of {has} bytes; give it one of at most {max}", self.name));
+        }
+        Ok(())
+    }
+}
+
 /// What a node says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -186,6 +216,11 @@ pub enum ToNodeBody {
     },
     /// Nobody knows you: say [`FromNode::Hello`].
     Introduce,
+    /// You are not taken in; what you report is not heard.
+    Refused {
+        /// What is wrong, and what to do.
+        why: String,
+    },
     /// This is what you do.
     Snapshot(Box<NodeSnapshot>),
     /// Carry this out, once.

@@ -16,6 +16,8 @@ const SIZE_BYTES_MAX: u64 = 64 << 40;
 const SIZE_BYTES_STEP: u64 = 4_096;
 /// Longest idempotency key, bytes.
 const KEY_LEN_MAX: usize = 128;
+/// Reports about producers that one request may carry: it is stored whole under its key.
+const OBSERVED_MAX: usize = 64;
 /// Most rules of a tenant.
 const RULES_MAX: usize = 4_096;
 /// Largest limit of anything, so that sums of them do not overflow.
@@ -26,6 +28,15 @@ impl Core {
         let key = request.idempotency_key;
         if key.len() > KEY_LEN_MAX {
             let why = format!("the idempotency key is longer than {KEY_LEN_MAX} bytes; use a shorter one");
+            return Err(Refused::Invalid(why));
+        }
+        if let Command::LeaseAcquire { observed, .. } | Command::LeaseRenew { observed, .. } =
+            &request.command
+            && observed.len() > OBSERVED_MAX
+        {
+            let why = format!(
+                "a request carries at most {OBSERVED_MAX} reports about producers; say the rest later"
+            );
             return Err(Refused::Invalid(why));
         }
         if key.is_empty() {

@@ -1,6 +1,6 @@
 //! What goes into a step and what comes out of it.
 
-use contract::{Answer, FromNode, NodeId, OperationId, Refused, Request, ToNode, VolumeId};
+use contract::{Answer, FromNode, Name, NodeId, OperationId, Refused, Request, ToNode, VolumeId};
 use verdict::{Decided, Question, Tick, Verdict};
 
 use crate::record::Write;
@@ -82,6 +82,13 @@ pub struct Ask {
 pub enum Alarm {
     /// A node is lost.
     NodeLost(NodeId),
+    /// A node wants to be part of the fleet and is not taken in.
+    NodeRefused {
+        /// What it calls itself.
+        name: Name,
+        /// What is wrong, and what to do.
+        why: String,
+    },
     /// So many nodes vanished at once that none is judged.
     ValveShut {
         /// Nodes that vanished.
@@ -117,6 +124,7 @@ impl std::fmt::Display for Alarm {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Alarm::NodeLost(node) => write!(f, "{node} is lost"),
+            Alarm::NodeRefused { name, why } => write!(f, "the node {name} is not taken in: {why}"),
             Alarm::ValveShut { silent, of } => write!(
                 f,
                 "{silent} of {of} nodes fell silent at once; nobody is judged until they are heard or the valve is opened"
@@ -178,6 +186,8 @@ pub struct Counters {
     pub votes_dropped: u64,
     /// Nodes declared lost.
     pub lost: u64,
+    /// Introductions of nodes that were not taken in.
+    pub nodes_refused: u64,
     /// Times that the valve shut.
     pub valve_shut: u64,
     /// Times that the watcher was late.

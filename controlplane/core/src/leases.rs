@@ -16,8 +16,6 @@ use crate::asks::Purpose;
 use crate::registry::{member, next};
 use crate::{Alarm, Core, Timer};
 
-/// Reports about producers that one request may carry.
-const OBSERVED_MAX: usize = 64;
 /// Background work is not begun with less than this part of what it would like.
 const WORK_MIN_PPM: u64 = 250_000;
 
@@ -404,7 +402,7 @@ impl Core {
     fn hear_consumer(&mut self, consumer: &Name, observed: &[Observed]) {
         let holder = Holder::Consumer(consumer.clone());
         let now = self.now();
-        for seen in observed.iter().take(OBSERVED_MAX) {
+        for seen in observed {
             let mut leases = self.index.leases_of.get(&holder).into_iter().flatten();
             let uses =
                 |id: &LeaseId| self.leases.get(*id).is_some_and(|lease| lease.producer == seen.producer);

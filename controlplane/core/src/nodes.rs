@@ -1,21 +1,26 @@
 //! What nodes say: who they are, that they are there, and how their volumes and instructions stand.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use contract::{
-    Dim, Epoch, FromNode, Name, Node, NodeId, NodeInfo, NodeReport, NodeState, OperationId, RefusedRules,
-    Revision, Scope, Serving, StepReport, ToNode, ToNodeBody, Trigger, Version, VolumeId, VolumeReport,
-    VolumeState,
+    Dim, Done, Epoch, FromNode, Name, Node, NodeId, NodeInfo, NodeReport, NodeState, OperationId, Refused,
+    RefusedRules, Revision, Scope, Serving, StepReport, ToNode, ToNodeBody, Trigger, Version, VolumeId,
+    VolumeReport, VolumeState,
 };
 
 use crate::registry::{member, next};
 use crate::{Alarm, Core, Timer};
+
+/// Longest reason that is kept of what a node gives as one, bytes.
+const WHY_LEN_MAX: usize = 1_024;
 
 /// The connections to nodes, and what was last heard of them. Nothing of it is stored: reports bring it back.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Links {
     nodes: BTreeMap<NodeId, Link>,
     sessions: BTreeMap<u64, NodeId>,
+    /// Connections of nodes that are not taken in.
+    refused: BTreeSet<u64>,
     seen: BTreeMap<VolumeId, Seen>,
     /// The last [`ToNode::seq`].
     pub seq: u64,
@@ -48,6 +53,7 @@ pub(crate) struct Seen {
 
 impl Links {
     pub fn closed(&mut self, session: u64) {
+        self.refused.remove(&session);
         let node = self.sessions.remove(&session);
         if let Some(link) = node.and_then(|node| self.nodes.get_mut(&node))
             && link.session == Some(session)
@@ -118,7 +124,11 @@ impl Core {
     }
 
     fn hello(&mut self, session: u64, info: NodeInfo) {
-        let Some(id) = self.enrol(&info) else { return };
+        let id = match self.enrol(&info) {
+            Ok(id) => id,
+            Err(why) => return self.refuse(session, info.name, why.to_string()),
+        };
+        self.links.refused.remove(&session);
         let link = self.links.nodes.entry(id).or_default();
         if link.session.is_some() && link.incarnation > info.incarnation {
             // Said by an earlier start of the daemon and late.
@@ -137,12 +147,26 @@ impl Core {
         self.mark(id);
     }
 
+    /// A node that is not taken in hears why. It says again and again who it is, so that it comes in when it can be;
+    /// somebody is alarmed once for each connection.
+    fn refuse(&mut self, session: u64, name: Name, why: String) {
+        self.counters.nodes_refused += 1;
+        if self.links.refused.insert(session) {
+            self.alarm(Alarm::NodeRefused { name, why: why.clone() });
+        }
+        self.say(session, ToNodeBody::Refused { why });
+    }
+
     /// Makes a node known, or takes over what changed about it.
-    fn enrol(&mut self, info: &NodeInfo) -> Option<NodeId> {
+    fn enrol(&mut self, info: &NodeInfo) -> Result<NodeId, Refused> {
+        info.check().map_err(Refused::Invalid)?;
+        let max = self.config.limits.nodes;
         let known = self.index.nodes.get(&info.name).copied();
         let id = match known {
             Some(id) => id,
-            None if self.nodes.len() >= self.config.limits.nodes => return None,
+            None if self.nodes.len() >= max => {
+                return Err(Refused::TooMany { what: "nodes".into(), max: max as u64 });
+            }
             None => {
                 self.meta_is_dirty = true;
                 NodeId(next(&mut self.meta.last.node))
@@ -150,7 +174,7 @@ impl Core {
         };
         let before = self.nodes.get(id).map(|node| node.info.clone());
         if before.as_ref() == Some(info) {
-            return Some(id);
+            return Ok(id);
         }
         if known.is_none() {
             let (info, state) = (info.clone(), NodeState::Alive);
@@ -161,7 +185,7 @@ impl Core {
         }
         self.index_node(id);
         self.node_can_serve();
-        Some(id)
+        Ok(id)
     }
 
     /// Puts a node into the tables that are made of nodes.
@@ -255,6 +279,7 @@ impl Core {
         let max = self.config.limits.report;
         link.refused = report.refused;
         link.refused.truncate(max);
+        link.refused.iter_mut().for_each(|refused| cut(&mut refused.why));
         let behind = link.running < link.sent
             && self.clock.now_ms.saturating_sub(link.sent_ms) >= self.config.resend_ms;
         self.counters.reports += 1;
@@ -308,8 +333,11 @@ impl Core {
     }
 
     /// How an instruction stands. What nobody waits for any more is to be forgotten.
-    fn step_reported(&mut self, id: NodeId, report: StepReport) {
+    fn step_reported(&mut self, id: NodeId, mut report: StepReport) {
         let key = report.key;
+        if let Done::Failed { why, .. } = &mut report.done {
+            cut(why);
+        }
         let current = self.current_instruction(key.operation);
         if current == Some((id, key)) {
             self.step_stands(key.operation, report.done);
@@ -328,4 +356,9 @@ impl Core {
             member(&mut self.index.volumes_at, &node, id, is);
         }
     }
+}
+
+/// Keeps the beginning of what a node gives as a reason: it becomes part of a record, and those have a longest length.
+fn cut(why: &mut String) {
+    why.truncate(why.floor_char_boundary(WHY_LEN_MAX));
 }

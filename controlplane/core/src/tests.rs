@@ -1,5 +1,6 @@
 //! The core as a whole, in a fleet of obedient nodes.
 
+mod bounds;
 mod decisions;
 mod fleet;
 mod leases;

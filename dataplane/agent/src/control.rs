@@ -105,6 +105,8 @@ struct State {
     leaving: Vec<(LeaseId, Instant)>,
     serving: Serving,
     figures: Figures,
+    /// Why the control plane does not take this node in.
+    refused: Option<String>,
 }
 
 impl Follower {
@@ -123,6 +125,7 @@ impl Follower {
             leaving: Vec::new(),
             serving: Serving::default(),
             figures: Figures::default(),
+            refused: None,
         };
         Ok(Arc::new(Follower {
             settings,
@@ -266,8 +269,17 @@ impl Follower {
     fn hear(self: &Arc<Follower>, message: ToNode) -> Result<Option<FromNode>, BookError> {
         match message.body {
             ToNodeBody::Introduce => return Ok(Some(FromNode::Hello(self.introduction()))),
+            ToNodeBody::Refused { why } => {
+                let mut state = self.state();
+                // Said as often as the node reports.
+                if state.refused.as_ref() != Some(&why) {
+                    error!("the control plane does not take this node in: {why}");
+                    state.refused = Some(why);
+                }
+            }
             ToNodeBody::Welcome { node } => {
                 let mut state = self.state();
+                state.refused = None;
                 if state.shelf.book.node != Some(node) {
                     info!(%node, "linked");
                     state.shelf.book.node = Some(node);

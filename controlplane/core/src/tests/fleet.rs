@@ -38,6 +38,8 @@ pub struct Node {
     /// Ignores what would have it end its work, unless by force.
     pub stubborn: bool,
     pub capacity: u64,
+    /// Why it was not taken in.
+    pub refused: Option<String>,
     seq: u64,
     forgot: u64,
     frozen: BTreeSet<VolumeId>,
@@ -86,13 +88,20 @@ impl Fleet {
     }
 
     fn connect(&mut self, at: usize) {
+        let info = self.introduction(at);
+        let session = self.nodes[at].session;
+        self.step(Input::Node { session, message: FromNode::Hello(info) });
+    }
+
+    /// How a node introduces itself on a new connection.
+    pub fn introduction(&mut self, at: usize) -> NodeInfo {
         self.sessions += 1;
         let node = &mut self.nodes[at];
         (node.session, node.up) = (self.sessions, true);
         node.incarnation += 1;
         node.seq = 0;
         let pool = |text: &str, shared| Pool { name: name(text), shared, capacity_bytes: 1 << 40 };
-        let info = NodeInfo {
+        NodeInfo {
             name: name(&format!("n{}", at + 1)),
             incarnation: node.incarnation,
             workers: 2,
@@ -100,9 +109,7 @@ impl Fleet {
             pools: vec![pool("shared", true), pool("own", false)],
             addresses: vec![],
             networks: vec![],
-        };
-        let session = node.session;
-        self.step(Input::Node { session, message: FromNode::Hello(info) });
+        }
     }
 
     pub fn kill(&mut self, at: usize) {
@@ -268,6 +275,7 @@ impl Node {
         match message.body {
             ToNodeBody::Welcome { node } => self.id = node,
             ToNodeBody::Introduce => {}
+            ToNodeBody::Refused { why } => self.refused = Some(why),
             ToNodeBody::Snapshot(snapshot) => {
                 if snapshot.version > self.snapshot.version {
                     self.frozen.retain(|id| self.snapshot.volumes.iter().any(|placed| placed.volume == *id));
