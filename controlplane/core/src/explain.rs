@@ -74,6 +74,9 @@ impl Core {
     fn explain_operation(&self, id: OperationId) -> Option<Explanation> {
         let operation = self.operations.get(id)?;
         let mut reasons = Vec::new();
+        if let Some(late_ms) = self.late_ms(id) {
+            reasons.push(because(format!("it was to begin {late_ms} ms ago at the latest")));
+        }
         if let Some(blocked) = self.operation_blocked(operation) {
             let node = match blocked {
                 contract::Blocked::Node { node, .. } | contract::Blocked::Grace { node, .. } => Some(node),

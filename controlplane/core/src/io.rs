@@ -109,6 +109,13 @@ pub enum Alarm {
         /// Why.
         why: String,
     },
+    /// A move was to begin by now and has not.
+    LateMove {
+        /// Which.
+        operation: OperationId,
+        /// What holds it.
+        why: String,
+    },
     /// All producers have weight 0.
     NoWeights,
     /// An operation was given up.
@@ -138,6 +145,9 @@ impl std::fmt::Display for Alarm {
             }
             Alarm::Policy { function, why } => {
                 write!(f, "the native default answered {function} instead of the policy: {why}")
+            }
+            Alarm::LateMove { operation, why } => {
+                write!(f, "{operation} was to begin by now and has not: {why}")
             }
             Alarm::NoWeights => f.write_str("every producer has weight 0; all are taken as equal"),
             Alarm::GaveUp { operation, why } => write!(f, "{operation} was given up: {why}"),

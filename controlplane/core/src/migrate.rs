@@ -7,7 +7,11 @@
 //!    operation. When the time comes the move starts; nobody is asked any more.
 //!
 //! While it waits, every sample is compared with the profile; a load that breaks its pattern is planned anew. A plan
-//! never lies beyond the deadline. On a shared pool there is nothing to copy and no link to reserve.
+//! never lies beyond the deadline; a move that has not begun by then says so. On a shared pool there is nothing to copy
+//! and no link to reserve.
+//!
+//! Invariant: reservations of one link do not overlap. A move that begins, planned or not, has its link from then on,
+//! and who had planned to use it meanwhile plans anew.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,7 +21,7 @@ use contract::{
 use verdict::{BuildProfile, Choice, ChooseTime, Forecast, PPM, Profile, Question, Rules, Timing, Transfer};
 
 use crate::asks::Purpose;
-use crate::{Core, Timer};
+use crate::{Alarm, Core, Timer};
 
 /// Times that are offered.
 const CANDIDATES_MAX: usize = 64;
@@ -34,13 +38,26 @@ const REPLAN_MS: u64 = 10_000;
 /// Answers that did not hold against the reservations of now, after which the host takes the first free time.
 const ASKED_MAX: u32 = 3;
 
+/// What a reservation has to spare, for the hand-over and for who begins a little late.
+const SPARE_MS: u64 = 1_000;
+/// A move that begins so much after its deadline is late.
+const LATE_MS: u64 = 1_000;
+/// Reservations of a link that are told to the policy.
+const FORECAST_MAX: usize = 256;
+
+type Link = (NodeId, NodeId);
+
 /// Moves that wait for their time, and the links that they will use.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Plans {
     planned: BTreeMap<VolumeId, Planned>,
-    links: BTreeMap<(NodeId, NodeId), BTreeMap<u64, (u64, OperationId)>>,
-    /// Moves that cannot be planned yet.
+    links: BTreeMap<Link, BTreeMap<u64, (u64, OperationId)>>,
+    /// Where in `links` each move is.
+    reserved: BTreeMap<OperationId, (Link, u64)>,
+    /// Moves that cannot be planned yet, or must be planned anew.
     unplanned: BTreeSet<OperationId>,
+    /// Moves that said that they are late.
+    late: BTreeSet<OperationId>,
 }
 
 #[derive(Clone, Debug)]
@@ -54,7 +71,7 @@ struct Planned {
 
 impl Plans {
     /// Whether the link is reserved by another one in that time.
-    fn is_free(&self, link: (NodeId, NodeId), from: u64, until: u64, but: OperationId) -> bool {
+    fn is_free(&self, link: Link, from: u64, until: u64, but: OperationId) -> bool {
         let Some(times) = self.links.get(&link) else { return true };
         times
             .range(..until)
@@ -64,7 +81,7 @@ impl Plans {
     }
 
     /// The first time from then on at which the link is free for so long.
-    fn first_free(&self, link: (NodeId, NodeId), from: u64, long: u64, but: OperationId) -> u64 {
+    fn first_free(&self, link: Link, from: u64, long: u64, but: OperationId) -> u64 {
         let mut at = from;
         for (begins, (ends, operation)) in self.links.get(&link).into_iter().flatten() {
             if *operation != but && *begins < at.saturating_add(long) && *ends > at {
@@ -74,11 +91,50 @@ impl Plans {
         at
     }
 
-    fn release(&mut self, id: OperationId) {
-        for times in self.links.values_mut() {
-            times.retain(|_, (_, operation)| *operation != id);
+    /// Reserves a link instead of whatever a move had reserved, unless another one has it in that time.
+    fn reserve(&mut self, link: Link, from: u64, until: u64, id: OperationId) {
+        self.release(id);
+        if from < until && self.is_free(link, from, until, id) {
+            self.links.entry(link).or_default().insert(from, (until, id));
+            self.reserved.insert(id, (link, from));
         }
-        self.links.retain(|_, times| !times.is_empty());
+    }
+
+    fn release(&mut self, id: OperationId) {
+        let Some((link, from)) = self.reserved.remove(&id) else { return };
+        if let Some(times) = self.links.get_mut(&link) {
+            times.remove(&from);
+            if times.is_empty() {
+                self.links.remove(&link);
+            }
+        }
+    }
+
+    /// Others that have the link in that time.
+    fn others(&self, link: Link, from: u64, until: u64, id: OperationId) -> Vec<OperationId> {
+        let times = self.links.get(&link).into_iter().flat_map(|times| times.range(..until).rev());
+        let meanwhile = times.take_while(|(_, (ends, _))| *ends > from);
+        meanwhile.map(|(_, (_, other))| *other).filter(|other| *other != id).collect()
+    }
+
+    /// What a link has free for a move: all of it, or nothing while another one has reserved it.
+    fn forecast(&self, link: Link, now: u64, rate: u64, id: OperationId) -> Forecast {
+        let mut forecast = Forecast { from_ms: vec![0], free_bytes_per_s: vec![rate] };
+        let mut add = |at: u64, free: u64| {
+            if forecast.from_ms.last() == Some(&at) {
+                forecast.from_ms.pop();
+                forecast.free_bytes_per_s.pop();
+            }
+            forecast.from_ms.push(at);
+            forecast.free_bytes_per_s.push(free);
+        };
+        let times = self.links.get(&link).into_iter().flatten();
+        let ahead = times.filter(|(_, (ends, other))| *other != id && *ends > now);
+        for (begins, (ends, _)) in ahead.take(FORECAST_MAX) {
+            add(*begins, 0);
+            add(*ends, rate);
+        }
+        forecast
     }
 
     /// Every reservation: link, from, until, for whom.
@@ -97,6 +153,7 @@ impl Core {
 
     /// Begins to plan a move.
     pub(crate) fn plan(&mut self, id: OperationId) {
+        self.keep_deadline(id);
         let (source, chosen) = match self.source_of(id) {
             Ok(found) => found,
             Err(blocked) => return self.cannot_plan(id, blocked),
@@ -109,15 +166,81 @@ impl Core {
             Ok(target) => target,
             Err(blocked) => return self.cannot_plan(id, blocked),
         };
-        let default = self.config.move_deadline_ms;
         let Some(operation) = self.operations.change(id) else { return };
         operation.target = Some(target);
         operation.source = source;
         let volume = operation.volume;
-        operation.deadline_ms.get_or_insert(operation.created_ms.saturating_add(default));
         self.plans.unplanned.remove(&id);
         let question = BuildProfile { samples: self.histories.samples(volume), rules: self.rules() };
         self.ask(Purpose::Profile(id), Question::BuildProfile(question));
+    }
+
+    /// Sets by when a move must have begun, if nobody said, and when it is late.
+    pub(crate) fn keep_deadline(&mut self, id: OperationId) {
+        let Some(operation) = self.operations.get(id) else { return };
+        let planned = matches!(operation.work, Work::MoveNode { at_once: false });
+        let default = operation.created_ms.saturating_add(self.config.move_deadline_ms);
+        let Some(deadline) = operation.deadline_ms.or(planned.then_some(default)) else { return };
+        if operation.deadline_ms.is_none()
+            && let Some(operation) = self.operations.change(id)
+        {
+            operation.deadline_ms = Some(deadline);
+        }
+        if !self.plans.late.contains(&id) {
+            self.at(deadline.saturating_add(LATE_MS), Timer::Operation(id));
+        }
+    }
+
+    /// How long ago a move that waits should have begun, if it is late.
+    pub(crate) fn late_ms(&self, id: OperationId) -> Option<u64> {
+        let operation = self.operations.get(id).filter(|one| one.phase == Phase::Waiting)?;
+        let late = self.now().saturating_sub(operation.deadline_ms?);
+        Some(late).filter(|late| *late >= LATE_MS)
+    }
+
+    /// A move has not begun by its deadline: somebody should know, once.
+    pub(crate) fn say_if_late(&mut self, id: OperationId) {
+        if self.late_ms(id).is_some() && self.plans.late.insert(id) {
+            let blocked = self.operations.get(id).and_then(|operation| operation.blocked_on.as_ref());
+            let why = blocked.map_or_else(|| "nothing chose it yet".to_owned(), ToString::to_string);
+            self.alarm(Alarm::LateMove { operation: id, why });
+        }
+    }
+
+    /// A move that waits is due at the time of its plan, unless it must be planned anew.
+    pub(crate) fn is_planned_by(&self, id: OperationId, now: u64) -> bool {
+        let plan = self.operations.get(id).and_then(|operation| operation.plan);
+        plan.is_some_and(|plan| plan.starts_ms <= now) && !self.plans.unplanned.contains(&id)
+    }
+
+    /// A move begins and has its link from now on. Who has not begun gives way and plans anew; what runs cannot.
+    pub(crate) fn take_link(&mut self, id: OperationId) {
+        let (Some(link), Some(operation)) = (self.link_of(id), self.operations.get(id)) else { return };
+        let moves = matches!(operation.work, Work::MoveNode { .. });
+        let (from, long) = (operation.not_before_ms.max(self.now()), self.copy_ms(id));
+        let has = self.plans.reserved.get(&id);
+        let on_time = has.is_some_and(|(there, at)| *there == link && (*at..=*at + SPARE_MS).contains(&from));
+        if !moves || long == 0 || on_time {
+            return;
+        }
+        let until = from.saturating_add(long);
+        for other in self.plans.others(link, from, until, id) {
+            let waits = self.operations.get(other).is_some_and(|other| other.phase == Phase::Waiting);
+            if waits {
+                self.plans.release(other);
+                self.queue.remove(other);
+                // One after the other: there may be more than one step can write.
+                self.plans.unplanned.insert(other);
+                self.recheck_soon();
+            }
+        }
+        self.plans.reserve(link, from, until, id);
+    }
+
+    /// A move is over or waits anew: it keeps no link, and may be late again.
+    pub(crate) fn leave_link(&mut self, id: OperationId) {
+        self.plans.release(id);
+        self.plans.late.remove(&id);
     }
 
     fn rules(&self) -> Rules {
@@ -162,7 +285,7 @@ impl Core {
         self.ask_for_time(id);
     }
 
-    fn link_of(&self, id: OperationId) -> Option<(NodeId, NodeId)> {
+    fn link_of(&self, id: OperationId) -> Option<Link> {
         let operation = self.operations.get(id)?;
         let (source, target) = (operation.source?, operation.target?);
         Some((source.min(target), source.max(target)))
@@ -176,7 +299,7 @@ impl Core {
         }
         let size = self.volumes.get(operation.volume).map_or(0, |volume| volume.size_bytes);
         let rate = self.rate_of(operation.source).max(1);
-        (size.saturating_mul(1_000) / rate).saturating_add(1_000)
+        (size.saturating_mul(1_000) / rate).saturating_add(SPARE_MS)
     }
 
     fn ask_for_time(&mut self, id: OperationId) {
@@ -196,13 +319,13 @@ impl Core {
         planned.asked += 1;
         let profile = planned.profile.clone();
         let candidates_ms = self.times(id, link, &profile, deadline_ms);
-        let link = Forecast { from_ms: vec![0], free_bytes_per_s: vec![rate] };
+        let link = self.plans.forecast(link, self.clock.now_ms, rate, id);
         let question = ChooseTime { profile, transfer, link, candidates_ms };
         self.ask(Purpose::Time(id), Question::ChooseTime(question));
     }
 
     /// Future times at which the link is free for the whole move: a few in each slot's length, over some periods.
-    fn times(&self, id: OperationId, link: (NodeId, NodeId), profile: &Profile, deadline: u64) -> Vec<u64> {
+    fn times(&self, id: OperationId, link: Link, profile: &Profile, deadline: u64) -> Vec<u64> {
         let (now, long) = (self.now(), self.copy_ms(id));
         let period = profile.slot_ms.max(1).saturating_mul(profile.slots().max(1) as u64).max(16_000);
         let apart = (period / 16).max(1_000);
@@ -259,9 +382,7 @@ impl Core {
             }
         };
         let ends_ms = starts_ms.saturating_add(long);
-        if long > 0 && self.plans.is_free(link, starts_ms, ends_ms, id) {
-            self.plans.links.entry(link).or_default().insert(starts_ms, (ends_ms, id));
-        }
+        self.plans.reserve(link, starts_ms, ends_ms, id);
         let candidates = question.candidates_ms.len() as u32;
         if let Some(operation) = self.operations.change(id) {
             operation.plan = Some(Plan { starts_ms, ends_ms, blackout_us, candidates });
@@ -310,9 +431,14 @@ impl Core {
     pub(crate) fn restore_plan(&mut self, id: OperationId) {
         let plan = self.operations.get(id).and_then(|operation| operation.plan);
         let (Some(plan), Some(link)) = (plan, self.link_of(id)) else { return self.plan(id) };
-        if plan.ends_ms > plan.starts_ms {
-            self.plans.links.entry(link).or_default().insert(plan.starts_ms, (plan.ends_ms, id));
+        self.keep_deadline(id);
+        let free = self.plans.is_free(link, plan.starts_ms, plan.ends_ms, id);
+        if !free && plan.ends_ms > plan.starts_ms {
+            // What runs has the link, or this one was to plan anew when the control plane ended.
+            self.plans.unplanned.insert(id);
+            return;
         }
+        self.plans.reserve(link, plan.starts_ms, plan.ends_ms, id);
         if plan.starts_ms <= self.now() {
             self.make_due(id);
         } else {
@@ -323,7 +449,7 @@ impl Core {
     /// A move is over, or planned anew.
     pub(crate) fn forget_plan(&mut self, id: OperationId) {
         let Some(operation) = self.operations.get(id) else { return };
-        if !matches!(operation.work, Work::MoveNode { at_once: false }) {
+        if !matches!(operation.work, Work::MoveNode { .. }) {
             return;
         }
         if self.plans.planned.get(&operation.volume).is_some_and(|planned| planned.operation == id) {

@@ -96,9 +96,10 @@ impl Core {
     pub(crate) fn operation_is_due(&mut self, id: OperationId) {
         let Some(operation) = self.operations.get(id) else { return };
         if operation.phase == Phase::Waiting {
-            if operation.plan.is_some_and(|plan| plan.starts_ms <= self.now()) {
+            if self.is_planned_by(id, self.now()) {
                 self.make_due(id);
             }
+            self.say_if_late(id);
             return;
         }
         self.drive.insert(id);
@@ -347,6 +348,7 @@ impl Core {
     /// Gives back what an operation counts for; what waits for that is looked at again.
     pub(crate) fn give_back(&mut self, id: OperationId) {
         self.index_nodes_of(id, false);
+        self.leave_link(id);
         for usage in self.ledger.give(id) {
             self.queue.unpark(usage.dim, usage.scope);
         }

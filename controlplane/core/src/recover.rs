@@ -184,6 +184,7 @@ impl Core {
             let usages = self.usages(id, operation.source, operation.target);
             self.ledger.load(id, usages);
             self.index_nodes_of(id, true);
+            self.take_link(id);
             let within = self.step_within_ms(id);
             let ends_ms = self.now().saturating_add(within);
             if let Some(operation) = self.operations.touch(id) {

@@ -95,6 +95,7 @@ impl Core {
             Work::Failover => self.failovers.add(id),
             Work::MoveNode { at_once: false } => self.plan(id),
             _ => {
+                self.keep_deadline(id);
                 self.queue.ready.insert(id);
             }
         }
@@ -128,7 +129,8 @@ impl Core {
     /// Holds a round if one may be held and there is anything to decide. Says whether it led to work.
     pub(crate) fn round(&mut self) -> bool {
         for id in self.queue.due.clone() {
-            if !self.is_enough() {
+            // One that began may have had others plan anew.
+            if !self.is_enough() && self.queue.due.contains(&id) {
                 self.start_due(id);
             }
         }
@@ -167,6 +169,10 @@ impl Core {
         let (why, by) = match self.operations.get(id) {
             Some(operation) if operation.plan.is_some() => (operation.why.clone(), operation.policy.clone()),
             _ => ("the policy passed it over for too long".to_owned(), PolicyRef::default()),
+        };
+        let why = match self.late_ms(id) {
+            Some(late_ms) => format!("{why}; it began {late_ms} ms after its deadline"),
+            None => why,
         };
         if let Err(blocked) = self.begin(id, source, target, self.now(), &why, &by) {
             self.blocked(id, blocked);
@@ -364,6 +370,7 @@ impl Core {
             }
         }
         self.index_nodes_of(id, true);
+        self.take_link(id);
         self.counters.scheduled += 1;
         self.drive.insert(id);
         Ok(())

@@ -5,6 +5,7 @@ pub mod ends;
 pub mod firm;
 pub mod grace;
 pub mod ledger;
+pub mod links;
 pub mod liveness;
 pub mod native;
 pub mod nothing_lost;
@@ -43,6 +44,8 @@ pub struct Invariants {
     pub one_writer: one_writer::OneWriter,
     /// The ledger within its limits.
     pub ledger: ledger::Ledger,
+    /// Links for one move at a time.
+    pub links: links::Links,
     /// Firm leases within capacity less contingency.
     pub firm: firm::Firm,
     /// Every operation ends or explains itself.
@@ -67,6 +70,7 @@ impl Invariants {
     pub fn after_step(&mut self, plane_ms: u64, core: &Core, effects: &Effects, capacities: &[Resources]) {
         self.steps += 1;
         self.ledger.after_step(core, capacities, self.steps.is_multiple_of(16));
+        self.links.after_step(core, self.steps.is_multiple_of(16));
         self.firm.after_step(core, capacities);
         self.grace.after_step(core);
         self.native.after_step(core);
@@ -78,9 +82,10 @@ impl Invariants {
 
     /// The first that did not hold.
     pub fn violation(&self) -> Option<Violation> {
-        let all: [(&'static str, &First); 10] = [
+        let all: [(&'static str, &First); 11] = [
             ("one_writer", &self.one_writer.first),
             ("ledger", &self.ledger.first),
+            ("links", &self.links.first),
             ("firm", &self.firm.first),
             ("grace", &self.grace.first),
             ("ends", &self.ends.first),

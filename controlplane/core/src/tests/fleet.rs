@@ -130,7 +130,11 @@ impl Fleet {
 
     /// The control plane is killed and started again.
     pub fn restart(&mut self) {
-        let config = self.core.config().clone();
+        self.restart_with(self.core.config().clone());
+    }
+
+    /// Likewise, and configured otherwise.
+    pub fn restart_with(&mut self, config: Config) {
         self.core = Core::recover(config, self.store.values().cloned());
         for at in 0..self.nodes.len() {
             if self.nodes[at].up {
@@ -173,6 +177,11 @@ impl Fleet {
                     "{dim} of {scope}: {used}"
                 );
             }
+        }
+        let mut ends = BTreeMap::new();
+        for (link, from, until, id) in self.core.reservations() {
+            let before = ends.insert(link, until).unwrap_or(0);
+            assert!(before <= from && from < until, "{id} reserves {link:?} at {from} to {until}: {before}");
         }
         for (_, account) in self.core.accounts().iter() {
             assert!(account.firm.fits(account.capacity), "{account:?}");
