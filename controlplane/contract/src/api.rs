@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{EventId, LeaseId, Name, NodeId, OperationId, Revision, TenantId, Version, VolumeId};
 use crate::node::{StepReport, VolumeReport};
 use crate::object::{Class, EventKind, Lease, PolicyRef, Trigger};
-use crate::resources::{Limit, Resources, VolumeLimits};
+use crate::resources::{Dim, Limit, Resources, Scope, VolumeLimits};
 use crate::rule::Rule;
 
 /// Something asked for.
@@ -21,7 +21,8 @@ pub struct Request {
     /// The same key gets the same answer and is carried out once; empty = not wanted.
     #[serde(default)]
     pub idempotency_key: String,
-    /// The revision of the object that it is about; none = whichever.
+    /// The revision of the object that it is about; none = whichever. What has none (limits, leases, the valve) is
+    /// refused with one.
     #[serde(default)]
     pub expected_revision: Option<Revision>,
     /// What.
@@ -134,8 +135,15 @@ pub enum Command {
         /// Which.
         node: NodeId,
     },
-    /// Change a limit of the ledger.
+    /// Set a limit of the ledger, of something that is there.
     LimitPut(Limit),
+    /// Remove a limit; what holds where nobody set one holds again.
+    LimitDelete {
+        /// Of what.
+        dim: Dim,
+        /// Where.
+        scope: Scope,
+    },
     /// Give up an operation that does not run yet, or a move whose volume is not served elsewhere yet.
     OperationCancel {
         /// Which.

@@ -82,6 +82,11 @@ pub enum Dim {
     BytesPerS,
 }
 
+impl Dim {
+    /// All of them.
+    pub const ALL: [Dim; 4] = [Dim::Operations, Dim::CopySlots, Dim::Iops, Dim::BytesPerS];
+}
+
 impl fmt::Display for Dim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

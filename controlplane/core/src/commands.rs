@@ -1,13 +1,13 @@
 //! What people and programs ask for: checked here, once, against what is there; then changed or registered.
 
 use contract::{
-    Answer, Bucket, Class, Command, Event, EventKind, EventStatus, LeaseState, Limit, Name, NodeId,
-    NodeState, OperationKind, Phase, Refused, Request, Resources, Revision, Rule, Subject, Tenant, TenantId,
+    Answer, Bucket, Class, Command, Event, EventKind, EventStatus, LeaseState, Name, NodeId, NodeState,
+    OperationKind, Phase, Refused, Request, Resources, Revision, Rule, Scope, Subject, Tenant, TenantId,
     Trigger, Volume, VolumeId, VolumeLimits, VolumeState, Work,
 };
 
 use crate::Core;
-use crate::record::{Key, Record, Remembered, Write};
+use crate::record::Remembered;
 use crate::registry::{Registration, next};
 
 /// Largest volume: what the data plane's format can hold.
@@ -71,10 +71,16 @@ impl Core {
     }
 
     fn carry_out(&mut self, command: Command, expected: Option<Revision>) -> Result<Answer, Refused> {
-        if let Some((is, expected)) = self.revision_of(&command)?.zip(expected)
-            && is != expected
-        {
-            return Err(Refused::Revision { expected, is });
+        match (self.revision_of(&command)?, expected) {
+            (Some(is), Some(expected)) if is != expected => {
+                return Err(Refused::Revision { expected, is });
+            }
+            (None, Some(_)) => {
+                let why =
+                    "what this is about has no revision that could be compared; ask without an expected one";
+                return Err(Refused::Invalid(why.into()));
+            }
+            _ => {}
         }
         match command {
             Command::TenantPut { name, vni, weight, rules } => self.tenant_put(name, vni, weight, rules),
@@ -90,6 +96,7 @@ impl Core {
             Command::VolumeClone { volume, name } => self.volume_clone(volume, name),
             Command::VolumeExpand { volume } => self.ask_for(volume, Work::Expand, None, None),
             Command::VolumeMoveWorker { volume, worker } => {
+                self.worker_is_there(volume, worker)?;
                 self.ask_for(volume, Work::MoveWorker { worker }, None, None)
             }
             Command::VolumeMove { volume, to, at_once, deadline_ms } => {
@@ -97,7 +104,8 @@ impl Core {
             }
             Command::NodeCordon { node, cordoned } => self.node_cordon(node, cordoned),
             Command::NodeRemove { node } => self.node_remove(node),
-            Command::LimitPut(limit) => Ok(self.limit_put(limit)),
+            Command::LimitPut(limit) => self.limit_put(limit),
+            Command::LimitDelete { dim, scope } => self.limit_delete(dim, scope),
             Command::OperationCancel { operation } => self.operation_cancel(operation),
             Command::EventRegister { kind, volume, trigger } => self.event_register(kind, volume, trigger),
             Command::LeaseAcquire { consumer, resources, observed } => {
@@ -113,12 +121,20 @@ impl Core {
         }
     }
 
-    /// The revision of the object that a command changes; none if it makes one.
+    /// The revision of the object that a command changes, 0 of one that it makes; none if it has none.
     fn revision_of(&self, command: &Command) -> Result<Option<Revision>, Refused> {
         let id = match command {
             Command::TenantPut { name, .. } => {
                 let tenant = self.index.tenants.get(name).and_then(|id| self.tenants.get(*id));
                 return Ok(Some(tenant.map_or(Revision(0), |tenant| tenant.revision)));
+            }
+            Command::VolumeCreate { name, .. } => {
+                let volume = self.index.volumes.get(name).and_then(|id| self.volumes.get(*id));
+                return Ok(Some(volume.map_or(Revision(0), |volume| volume.revision)));
+            }
+            Command::OperationCancel { operation: id } => {
+                let operation = self.operations.get(*id);
+                return operation.map(|operation| Some(operation.revision)).ok_or_else(missing(id));
             }
             Command::TenantDelete { tenant } => {
                 return self
@@ -139,7 +155,12 @@ impl Core {
             | Command::VolumeMoveWorker { volume, .. }
             | Command::VolumeMove { volume, .. }
             | Command::EventRegister { volume, .. } => *volume,
-            _ => return Ok(None),
+            Command::LimitPut(_)
+            | Command::LimitDelete { .. }
+            | Command::LeaseAcquire { .. }
+            | Command::LeaseRenew { .. }
+            | Command::LeaseRelease { .. }
+            | Command::ValveOpen => return Ok(None),
         };
         self.volumes.get(id).map(|volume| Some(volume.revision)).ok_or_else(missing(&id))
     }
@@ -187,6 +208,7 @@ impl Core {
         }
         if let Some(gone) = self.tenants.remove(id) {
             self.index.tenants.remove(&gone.name);
+            self.forget_limits(&[Scope::Tenant(id)]);
             self.mark_network(&gone.name);
         }
         Ok(Answer { tenant: Some(id), ..Answer::default() })
@@ -283,6 +305,7 @@ impl Core {
         if let Some(count) = self.index.volumes_of.get_mut(&gone.tenant) {
             *count = count.saturating_sub(1);
         }
+        self.forget_limits(&[Scope::Volume(id)]);
         self.histories.remove(id);
         self.links.forget_volume(id);
     }
@@ -392,6 +415,20 @@ impl Core {
         Ok(answer)
     }
 
+    /// Whether the node that serves a volume has a worker of that number.
+    fn worker_is_there(&self, id: VolumeId, worker: u16) -> Result<(), Refused> {
+        let head = self.volumes.get(id).and_then(|volume| volume.head);
+        let Some(node) = head.and_then(|head| self.nodes.get(head.node)) else { return Ok(()) };
+        let workers = node.info.workers;
+        if worker < workers {
+            return Ok(());
+        }
+        let (id, last) = (node.id, workers.saturating_sub(1));
+        Err(Refused::Invalid(format!(
+            "{id} has {workers} workers, and none is number {worker}; use 0 to {last}"
+        )))
+    }
+
     fn volume_clone(&mut self, from: VolumeId, name: Name) -> Result<Answer, Refused> {
         let Some(read) = self.volumes.get(from) else { return Err(missing(&from)()) };
         if read.state == VolumeState::Deleting || read.state == VolumeState::Failed {
@@ -451,6 +488,7 @@ impl Core {
             let why = format!("{id} still has volumes, operations or leases; move or delete them first");
             return Err(Refused::Conflict(why));
         }
+        let limited = self.scopes_of(id)?;
         let mut without = self.accounts.clone();
         without.remove_node(id);
         let (firm, room) = (self.accounts.firm(), without.fleet_room().plus(without.firm()));
@@ -465,19 +503,9 @@ impl Core {
         self.links.forget_node(id);
         if let Some(gone) = self.nodes.remove(id) {
             self.index.nodes.remove(&gone.info.name);
+            self.forget_limits(&limited);
         }
         Ok(Answer::default())
-    }
-
-    fn limit_put(&mut self, limit: Limit) -> Answer {
-        let words = format!("{}/{}", limit.dim, limit.scope);
-        let key = Key::Limit(words.clone());
-        self.out.writes.push(Write { key, record: Some(Record::Limit(limit)) });
-        self.limits.insert(words, limit);
-        self.ledger.set_limit(limit);
-        self.queue.unpark(limit.dim, limit.scope);
-        self.failovers.retry();
-        Answer::default()
     }
 
     fn operation_cancel(&mut self, id: contract::OperationId) -> Result<Answer, Refused> {
@@ -524,7 +552,7 @@ impl Core {
     }
 }
 
-fn missing<T: std::fmt::Display>(id: &T) -> impl Fn() -> Refused {
+pub(crate) fn missing<T: std::fmt::Display>(id: &T) -> impl Fn() -> Refused {
     let id = id.to_string();
     move || Refused::NotFound(id.clone())
 }

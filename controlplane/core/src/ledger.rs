@@ -104,6 +104,11 @@ impl Ledger {
         self.limits.insert((limit.dim, limit.scope), limit.max);
     }
 
+    /// Removes a limit; what holds where nobody set one holds again.
+    pub fn remove_limit(&mut self, dim: Dim, scope: Scope) {
+        self.limits.remove(&(dim, scope));
+    }
+
     /// Sets what holds where nobody set a limit.
     pub fn set_default(&mut self, dim: Dim, scope: Scope, max: u64) {
         self.said.insert((dim, scope), max);

@@ -6,7 +6,7 @@
 //!
 //! The way of an operation, forward through the files:
 //!
-//! 1. [`commands`] (somebody asks) or [`nodes`] (a node says what it sees) registers an event in [`registry`]: durable,
+//! 1. [`commands`] (somebody asks; of limits, [`limits`]) or [`nodes`] (a node says what it sees) registers an event in [`registry`]: durable,
 //!    duplicates folded. Each event leads to one operation, which waits.
 //! 2. [`schedule`] offers those that could run to the scheduling policy through [`asks`], and checks every assignment
 //!    again against the [`ledger`], which counts what runs and what is scheduled. Moves wait for the time that
@@ -33,6 +33,7 @@ pub mod io;
 pub mod lease;
 mod leases;
 pub mod ledger;
+mod limits;
 pub mod liveness;
 mod migrate;
 mod nodes;

@@ -15,6 +15,7 @@ use crate::history::Histories;
 use crate::io::{Counters, Effects};
 use crate::lease::Accounts;
 use crate::ledger::Ledger;
+use crate::limits::words;
 use crate::liveness::Liveness;
 use crate::migrate::Plans;
 use crate::nodes::Links;
@@ -112,7 +113,7 @@ impl Core {
                 self.leases.load(lease.id, *lease);
             }
             Record::Limit(limit) => {
-                self.limits.insert(format!("{}/{}", limit.dim, limit.scope), limit);
+                self.limits.insert(words(limit.dim, limit.scope), limit);
                 self.ledger.set_limit(limit);
             }
             Record::Answer(remembered) => self.answers.load(*remembered),

@@ -4,6 +4,7 @@ mod bounds;
 mod decisions;
 mod fleet;
 mod leases;
+mod limits;
 mod links;
 mod moves;
 mod scenarios;
