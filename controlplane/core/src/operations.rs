@@ -6,7 +6,7 @@
 //! Invariants: an operation counts in the ledger exactly while its phase says so. `tries` only grows, so an
 //! instruction has its name for itself.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use contract::{
     Blocked, Dim, Done, InstructionKey, NodeId, NodeState, NodeStep, OperationId, OperationKind, Phase,
@@ -15,6 +15,9 @@ use contract::{
 
 use crate::registry::member;
 use crate::{Core, Timer};
+
+/// What bulk work reads or writes at once at a node; its I/O operations are declared by it.
+const WORK_IO_BYTES: u64 = 1 << 20;
 
 /// What is only known while the control plane runs.
 #[derive(Clone, Debug, Default)]
@@ -189,7 +192,8 @@ impl Core {
         pool.and_then(|pool| self.index.pools.get(pool)).copied().unwrap_or(false)
     }
 
-    /// What an operation declares to use, all its steps together; sources and targets alike.
+    /// What an operation declares to use, all its steps together: the same wherever it is counted, at sources and
+    /// targets alike, so that no limit is of something that nothing counts.
     pub(crate) fn usages(
         &self,
         id: OperationId,
@@ -197,43 +201,35 @@ impl Core {
         target: Option<NodeId>,
     ) -> Vec<Usage> {
         let Some(operation) = self.operations.get(id) else { return Vec::new() };
-        let mut all: BTreeMap<(Dim, Scope), u64> = BTreeMap::new();
-        let mut add = |dim, scope, amount| all.insert((dim, scope), amount);
         let kind = operation.work.kind();
-        for scope in [
+        let mut scopes = BTreeSet::from([
             Scope::Fleet,
             Scope::Tenant(operation.tenant),
             Scope::Kind(kind),
             Scope::Volume(operation.volume),
-        ] {
-            add(Dim::Operations, scope, 1);
-        }
+        ]);
         if let Work::Clone { from } = operation.work {
-            add(Dim::Operations, Scope::Volume(from), 1);
+            scopes.insert(Scope::Volume(from));
         }
-        let nodes = source.into_iter().chain(target);
-        nodes.clone().for_each(|node| {
-            add(Dim::Operations, Scope::Node(node), 1);
-        });
-        let moves = matches!(operation.work, Work::MoveNode { .. }) && !self.is_shared(operation.volume);
-        let bulk = match operation.work {
-            Work::Scrub | Work::Clone { .. } | Work::Delete { wipe: true } => true,
-            Work::MoveNode { .. } => moves,
-            _ => false,
-        };
-        if bulk {
+        scopes.extend(source.into_iter().chain(target).map(Scope::Node));
+        let copies = kind == OperationKind::MoveNode && !self.is_shared(operation.volume);
+        if let (true, Some(source), Some(target)) = (copies, source, target) {
+            scopes.insert(Scope::link(source, target));
+        }
+        let mut amounts = vec![(Dim::Operations, 1)];
+        if copies || matches!(operation.work, Work::Scrub | Work::Clone { .. } | Work::Delete { wipe: true })
+        {
             let rate = self.rate_of(source.or(target));
-            for node in nodes {
-                add(Dim::CopySlots, Scope::Node(node), 1);
-                add(Dim::BytesPerS, Scope::Node(node), rate);
-            }
-            add(Dim::CopySlots, Scope::Fleet, 1);
-            if let (true, Some(source), Some(target)) = (moves, source, target) {
-                add(Dim::CopySlots, Scope::link(source, target), 1);
-                add(Dim::BytesPerS, Scope::link(source, target), rate);
-            }
+            amounts.extend([
+                (Dim::CopySlots, 1),
+                (Dim::Iops, rate.div_ceil(WORK_IO_BYTES)),
+                (Dim::BytesPerS, rate),
+            ]);
         }
-        all.into_iter().map(|((dim, scope), amount)| Usage { dim, scope, amount }).collect()
+        let all = amounts
+            .into_iter()
+            .flat_map(|(dim, amount)| scopes.iter().map(move |scope| Usage { dim, scope: *scope, amount }));
+        all.collect()
     }
 
     /// Where an operation comes from now, and where it must go, if that is not open.

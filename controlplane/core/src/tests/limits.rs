@@ -1,8 +1,8 @@
 //! Limits that people set: of what is there, as many as can be kept, until they are removed.
 
 use contract::{
-    Answer, Command, Dim, Limit, NodeId, Phase, Refused, Request, Resources, Revision, Scope, TenantId,
-    VolumeId,
+    Answer, Command, Dim, Limit, NodeId, OperationKind, Phase, Refused, Request, Resources, Revision, Scope,
+    TenantId, VolumeId,
 };
 
 use super::fleet::{Fleet, iops, name};
@@ -121,4 +121,41 @@ fn a_volume_goes_to_no_worker_that_its_node_does_not_have() {
     let refused = fleet.request(Command::VolumeMoveWorker { volume, worker: 2 }).unwrap_err().to_string();
     assert_eq!(refused, "node/1 has 2 workers, and none is number 2; use 0 to 1");
     fleet.request(Command::VolumeMoveWorker { volume, worker: 1 }).expect("it has that one");
+}
+
+#[test]
+fn each_limit_holds_a_move_until_it_is_removed() {
+    let mut fleet = Fleet::new(2, Config::default());
+    let volume = fleet.volume("a", "own", iops(10));
+    let tenant = fleet.core.volume(volume).expect("there").tenant;
+    for dim in Dim::ALL {
+        for scope in [
+            Scope::Fleet,
+            Scope::Tenant(tenant),
+            Scope::Volume(volume),
+            Scope::Node(NodeId(1)),
+            Scope::Node(NodeId(2)),
+            Scope::link(NodeId(1), NodeId(2)),
+            Scope::Kind(OperationKind::MoveNode),
+        ] {
+            fleet.request(put(dim, scope, 0)).expect("fine");
+            let command = Command::VolumeMove { volume, to: None, at_once: true, deadline_ms: None };
+            let id = fleet.request(command).expect("fine").operation.expect("work");
+            fleet.run(200);
+            let words = format!("{scope} has 0 of 0 {dim} in use or scheduled");
+            assert!(fleet.why(id).contains(&words), "{words}: {}", fleet.why(id));
+            assert_eq!(fleet.phase(id), Phase::Waiting);
+            fleet.request(Command::LimitDelete { dim, scope }).expect("it is there");
+            fleet.run(200);
+            let used = fleet.core.ledger().used(dim, scope);
+            let share = match dim {
+                Dim::Operations | Dim::CopySlots => 1,
+                Dim::BytesPerS => 1 << 27,
+                Dim::Iops => 1 << 7,
+            };
+            assert_eq!(used, share, "{dim} of {scope}, once however it is reached");
+            fleet.finish(id);
+            assert_eq!(fleet.core.ledger().uses().count(), 0);
+        }
+    }
 }
