@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use contract::{LeaseId, NodeId, OperationId, PolicyRef};
 use verdict::{By, Decided, Question, Tick, Verdict};
 
+use crate::record::cut;
 use crate::{Alarm, Ask, Core, Timer};
 
 /// What an answer is for.
@@ -71,7 +72,9 @@ impl Core {
             self.counters.late_answers += 1;
             return;
         };
-        let Decided { verdict, by } = decided;
+        let Decided { verdict, mut by } = decided;
+        // May be what a policy said when it ended.
+        by.instead.as_mut().map(cut);
         match asked.question.check(asked.tick, &verdict) {
             Ok(()) if verdict.abstains() => self.natively(asked, &by, "it abstained".into()),
             Ok(()) => {

@@ -76,6 +76,8 @@ pub struct Limits {
     pub tenants: usize,
     /// Nodes.
     pub nodes: usize,
+    /// Names of pools, since the control plane started.
+    pub pools: usize,
     /// Volumes.
     pub volumes: usize,
     /// Leases.
@@ -95,6 +97,7 @@ impl Default for Limits {
         Limits {
             tenants: 16_384,
             nodes: 4_096,
+            pools: 65_536,
             volumes: 1_000_000,
             leases: 2_000_000,
             operations: 50_000,

@@ -8,11 +8,9 @@ use contract::{
     VolumeReport, VolumeState,
 };
 
+use crate::record::cut;
 use crate::registry::{member, next};
 use crate::{Alarm, Core, Timer};
-
-/// Longest reason that is kept of what a node gives as one, bytes.
-const WHY_LEN_MAX: usize = 1_024;
 
 /// The connections to nodes, and what was last heard of them. Nothing of it is stored: reports bring it back.
 #[derive(Clone, Debug, Default)]
@@ -160,6 +158,11 @@ impl Core {
     /// Makes a node known, or takes over what changed about it.
     fn enrol(&mut self, info: &NodeInfo) -> Result<NodeId, Refused> {
         info.check().map_err(Refused::Invalid)?;
+        let max = self.config.limits.pools;
+        let new = info.pools.iter().filter(|pool| !self.index.pools.contains_key(&pool.name)).count();
+        if new > 0 && self.index.pools.len() + new > max {
+            return Err(Refused::TooMany { what: "names of pools".into(), max: max as u64 });
+        }
         let max = self.config.limits.nodes;
         let known = self.index.nodes.get(&info.name).copied();
         let id = match known {
@@ -356,9 +359,4 @@ impl Core {
             member(&mut self.index.volumes_at, &node, id, is);
         }
     }
-}
-
-/// Keeps the beginning of what a node gives as a reason: it becomes part of a record, and those have a longest length.
-fn cut(why: &mut String) {
-    why.truncate(why.floor_char_boundary(WHY_LEN_MAX));
 }

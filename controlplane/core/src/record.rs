@@ -114,6 +114,11 @@ pub struct Remembered {
     pub result: Result<Answer, Refused>,
 }
 
+/// Keeps the beginning of a reason that others give: it becomes part of a record, and the store takes none that is long.
+pub(crate) fn cut(why: &mut String) {
+    why.truncate(why.floor_char_boundary(verdict::WHY_BYTES_MAX));
+}
+
 /// One change of the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Write {

@@ -54,6 +54,22 @@ fn a_node_that_says_too_much_of_itself_is_told_so_and_not_taken_in() {
 }
 
 #[test]
+fn a_node_that_names_other_pools_again_and_again_comes_to_an_end() {
+    let limits = Limits { pools: 4, ..Limits::default() };
+    let mut fleet = Fleet::new(1, Config { limits, ..Config::default() });
+    let mut named = |at: usize| {
+        let pools = vec![Pool { name: name(&format!("p{at}")), shared: false, capacity_bytes: 1 }];
+        let info = NodeInfo { pools, ..fleet.introduction(0) };
+        says(&mut fleet, 0, FromNode::Hello(info));
+        fleet.nodes[0].refused.take()
+    };
+    // It had two before.
+    assert_eq!([named(0), named(1), named(0)], [None, None, None]);
+    let why = named(2).expect("refused");
+    assert!(why.contains("4 names of pools"), "{why}");
+}
+
+#[test]
 fn a_node_for_which_there_is_no_room_hears_so_and_somebody_is_alarmed_once() {
     let limits = Limits { nodes: 2, ..Limits::default() };
     let mut fleet = Fleet::new(2, Config { limits, ..Config::default() });
@@ -126,7 +142,8 @@ fn a_reason_of_a_policy_for_one_row_is_bounded_too() {
             if let Verdict::Schedule(assignments) = &mut verdict {
                 assignments.reasons = vec!["x".repeat(2 << 20)];
             }
-            let by = By { policy: "talks@1".into(), decision: 1, instead: None };
+            let instead = Some("x".repeat(2 << 20));
+            let by = By { policy: "talks@1".into(), decision: 1, instead };
             fleet.step(Input::Decided { ask: ask.id, decided: Decided { verdict, by } });
         }
     }
