@@ -32,9 +32,9 @@ pub use node::{
     NodeStep, Placed, RefusedRules, Role, Serving, StepReport, TenantRules, ToNode, ToNodeBody, VolumeReport,
 };
 pub use object::{
-    Blocked, Class, Decision, Event, EventKind, EventStatus, Head, Holder, Lease, LeaseState, Node,
-    NodeState, Operation, OperationKind, Phase, Plan, PolicyKind, PolicyRef, Pool, Progress, Step, Subject,
-    Tenant, Trigger, Volume, VolumeState, Work,
+    Blocked, Class, Event, EventKind, EventStatus, Grounds, Head, Holder, Lease, LeaseState, Node, NodeState,
+    Operation, OperationKind, Phase, Plan, PolicyKind, PolicyRef, Pool, Progress, Step, Subject, Tenant,
+    Trigger, Volume, VolumeState, Work,
 };
 pub use resources::{Bucket, Dim, Limit, Resources, Scope, Usage, VolumeLimits};
 pub use rule::Rule;

@@ -370,7 +370,7 @@ pub struct Operation {
     pub plan: Option<Plan>,
     /// For a move: how the load of its volume was seen when that time was chosen.
     #[serde(default)]
-    pub profile: Option<Decision>,
+    pub profile: Option<Grounds>,
     /// The epoch that it granted to its target.
     pub granted: Option<Epoch>,
     /// The revocable lease that it works under.
@@ -665,10 +665,10 @@ impl fmt::Display for PolicyRef {
     }
 }
 
-/// What was decided, in the words of who decided it.
+/// Why something is as it is, in the words of who decided so.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub struct Decision {
+pub struct Grounds {
     /// Why so.
     pub why: String,
     /// Who decided.

@@ -1,7 +1,7 @@
 //! Why anything is as it is: the constraint, the node, and who decided.
 
 use contract::{
-    Decision, EventId, Explanation, Holder, LeaseId, LeaseState, NodeId, NodeState, Operation, OperationId,
+    EventId, Explanation, Grounds, Holder, LeaseId, LeaseState, NodeId, NodeState, Operation, OperationId,
     Phase, Reason, VolumeId, VolumeState,
 };
 
@@ -101,7 +101,7 @@ impl Core {
             );
             reasons.push(Reason { text, node: operation.target, policy: Some(operation.policy.clone()) });
         }
-        if let Some(Decision { why, by }) = operation.profile.clone() {
+        if let Some(Grounds { why, by }) = operation.profile.clone() {
             reasons.push(Reason {
                 text: format!("the load of its volume: {why}"),
                 node: None,

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use contract::{
-    Answer, Blocked, Class, Decision, Epoch, Holder, Lease, LeaseId, LeaseState, Name, NodeId, NodeState,
+    Answer, Blocked, Class, Epoch, Grounds, Holder, Lease, LeaseId, LeaseState, Name, NodeId, NodeState,
     NodeStep, Observed, OperationId, OperationKind, PolicyRef, Refused, Resources, Revision, Step,
     ToNodeBody, Trigger, VolumeId, Work,
 };
@@ -52,10 +52,10 @@ impl Core {
     pub(crate) fn weight_of(&self, id: NodeId) -> (String, Option<PolicyRef>) {
         let Some(producer) = self.producers.get(id) else { return ("no weight".into(), None) };
         let weight = format!("a weight of {} ppm", producer.weight_ppm);
-        match producer.decision.as_deref() {
+        match producer.grounds.as_deref() {
             None => (format!("{weight}, the mean for its capacity until one is decided on"), None),
-            Some(Decision { why, by }) if why.is_empty() => (weight, Some(by.clone())),
-            Some(Decision { why, by }) => (format!("{weight}: {why}"), Some(by.clone())),
+            Some(Grounds { why, by }) if why.is_empty() => (weight, Some(by.clone())),
+            Some(Grounds { why, by }) => (format!("{weight}: {why}"), Some(by.clone())),
         }
     }
 

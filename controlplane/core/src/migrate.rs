@@ -15,9 +15,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use contract::{
-    Blocked, Decision, NodeId, OperationId, Phase, Plan, PolicyRef, VolumeId, VolumeReport, Work,
-};
+use contract::{Blocked, Grounds, NodeId, OperationId, Phase, Plan, PolicyRef, VolumeId, VolumeReport, Work};
 use verdict::{BuildProfile, Choice, ChooseTime, Forecast, PPM, Profile, Question, Rules, Timing, Transfer};
 
 use crate::asks::Purpose;
@@ -279,7 +277,7 @@ impl Core {
         }
         let at_ms = self.now();
         let Some(operation) = self.operations.change(id) else { return };
-        operation.profile = Some(Decision { why: profile.why.clone(), by });
+        operation.profile = Some(Grounds { why: profile.why.clone(), by });
         let volume = operation.volume;
         self.plans.planned.insert(volume, Planned { operation: id, profile, at_ms, misses: 0, asked: 0 });
         self.ask_for_time(id);

@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use contract::{Decision, Name, NodeId, Observed, PolicyRef};
+use contract::{Grounds, Name, NodeId, Observed, PolicyRef};
 use verdict::{PPM, Producers as Views, Weights};
 
 use crate::random::Random;
@@ -37,7 +37,7 @@ pub struct Producer {
     /// Its share of new leases.
     pub weight_ppm: u32,
     /// Why it is that; none = it began with the mean for its capacity.
-    pub decision: Option<Arc<Decision>>,
+    pub grounds: Option<Arc<Grounds>>,
     /// How long they last.
     pub ttl_ms: u64,
     /// What it can do.
@@ -185,14 +185,14 @@ impl Producers {
 
     /// Takes the policy's weights over, as far as they may move at once. Says whether any is above 0.
     pub fn take(&mut self, ids: &[NodeId], weights: &Weights, by: PolicyRef, ttl_max_ms: u64) -> bool {
-        let decision = Arc::new(Decision { why: weights.why.clone(), by });
+        let grounds = Arc::new(Grounds { why: weights.why.clone(), by });
         for (row, id) in ids.iter().enumerate() {
             let Some(producer) = self.nodes.get_mut(id) else { continue };
             let wanted = u64::from(weights.weight_ppm.get(row).copied().unwrap_or(0)).min(PPM.into());
             let now = u64::from(producer.weight_ppm);
             let step = (now / STEP_DIVISOR).max(STEP_MIN_PPM);
             producer.weight_ppm = wanted.clamp(now.saturating_sub(step), now + step) as u32;
-            producer.decision = Some(Arc::clone(&decision));
+            producer.grounds = Some(Arc::clone(&grounds));
             let ttl = weights.ttl_ms.get(row).copied().unwrap_or(0);
             producer.ttl_ms = u64::from(ttl).clamp(1_000, ttl_max_ms.max(1_000));
         }
