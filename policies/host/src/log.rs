@@ -13,6 +13,7 @@
 //! new start goes on in a new file. Records are written with one system call each and not synced: a killed process
 //! loses nothing, a machine that fails may lose the newest.
 
+use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -220,6 +221,38 @@ pub fn read(path: &Path) -> Result<Reader, LogError> {
     };
     paths.reverse();
     Ok(Reader { waiting: paths, current: None })
+}
+
+/// The newest decisions that are wanted, oldest first. Files are read from the newest on, and no more than it takes.
+pub fn newest(
+    folder: &Path,
+    limit: usize,
+    wanted: impl Fn(&DecisionRecord) -> bool,
+) -> Result<Vec<DecisionRecord>, LogError> {
+    let mut found: VecDeque<DecisionRecord> = VecDeque::new();
+    for (_, path) in files(folder)?.iter().rev() {
+        let missing = limit.saturating_sub(found.len());
+        if missing == 0 {
+            break;
+        }
+        let mut of_file = VecDeque::new();
+        for record in read(path)? {
+            let one = match record {
+                Ok(Record::Decision(one)) if wanted(&one) => *one,
+                Ok(_) => continue,
+                // It was the oldest, and has gone since.
+                Err(error) if error.source.kind() == io::ErrorKind::NotFound => break,
+                Err(error) => return Err(error),
+            };
+            if of_file.len() == missing {
+                of_file.pop_front();
+            }
+            of_file.push_back(one);
+        }
+        of_file.append(&mut found);
+        found = of_file;
+    }
+    Ok(found.into())
 }
 
 /// See [`read`].

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use host::log::{LogOptions, Record, read};
+use host::log::{LogOptions, Record, newest, read};
 use host::replay::{config_in, decided_by, replay, replay_all, told};
 use host::{Options, Start};
 use verdict::Kind;
@@ -162,4 +162,28 @@ fn a_log_that_cannot_be_written_is_counted_and_stops_no_decision() {
     let status = rig.policies.status();
     assert!(status.log_errors > 0, "the next file cannot be begun");
     assert!(status.log_last_error.expect("it says why").contains("decision log"));
+}
+
+#[test]
+fn the_newest_decisions_are_read_without_the_files_before_them() {
+    let folder = Folder::new("newest");
+    let small = LogOptions { file_bytes: 2_000, files: 100, ..folder.log() };
+    let mut rig = Rig::with(Options { log: Some(small), ..Options::default() });
+    (0..60).for_each(|number| drop(rig.decide(Kind::Leasing, number)));
+    let numbers = |limit| {
+        let found = newest(&folder.log().folder, limit, |one| one.number % 2 == 0).expect("they can be read");
+        found.iter().map(|one| one.number).collect::<Vec<u64>>()
+    };
+    assert_eq!(numbers(1_000), (1..=30).map(|half| 2 * half).collect::<Vec<u64>>());
+    assert_eq!((numbers(3), numbers(0)), (vec![56, 58, 60], vec![]));
+    // What is not read cannot be in the way.
+    let mut files: Vec<_> = fs::read_dir(&folder.log().folder)
+        .expect("a folder")
+        .map(|entry| entry.expect("an entry").path())
+        .collect();
+    files.sort();
+    assert!(files.len() > 4, "{files:?}");
+    fs::write(&files[0], b"no log at all").expect("a file");
+    assert_eq!(numbers(3), [56, 58, 60]);
+    newest(&folder.log().folder, 1_000, |_| true).expect_err("all of them are wanted");
 }
