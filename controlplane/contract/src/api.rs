@@ -320,6 +320,21 @@ pub struct Status {
     pub reports: u64,
     /// Of which were older than one that was there.
     pub reports_dropped: u64,
+    /// What somebody should look at, since this start: the newest hundred, the newest first.
+    #[serde(default)]
+    pub alarms: Vec<Alarm>,
+}
+
+/// Something that somebody should look at.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Alarm {
+    /// Wall clock, when it came last.
+    pub at_ms: u64,
+    /// How often it came.
+    pub times: u64,
+    /// What, and what to do.
+    pub what: String,
 }
 
 /// What nodes said last.

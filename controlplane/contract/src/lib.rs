@@ -22,7 +22,9 @@ pub mod object;
 pub mod resources;
 pub mod rule;
 
-pub use api::{Answer, Command, Explanation, Live, LiveNode, Observed, Reason, Refused, Request, Status};
+pub use api::{
+    Alarm, Answer, Command, Explanation, Live, LiveNode, Observed, Reason, Refused, Request, Status,
+};
 pub use ids::{
     Epoch, EventId, IdError, LeaseId, Name, NameError, NodeId, OperationId, PolicyDigest, Revision, TenantId,
     Version, VolumeId,

@@ -14,6 +14,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use axum::{Extension, Json, Router};
 use contract::{Answer, Refused, Request};
+use control_core::Core;
 use control_core::explain::About;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -75,7 +76,7 @@ pub fn routes() -> Vec<Route> {
         .answers::<Answer>()
         .refuses([StatusCode::NOT_FOUND, StatusCode::CONFLICT, StatusCode::TOO_MANY_REQUESTS]);
     let explain = Route::get("/v1/explain/{*id}", explain)
-        .about("Why something is as it is; the id is like operation/7, volume/2, lease/3, node/1 or event/4")
+        .about("Why something is as it is; the id is like operation/7, volume/disk, lease/3, node/one or event/4")
         .answers::<contract::Explanation>()
         .refuses([StatusCode::UNPROCESSABLE_ENTITY]);
     let watch = Route::get("/v1/watch", watch)
@@ -192,11 +193,31 @@ async fn change(
 }
 
 async fn explain(State(shell): State<Shell>, Named(id): Named) -> Result<Json<contract::Explanation>, No> {
-    let about: About = id
-        .parse()
-        .map_err(|error: contract::IdError| refusal(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()))?;
-    let explained = shell.driver.look(move |core| core.explain(about)).await.map_err(busy)?;
+    let asked = id.clone();
+    let explained = shell.driver.look(move |core| {
+        let about = asked.parse().or_else(|error| named(core, &asked).ok_or(error))?;
+        Ok(core.explain(about))
+    });
+    let explained = explained.await.map_err(busy)?.map_err(|error: contract::IdError| {
+        if matches!(id.split_once('/'), Some(("volume" | "node", _))) {
+            return refusal(StatusCode::NOT_FOUND, format!("there is no {id}"));
+        }
+        refusal(StatusCode::UNPROCESSABLE_ENTITY, error.to_string())
+    })?;
     explained.map(Json).ok_or_else(|| refusal(StatusCode::NOT_FOUND, format!("there is no {id}")))
+}
+
+/// What has a name, by that.
+fn named(core: &Core, text: &str) -> Option<About> {
+    match text.split_once('/')? {
+        ("volume", name) => {
+            core.volumes().find(|volume| volume.name.as_str() == name).map(|volume| About::Volume(volume.id))
+        }
+        ("node", name) => {
+            core.nodes().find(|node| node.info.name.as_str() == name).map(|node| About::Node(node.id))
+        }
+        _ => None,
+    }
 }
 
 async fn live(State(shell): State<Shell>) -> Json<contract::Live> {
@@ -209,7 +230,8 @@ async fn live(State(shell): State<Shell>) -> Json<contract::Live> {
 }
 
 async fn status(State(shell): State<Shell>) -> Result<Json<contract::Status>, No> {
-    let status = shell.driver.look(|core| {
+    let alarms = shell.driver.alarms().all();
+    let status = shell.driver.look(move |core| {
         let counters = core.counters();
         let open = core.operations().filter(|one| !one.phase.is_over());
         contract::Status {
@@ -225,6 +247,7 @@ async fn status(State(shell): State<Shell>) -> Result<Json<contract::Status>, No
             answers_late: counters.late_answers,
             reports: counters.reports,
             reports_dropped: counters.reports_dropped,
+            alarms,
         }
     });
     Ok(Json(status.await.map_err(busy)?))

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use axum::http::Uri;
+use host::Trust;
 use serde::Deserialize;
 
 /// A whole file.
@@ -25,6 +26,9 @@ pub struct File {
     /// How much work is done at once.
     #[serde(default)]
     pub work: Work,
+    /// Whose policies may run.
+    #[serde(default)]
+    pub policies: Policies,
 }
 
 /// `[listen]`
@@ -90,6 +94,14 @@ pub struct Work {
     pub copy_bytes_per_s: Option<u64>,
 }
 
+/// `[policies]`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Policies {
+    /// Ed25519 public keys, 32 bytes each in hexadecimal digits or base64. Default: none, everybody's policies may run.
+    pub keys: Vec<String>,
+}
+
 /// Why a file is not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -135,6 +147,8 @@ pub struct Config {
     pub file: File,
     /// Its places.
     pub places: Vec<Place>,
+    /// Its keys.
+    pub trust: Trust,
 }
 
 /// Reads and checks a file.
@@ -166,7 +180,31 @@ fn check(file: File) -> Result<Config, String> {
     if suspect.unwrap_or(750) >= lost.unwrap_or(1_500) {
         return Err("liveness.suspect_after_ms must be less than liveness.lost_after_ms".to_owned());
     }
-    Ok(Config { file, places })
+    let trust = trust(&file.policies)?;
+    Ok(Config { file, places, trust })
+}
+
+/// Keys of those whose policies may run, at most.
+const KEYS_MAX: usize = 64;
+
+fn trust(policies: &Policies) -> Result<Trust, String> {
+    let mut keys = Vec::new();
+    if policies.keys.len() > KEYS_MAX {
+        return Err(format!(
+            "policies.keys has more than {KEYS_MAX} keys; leave out those that nobody signs with"
+        ));
+    }
+    for text in &policies.keys {
+        let key: Option<[u8; 32]> = host::bytes_of(text);
+        let key = key.filter(|key| Trust::only(&[*key]).is_ok()).ok_or_else(|| {
+            format!(
+                "policies.keys: \"{text}\" is no Ed25519 public key of 32 bytes in hexadecimal digits or base64; \
+                 `openssl pkey -in KEY.pem -pubout -outform DER | tail -c 32 | base64` prints one"
+            )
+        })?;
+        keys.push(key);
+    }
+    Trust::only(&keys).map_err(|error| error.to_string())
 }
 
 /// Longest prefix of the keys in etcd.
@@ -273,6 +311,8 @@ mod tests {
             ("directory = \"/x\"\n[liveness]\nlost_after_ms = 700", "less than"),
             ("directory = \"/x\"\n[store]\nprefix = \"a/\"", "names no member"),
             ("directory = \"/x\"\n[store]\nredb = \"a\"", "unknown field"),
+            ("directory = \"/x\"\n[policies]\nkeys = [\"abc\"]", "tail -c 32 | base64"),
+            ("directory = \"/x\"\n[policies]\nkey = \"abc\"", "unknown field"),
         ] {
             let refused = checked(text).unwrap_err();
             assert!(refused.contains(what), "{text}: {refused}");

@@ -22,6 +22,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
 use verdict::{Decided, Verdict};
 
+use crate::alarms::Alarms;
 use crate::policies::Policies;
 use crate::writes::Writes;
 
@@ -98,12 +99,14 @@ pub enum Ended {
 pub struct Driver {
     jobs: Sender<Job>,
     away: Away,
+    alarms: Alarms,
 }
 
 /// The other end, until it is started.
 pub struct Seat {
     jobs: Receiver<Job>,
     away: Away,
+    alarms: Alarms,
 }
 
 /// Why the store does not answer, while it does not.
@@ -124,8 +127,14 @@ impl Driver {
     /// A driver whose thread is not started yet, so that what it uses can know it.
     pub fn new() -> (Driver, Seat) {
         let (sender, jobs) = bounded(QUEUE);
-        let away = Away::default();
-        (Driver { jobs: sender, away: away.clone() }, Seat { jobs, away })
+        let (away, alarms) = (Away::default(), Alarms::default());
+        let driver = Driver { jobs: sender, away: away.clone(), alarms: alarms.clone() };
+        (driver, Seat { jobs, away, alarms })
+    }
+
+    /// What somebody should look at.
+    pub fn alarms(&self) -> Alarms {
+        self.alarms.clone()
     }
 
     fn put(&self, job: Job) -> Result<(), Busy> {
@@ -235,6 +244,7 @@ impl Seat {
             writes,
             store,
             away: self.away,
+            alarms: self.alarms,
             kept: VecDeque::new(),
             stopping: false,
             policies,
@@ -258,6 +268,7 @@ struct Turns {
     store: Arc<dyn Store>,
     /// Set while the store is away.
     away: Away,
+    alarms: Alarms,
     /// Jobs from that time that are said once.
     kept: VecDeque<Job>,
     /// The daemon ends.
@@ -406,7 +417,7 @@ impl Turns {
             self.policies.ask(ask);
         }
         for alarm in effects.alarms {
-            info!("alarm: {alarm}");
+            self.alarms.raise(alarm.to_string());
         }
     }
 }

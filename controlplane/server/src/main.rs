@@ -6,6 +6,7 @@
 //!   clients say.
 //! - [`doors`] listens: Unix sockets, loopback, TLS; [`access`] says who may do what.
 //! - [`policies`] runs what decides, each kind on a thread of its own.
+//! - [`alarms`] has what somebody should look at.
 //! - [`audit`] writes down who asked for what.
 //!
 //! Everything else of the control plane is a machine in `controlplane/core`, without clock, thread or socket.
@@ -13,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 mod access;
+mod alarms;
 mod api;
 mod audit;
 mod config;

@@ -1,15 +1,18 @@
 //! Who decides: the policies of `policies/host`, one thread for each kind of decision.
 //!
 //! A question of the core goes to the thread of its kind, the answer comes back to the core. Components lie as files
-//! beside the store, under their digests; what is active and was before it ([`stored`]), and what it has come to
-//! ([`kept`]), stands in the store, so a control plane that starts again decides and goes back as before. The shipped policies are there from the beginning, and none of
-//! them is active.
+//! beside the store, under their digests ([`files`]); what is active and was before it ([`stored`]), and what it has come
+//! to ([`kept`]), stands in the store, so a control plane that starts again decides and goes back as before. The shipped
+//! policies are there from the beginning, and none of them is active.
 //!
 //! Invariants: the core never waits for a policy; a question for which there is no place is answered by the core
 //! itself when its time is over; what the API says is active is active on every thread.
 
+mod files;
 mod kept;
 mod stored;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -21,15 +24,19 @@ use axum::http::StatusCode;
 use axum::{Extension, Json};
 use contract::PolicyKind;
 use crossbeam_channel::{Receiver, Sender, bounded};
-use host::log::{LogOptions, Record};
-use host::{ActivateError, Cache, Candidate, Config, Engine, Gate, Limits, Options, Policy, Seat, Start};
+use host::log::{DecisionRecord, LogOptions};
+use host::{
+    ActivateError, Cache, Candidate, Config, Engine, Gate, Limits, Options, Policy, Seat, Start, Trust,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use store::{Store, StoreError};
+use tokio::sync::Semaphore;
 use tracing::{error, warn};
-use verdict::{Decide, Kind};
+use verdict::{Decide, Kind, Question};
 
+use crate::alarms::Alarms;
 use crate::api::{No, Shell, refusal, store_failed};
 use crate::doors::Peer;
 use crate::driver::Driver;
@@ -51,6 +58,9 @@ struct Inner {
     host: host::Policies,
     folder: PathBuf,
     log: PathBuf,
+    /// One who reads the log; it may be long.
+    reading: Arc<Semaphore>,
+    alarms: Alarms,
     store: Arc<dyn Store>,
     /// What the store says, by kind.
     stored: Mutex<BTreeMap<&'static str, stored::Stored>>,
@@ -83,22 +93,22 @@ pub enum PoliciesError {
     Store(#[from] StoreError),
 }
 
-/// What stands beside a component.
-#[derive(Serialize, Deserialize)]
-struct Beside {
-    config: Config,
-}
-
 impl Policies {
-    /// Opens what is kept in `root` and starts the threads; answers go to `driver`.
-    pub fn open(root: &Path, store: Arc<dyn Store>, driver: &Driver) -> Result<Policies, PoliciesError> {
+    /// Opens what is kept in `root` and starts the threads; answers go to `driver`. `trust` says whose policies may run
+    /// besides the shipped ones.
+    pub fn open(
+        root: &Path,
+        store: Arc<dyn Store>,
+        driver: &Driver,
+        trust: Trust,
+    ) -> Result<Policies, PoliciesError> {
         let kept = root.join("policies");
         let log = root.join("decisions");
         let failed = |path: &Path, source| PoliciesError::Folder { path: path.to_owned(), source };
         std::fs::create_dir_all(&kept).map_err(|source| failed(&kept, source))?;
         let compiled = root.join("compiled");
         let cache = Cache::open(&compiled).map_err(|source| failed(&compiled, source))?;
-        let gate = Gate { cache: Some(cache), ..Gate::default() };
+        let gate = Gate { trust, cache: Some(cache) };
         let options = Options { log: Some(LogOptions::in_folder(&log)), ..Options::default() };
         let host = host::Policies::new(Engine::new(Limits::default())?, gate, options)?;
         let (mut questions, mut threads) = (BTreeMap::new(), Vec::new());
@@ -113,6 +123,8 @@ impl Policies {
             host,
             folder,
             log,
+            reading: Arc::new(Semaphore::new(1)),
+            alarms: driver.alarms(),
             store,
             stored,
             keeping,
@@ -131,7 +143,7 @@ impl Policies {
         policies.keep_for_ever().map_err(|source| failed(root, source))?;
         let shipped = policies.clone();
         // Compiling takes a while the first time, and nothing waits for it.
-        std::thread::spawn(move || shipped.push_shipped());
+        std::thread::spawn(move || shipped.push_shipped(|name| shipped.0.host.find(name).is_none()));
         Ok(policies)
     }
 
@@ -145,67 +157,25 @@ impl Policies {
 
     /// Brings back what was pushed and what was active.
     fn restore(&self) -> Result<(), PoliciesError> {
-        let failed = |source| PoliciesError::Folder { path: self.0.folder.clone(), source };
         let mut known = Vec::new();
         for kind in Kind::ALL {
             known.extend(self.read_stored(kind)?.map(|stored| (kind, stored)));
         }
-        if !known.is_empty() {
-            // One of them may be it; it was compiled when it became active.
-            self.push_shipped();
-        }
-        for entry in std::fs::read_dir(&self.0.folder).map_err(failed)? {
-            let path = entry.map_err(failed)?.path();
-            if path.extension().is_none_or(|extension| extension != "wasm") {
-                continue;
-            }
-            if let Err(why) = self.push_file(&path) {
-                error!("{} is left out: {why}", path.display());
-            }
-        }
+        self.read_files(known.iter().flat_map(|(_, stored)| stored.versions()))?;
         for (kind, stored) in known {
             self.restore_kind(kind, stored);
         }
         Ok(())
     }
 
-    fn push_file(&self, path: &Path) -> Result<(), String> {
-        let component = std::fs::read(path).map_err(|error| error.to_string())?;
-        let beside = std::fs::read(path.with_extension("json")).map_err(|error| error.to_string())?;
-        let Beside { config } = serde_json::from_slice(&beside).map_err(|error| error.to_string())?;
-        let candidate = Candidate { component: &component, signature: None, config };
-        self.0.host.push(&candidate).map(drop).map_err(|error| error.to_string())
-    }
-
-    fn push_shipped(&self) {
-        for (name, component) in shipped::all() {
-            if self.0.host.find(name).is_some() {
-                continue;
-            }
-            let candidate = Candidate { component, signature: None, config: Config::new() };
-            if let Err(why) = self.0.host.push(&candidate) {
-                error!("the shipped policy {name} is left out: {why}");
-            }
-        }
-    }
-
     /// Admits a policy and keeps it.
-    fn push(&self, component: &[u8], config: Config) -> Result<Arc<Policy>, No> {
-        let candidate = Candidate { component, signature: None, config: config.clone() };
+    fn push(&self, component: &[u8], signature: Option<[u8; 64]>, config: Config) -> Result<Arc<Policy>, No> {
+        let signed = signature.as_ref().map(<[u8; 64]>::as_slice);
+        let candidate = Candidate { component, signature: signed, config };
         let policy = self.0.host.push(&candidate);
         let policy = policy.map_err(|why| refusal(StatusCode::UNPROCESSABLE_ENTITY, why.to_string()))?;
-        let id = policy.id();
-        let path = self.0.folder.join(format!("{}-{}.wasm", id.digest, id.config.short()));
-        let keep = || -> std::io::Result<()> {
-            // What is read back at the start is the component: its companion comes first.
-            std::fs::write(path.with_extension("json"), serde_json::to_vec(&Beside { config })?)?;
-            let beside = path.with_extension("new");
-            std::fs::write(&beside, component)?;
-            std::fs::File::open(&beside)?.sync_all()?;
-            std::fs::rename(&beside, &path)
-        };
-        keep().map_err(|error| {
-            let what = format!("{}: {error}; it is ready, but gone after a restart", path.display());
+        self.keep_pushed(&policy, &candidate).map_err(|why| {
+            let what = format!("{why}; it is ready, but gone after a restart");
             refusal(StatusCode::INTERNAL_SERVER_ERROR, what)
         })?;
         Ok(policy)
@@ -219,6 +189,11 @@ impl Policies {
 
     fn activate(&self, name: &str, fresh: bool) -> Result<Activated, No> {
         let policy = self.find(name)?;
+        // What is chosen outlives an upgrade, or it is not chosen.
+        self.keep_chosen(&policy).map_err(|why| {
+            let what = format!("{why}; nothing has changed, since it would be gone after an upgrade");
+            refusal(StatusCode::INTERNAL_SERVER_ERROR, what)
+        })?;
         let start = if fresh { Start::Fresh } else { Start::Carry };
         let done = self.0.host.activate(&policy, start).map_err(conflict)?;
         self.remember(policy.kind()).map_err(unkept)?;
@@ -226,6 +201,12 @@ impl Policies {
     }
 
     fn roll_back(&self, kind: Kind) -> Result<Activated, No> {
+        // What decides in place of a choice that could not be restored is what was before that.
+        if let Some(before) = self.missing(kind) {
+            self.remember(kind).map_err(unkept)?;
+            let (active, before) = (self.deciding(kind), before.to_string());
+            return Ok(Activated { active, before, threads: 0, state_bytes: 0, held_ns: 0 });
+        }
         let done = self.0.host.roll_back(kind).map_err(conflict)?;
         self.remember(kind).map_err(unkept)?;
         Ok(done.into())
@@ -236,6 +217,9 @@ impl Policies {
         for control_core::Ask { id, tick, question } in asked {
             driver.decided(id, seat.decide(tick, &question));
             // A policy that misbehaves is rolled back while it decides.
+            if let Some(why) = self.0.host.take_rolled_back(kind) {
+                self.0.alarms.raise(format!("{kind}: {why}"));
+            }
             if !self.is_remembered(kind)
                 && let Err(error) = self.remember(kind)
             {
@@ -246,29 +230,10 @@ impl Policies {
 
     /// The newest decisions, oldest first.
     fn log(&self, limit: usize, kind: Option<Kind>) -> Result<Vec<Decision>, No> {
-        let failed =
-            |error: &dyn std::fmt::Display| refusal(StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
-        let mut newest = std::collections::VecDeque::new();
-        for record in host::log::read(&self.0.log).map_err(|error| failed(&error))? {
-            let Record::Decision(one) = record.map_err(|error| failed(&error))? else { continue };
-            if kind.is_some_and(|kind| one.question.kind() != kind) {
-                continue;
-            }
-            newest.push_back(Decision {
-                number: one.number,
-                function: one.question.function(),
-                policy: one.policy.as_ref().map_or("native".to_owned(), ToString::to_string),
-                why: one.verdict.why().to_owned(),
-                instead: one.instead.as_ref().map(|instead| instead.why.clone()),
-                now_ms: one.tick.now_ms,
-                fuel: one.fuel,
-                duration_ns: one.duration_ns,
-            });
-            if newest.len() > limit {
-                newest.pop_front();
-            }
-        }
-        Ok(newest.into())
+        let wanted = |question: &Question| kind.is_none_or(|kind| question.kind() == kind);
+        let newest = host::log::newest(&self.0.log, limit, |one| wanted(&one.question));
+        let newest = newest.map_err(|error| refusal(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+        Ok(newest.into_iter().map(Decision::from).collect())
     }
 }
 
@@ -345,6 +310,21 @@ struct Decision {
     duration_ns: u64,
 }
 
+impl From<DecisionRecord> for Decision {
+    fn from(one: DecisionRecord) -> Decision {
+        Decision {
+            number: one.number,
+            function: one.question.function(),
+            policy: one.policy.as_ref().map_or("native".to_owned(), ToString::to_string),
+            why: one.verdict.why().to_owned(),
+            instead: one.instead.map(|instead| instead.why),
+            now_ms: one.tick.now_ms,
+            fuel: one.fuel,
+            duration_ns: one.duration_ns,
+        }
+    }
+}
+
 /// Routes of policies.
 pub fn routes() -> Vec<Route> {
     let list = Route::get("/v1/policies", list).about("What decides, and what is ready");
@@ -390,6 +370,9 @@ struct Pushed {
     /// Its configuration: an object of texts, in JSON
     #[schemars(with = "String")]
     config: Option<String>,
+    /// An Ed25519 signature of the component's bytes, in hexadecimal digits or base64
+    #[schemars(with = "String")]
+    signature: Option<String>,
 }
 
 async fn push(
@@ -407,10 +390,17 @@ async fn push(
         })?,
         None => BTreeMap::new(),
     };
-    let asked = json!({ "policy_push": { "bytes": component.len(), "config": &config } });
+    let signature = pushed.signature.as_deref().map(|text| {
+        let what =
+            "signature is 64 bytes in hexadecimal digits or base64: an Ed25519 signature of the component";
+        host::bytes_of::<64>(text).ok_or_else(|| refusal(StatusCode::UNPROCESSABLE_ENTITY, what))
+    });
+    let signature = signature.transpose()?;
+    let signed = signature.is_some();
+    let asked = json!({ "policy_push": { "bytes": component.len(), "config": &config, "signed": signed } });
     let policies = shell.policies.clone();
     let outcome = away(move || {
-        let policy = policies.push(&component, config.into_iter().collect())?;
+        let policy = policies.push(&component, signature, config.into_iter().collect())?;
         let id = policy.id();
         let (name, version, digest) = (id.name.clone(), id.version.clone(), id.digest.to_string());
         Ok(Ready { name, version, kind: policy.kind().name(), digest })
@@ -520,5 +510,11 @@ async fn log(State(shell): State<Shell>, Asked(which): Asked<Which>) -> Result<J
     let kind = which.kind.map(kind_of);
     let policies = shell.policies.clone();
     let limit = which.limit.unwrap_or(100).min(LOG_MAX);
-    Ok(Json(Decisions { items: away(move || policies.log(limit, kind)).await? }))
+    // Whoever comes meanwhile waits; who gives up makes room for others only when the log is read.
+    let turn = Arc::clone(&policies.0.reading).acquire_owned().await;
+    let read = move || {
+        let _turn = turn;
+        policies.log(limit, kind)
+    };
+    Ok(Json(Decisions { items: away(read).await? }))
 }

@@ -89,7 +89,7 @@ async fn serve(config: &Config, ready: impl FnOnce(&str)) -> Result<(), RunError
     let audit_path = folder.join("audit.log");
     let audit = Arc::new(Audit::open(&audit_path).map_err(|source| failed(&audit_path, source))?);
     let (driver, seat) = Driver::new();
-    let policies = Policies::open(folder, Arc::clone(&store), &driver)?;
+    let policies = Policies::open(folder, Arc::clone(&store), &driver, config.trust.clone())?;
     let core = driver::recover(&*store, core_config(config))?;
     info!(start = core.start(), volumes = core.volumes().count(), nodes = core.nodes().count(), "recovered");
     let (tell, mut ended) = oneshot::channel();

@@ -40,4 +40,4 @@ pub use policy::{Admission, AdmitError, Candidate, Config, Gate, Policy};
 pub use seat::Seat;
 pub use shadow::{Comparison, Difference};
 pub use status::{CountersRead, KindStatus, LifeEvent, PolicyStatus, ShadowStatus, Status};
-pub use trust::{Trust, TrustError};
+pub use trust::{Trust, TrustError, bytes_of};

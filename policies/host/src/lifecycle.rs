@@ -143,6 +143,8 @@ struct Course {
     shadow: Option<Arc<Policy>>,
     generation: u64,
     rolled_back: Option<String>,
+    /// Why faults rolled a version back, until somebody has been told.
+    untold: Option<String>,
 }
 
 /// A version that was active, with what each seat had come to.
@@ -216,14 +218,26 @@ impl Policies {
     /// Admits a policy and keeps it ready. Nothing changes for decisions.
     pub fn push(&self, candidate: &Candidate<'_>) -> Result<Arc<Policy>, AdmitError> {
         let policy = self.shared.gate.admit(&self.shared.engine, candidate)?;
+        Ok(self.take_in(policy))
+    }
+
+    fn take_in(&self, policy: Arc<Policy>) -> Arc<Policy> {
         let mut control = lock(&self.shared.control);
         if let Some(known) = control.library.iter().find(|known| known.id() == policy.id()) {
-            return Ok(known.clone());
+            return known.clone();
         }
         control.reap();
         control.library.push(policy.clone());
         self.shared.tell(&mut control, policy.kind(), format!("{} is pushed", policy.id()));
-        Ok(policy)
+        policy
+    }
+
+    /// The same for a component that is part of the program that asks: who trusts that one trusts this, and nobody signs
+    /// it for each of those who run it.
+    pub fn push_own(&self, component: &[u8]) -> Result<Arc<Policy>, AdmitError> {
+        let candidate = Candidate { component, ..Candidate::default() };
+        let policy = self.shared.gate.admit_own(&self.shared.engine, &candidate)?;
+        Ok(self.take_in(policy))
     }
 
     /// The policy of that name or digest; of several the one that was pushed last.
@@ -319,6 +333,16 @@ impl Policies {
     pub fn roll_back(&self, kind: Kind) -> Result<Activation, ActivateError> {
         let mut control = lock(&self.shared.control);
         self.shared.roll_back(&mut control, kind, "by hand", false)
+    }
+
+    /// Why faults have rolled a version back, told once.
+    pub fn take_rolled_back(&self, kind: Kind) -> Option<String> {
+        lock(&self.shared.control).courses[kind as usize].untold.take()
+    }
+
+    /// Notes what whoever runs policies has to say of a kind, among what happened.
+    pub fn note(&self, kind: Kind, what: String) {
+        self.shared.tell(&mut lock(&self.shared.control), kind, what);
     }
 
     /// How everything stands.
@@ -491,7 +515,10 @@ impl Shared {
         let mut control = lock(&self.control);
         if control.courses[kind as usize].generation == trouble.generation {
             // It fails only when the native default decides already, and then there was no policy to fail.
-            let _ = self.roll_back(&mut control, kind, &trouble.why, true);
+            if self.roll_back(&mut control, kind, &trouble.why, true).is_ok() {
+                let course = &mut control.courses[kind as usize];
+                course.untold.clone_from(&course.rolled_back);
+            }
         }
     }
 

@@ -153,6 +153,20 @@ pub struct Gate {
 impl Gate {
     /// Admits a policy, or says why not. Takes as long as compiling does; nothing waits for it but the caller.
     pub fn admit(&self, engine: &Engine, candidate: &Candidate<'_>) -> Result<Arc<Policy>, AdmitError> {
+        self.admit_by(&self.trust, engine, candidate)
+    }
+
+    /// Admits a policy that is part of the program that asks, whoever else is trusted.
+    pub fn admit_own(&self, engine: &Engine, candidate: &Candidate<'_>) -> Result<Arc<Policy>, AdmitError> {
+        self.admit_by(&Trust::default(), engine, candidate)
+    }
+
+    fn admit_by(
+        &self,
+        trust: &Trust,
+        engine: &Engine,
+        candidate: &Candidate<'_>,
+    ) -> Result<Arc<Policy>, AdmitError> {
         let (bytes, max) = (candidate.component.len(), engine.limits().component_bytes);
         if bytes > max {
             return Err(AdmitError::Size { bytes, max });
@@ -163,7 +177,7 @@ impl Gate {
         {
             return Err(AdmitError::Config);
         }
-        self.trust.check(candidate.component, candidate.signature)?;
+        trust.check(candidate.component, candidate.signature)?;
         let digest = Digest::of(candidate.component);
         let (component, mut admission) = self.compiled(engine, digest, candidate.component)?;
         check_imports(engine, &component)?;

@@ -17,12 +17,52 @@ pub enum TrustError {
     Key,
     /// None, and one is wanted.
     #[error(
-        "only signed policies run here, and this one has no signature; sign its component with a trusted key"
+        "only signed policies run here, and this one has no signature; sign its component with a trusted key and push \
+         it with `tidegate policy push FILE --signature FILE`"
     )]
     Unsigned,
     /// Not a signature, or of something else, or of somebody else.
-    #[error("the signature is not one of this component by any of the {0} trusted keys")]
+    #[error(
+        "the signature is not one of this component by any of the {0} trusted keys; sign the very file that is pushed \
+         with one of them, or have the key added to [policies] of controlplane.toml"
+    )]
     Forged(usize),
+}
+
+/// Reads so many bytes that are written in hexadecimal digits or in base64 (RFC 4648, clause 4, padded or not).
+pub fn bytes_of<const BYTES: usize>(text: &str) -> Option<[u8; BYTES]> {
+    let text = text.trim();
+    let bytes = if text.len() == 2 * BYTES { hex(text) } else { base64(text.trim_end_matches('=')) };
+    bytes?.try_into().ok()
+}
+
+fn hex(text: &str) -> Option<Vec<u8>> {
+    let digit = |letter: u8| char::from(letter).to_digit(16);
+    let pairs = text.as_bytes().chunks(2);
+    pairs.map(|pair| u8::try_from(digit(pair[0])? << 4 | digit(*pair.get(1)?)?).ok()).collect()
+}
+
+fn base64(text: &str) -> Option<Vec<u8>> {
+    let value = |letter: u8| {
+        Some(match letter {
+            b'A'..=b'Z' => letter - b'A',
+            b'a'..=b'z' => letter - b'a' + 26,
+            b'0'..=b'9' => letter - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            _ => return None,
+        })
+    };
+    let (mut bytes, mut kept, mut bits) = (Vec::new(), 0_u32, 0);
+    for letter in text.bytes() {
+        kept = kept << 6 & 0xffff | u32::from(value(letter)?);
+        bits += 6;
+        if bits >= 8 {
+            bits -= 8;
+            bytes.push((kept >> bits) as u8);
+        }
+    }
+    Some(bytes)
 }
 
 impl Trust {
@@ -42,5 +82,29 @@ impl Trust {
         let signature = Signature::from_slice(signature).map_err(|_| forged.clone())?;
         let known = self.keys.iter().any(|key| key.verify_strict(component, &signature).is_ok());
         if known { Ok(()) } else { Err(forged) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_read_in_hexadecimal_and_in_base64() {
+        let bytes: [u8; 32] = std::array::from_fn(|at| (at * 37) as u8);
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(bytes_of(&hex), Some(bytes));
+        assert_eq!(bytes_of(&format!(" {}\n", hex.to_uppercase())), Some(bytes));
+        for base64 in
+            ["ACVKb5S53gMoTXKXvOEGK1B1mr/kCS5TeJ3C5wwxVns=", "ACVKb5S53gMoTXKXvOEGK1B1mr/kCS5TeJ3C5wwxVns"]
+        {
+            assert_eq!(bytes_of(base64), Some(bytes), "{base64}");
+        }
+        let other = hex.replace('b', "x");
+        for wrong in
+            ["", "00", "ACVK", &hex[2..], &other, "é", "ACVKb5S53gMoTXKXvOEGK1B1mr/kCS5TeJ3C5wwxVn-="]
+        {
+            assert_eq!(bytes_of::<32>(wrong), None, "{wrong}");
+        }
     }
 }

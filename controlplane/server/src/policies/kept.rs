@@ -92,6 +92,10 @@ impl Policies {
 
     /// Keeps what has changed, without a lock that a decision may wait for.
     fn keep(&self, kind: Kind) -> Result<(), StoreError> {
+        // What is kept is the choice's, and not of what decides in its place.
+        if self.missing(kind).is_some() {
+            return Ok(());
+        }
         let Some(active) = self.0.store.get(&active_key(kind))? else { return Ok(()) };
         let Some(state) = self.0.seats[kind.name()].state(kind) else { return Ok(()) };
         let _alone = self.keeping();
