@@ -1,7 +1,7 @@
 //! What the commands share: a request and its key, names that become ids, waiting for work, and printing.
 
 use std::io::{IsTerminal, Write};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use contract::{Answer, Command, Operation, OperationId, Phase, Request, Revision};
 use http_body_util::BodyExt;
@@ -16,6 +16,8 @@ use crate::table::Table;
 
 /// Time between two looks at work that is waited for.
 const LOOK: Duration = Duration::from_millis(100);
+/// How long a control plane may be away while its work is waited for.
+const ABSENCE: Duration = Duration::from_secs(30);
 
 /// Why a command did not do what it should.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +28,9 @@ pub enum Failure {
     /// The work that was waited for.
     #[error("{0}")]
     Operation(String),
+    /// What was compared is not the same.
+    #[error("{0} decisions differ")]
+    Different(u64),
     /// Anything else.
     #[error("{0}")]
     Other(String),
@@ -37,6 +42,15 @@ impl Failure {
         matches!(self, Failure::Ask(AskError::Refused { status: StatusCode::NOT_FOUND, .. }))
     }
 
+    /// Nobody answers, or not now.
+    fn may_pass(&self) -> bool {
+        match self {
+            Failure::Ask(AskError::Refused { status, .. }) => *status == StatusCode::SERVICE_UNAVAILABLE,
+            Failure::Ask(_) => true,
+            _ => false,
+        }
+    }
+
     /// The exit code; the help lists them.
     pub fn code(&self) -> u8 {
         match self {
@@ -44,6 +58,7 @@ impl Failure {
             missing if missing.is_missing() => 3,
             Failure::Ask(AskError::Refused { status, .. }) if status.is_client_error() => 4,
             Failure::Operation(_) => 6,
+            Failure::Different(_) => 7,
             Failure::Ask(_) | Failure::Other(_) => 1,
         }
     }
@@ -81,6 +96,11 @@ impl Asker {
                 return Ok(all);
             }
         }
+    }
+
+    /// All of a sort that has no numbers, and is told at once.
+    pub async fn unnumbered<T: DeserializeOwned>(&self, sort: &str) -> Result<Vec<T>, Failure> {
+        Ok(self.client.get::<Items<T>>(&format!("/v1/{sort}")).await?.items)
     }
 
     /// One object by its id or name. `volume/7`, `7` and a name are the same.
@@ -135,7 +155,9 @@ impl Asker {
             bar.set_style(style);
         }
         loop {
-            let operation: Operation = self.one("operations", &id.0.to_string()).await?;
+            let number = id.0.to_string();
+            let operation: Operation =
+                patient(ABSENCE, async || self.one("operations", &number).await).await?;
             if operation.phase.is_over() {
                 bar.finish_and_clear();
                 return match operation.phase {
@@ -180,12 +202,6 @@ impl Asker {
         print(&out)
     }
 
-    /// Reads and prints whatever is at a path.
-    pub async fn show_value(&self, path: &str) -> Result<(), Failure> {
-        let value: Value = self.client.get(path).await?;
-        self.show_one(&value)
-    }
-
     /// Prints changes as they happen.
     pub async fn watch(&self, prefix: &str) -> Result<(), Failure> {
         let mut body = self.client.open(&format!("/v1/watch?prefix={}", encoded(prefix))).await?;
@@ -202,6 +218,22 @@ impl Asker {
             }
         }
         Err(Failure::Other("the control plane ended the watch".to_owned()))
+    }
+}
+
+/// Looks again while nobody answers, for so long: a control plane that is started again goes on with its work.
+async fn patient<T>(
+    patience: Duration,
+    mut look: impl AsyncFnMut() -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let began = Instant::now();
+    loop {
+        match look().await {
+            Err(failure) if failure.may_pass() && began.elapsed() < patience => {
+                tokio::time::sleep(LOOK).await
+            }
+            looked => return looked,
+        }
     }
 }
 
@@ -275,6 +307,30 @@ mod tests {
         assert_eq!(refused(StatusCode::SERVICE_UNAVAILABLE).code(), 1);
         assert_eq!(Failure::Ask(AskError::Silent).code(), 5);
         assert_eq!(Failure::Operation(String::new()).code(), 6);
+        assert_eq!(Failure::Different(1).code(), 7);
+    }
+
+    #[test]
+    fn a_control_plane_that_is_away_for_a_while_is_waited_for() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+        let away = || Failure::Ask(AskError::Unreachable { address: String::new(), why: String::new() });
+        let mut looks = 0;
+        let back = async || {
+            looks += 1;
+            if looks < 3 { Err(away()) } else { Ok(()) }
+        };
+        assert!(runtime.block_on(patient(ABSENCE, back)).is_ok());
+        let never = runtime.block_on(patient(2 * LOOK, async || Err::<(), _>(away())));
+        assert!(never.is_err_and(|failure| failure.code() == 5));
+        // What is known is not asked again.
+        let mut looks = 0;
+        let known = async || {
+            looks += 1;
+            let status = StatusCode::NOT_FOUND;
+            Err::<(), _>(Failure::Ask(AskError::Refused { status, message: String::new() }))
+        };
+        assert!(runtime.block_on(patient(ABSENCE, known)).is_err_and(|failure| failure.code() == 3));
+        assert_eq!(looks, 1);
     }
 
     #[test]

@@ -2,11 +2,12 @@
 
 use contract::Explanation;
 
-use crate::ask::{Asker, Failure, print};
+use crate::ask::{Asker, Failure, encoded, print};
 
 /// Explains one thing.
 pub async fn run(asker: &Asker, id: &str) -> Result<(), Failure> {
-    let explained: Explanation = asker.client.get(&format!("/v1/explain/{id}")).await?;
+    let id: Vec<String> = id.split('/').map(encoded).collect();
+    let explained: Explanation = asker.client.get(&format!("/v1/explain/{}", id.join("/"))).await?;
     if asker.json {
         return asker.json(&explained);
     }

@@ -2,7 +2,7 @@
 //!
 //! - [`client`] asks the API, [`ask`] is what the commands share: names become ids, answers become tables or JSON,
 //!   long work is waited for.
-//! - [`objects`] has nodes, tenants, volumes, leases, operations, events; [`policy`] has policies; [`explain`] says why.
+//! - [`objects`] has nodes, tenants, volumes, leases, operations, events; [`limit`] limits of work; [`policy`] has policies; [`explain`] says why.
 //! - [`top`] shows all of it on one screen, again and again.
 //! - [`up`] starts a control plane and two data planes on this machine.
 
@@ -12,6 +12,7 @@ mod ask;
 mod attach;
 mod client;
 mod explain;
+mod limit;
 mod objects;
 mod policy;
 mod table;
@@ -34,7 +35,8 @@ const EXIT_CODES: &str = "Exit codes:
   3  there is no such thing
   4  refused: it conflicts with how things are, or the token is wrong
   5  no control plane answers
-  6  the operation that was waited for failed or was cancelled";
+  6  the operation that was waited for failed or was cancelled
+  7  differences were found";
 
 #[derive(Parser)]
 #[command(name = "tidegate", version, about = "Tidegate's control plane", after_help = EXIT_CODES, max_term_width = 100)]
@@ -86,6 +88,9 @@ enum Command {
     /// Reservations of what nodes have
     #[command(subcommand)]
     Lease(objects::LeaseCommand),
+    /// How much work is done at once, and where
+    #[command(subcommand)]
+    Limit(limit::LimitCommand),
     /// Work in steps
     #[command(subcommand)]
     Operation(objects::OperationCommand),
@@ -97,7 +102,7 @@ enum Command {
     Policy(policy::PolicyCommand),
     /// Why something waits, or was decided so
     Explain {
-        /// Like operation/7, volume/2, lease/3, node/1 or event/4
+        /// Like operation/7, volume/disk, lease/3, node/one or event/4
         id: String,
     },
     /// How the control plane is
@@ -156,10 +161,23 @@ fn run(common: Common, command: Command) -> Result<(), Failure> {
             Command::Event(command) => objects::event(&asker, command).await,
             Command::Policy(command) => policy::run(&asker, command).await,
             Command::Explain { id } => explain::run(&asker, &id).await,
-            Command::Status => asker.show_value("/v1/status").await,
+            Command::Status => status(&asker).await,
+            Command::Limit(command) => limit::run(&asker, command).await,
             Command::Top(args) => top::run(&asker, &args).await,
             Command::Watch { prefix } => asker.watch(&prefix).await,
             Command::Up(_) | Command::Completion { .. } => Ok(()),
         }
     })
+}
+
+/// How the control plane is, and what somebody should look at.
+async fn status(asker: &Asker) -> Result<(), Failure> {
+    let mut status: contract::Status = asker.client.get("/v1/status").await?;
+    if asker.json {
+        return asker.json(&status);
+    }
+    let alarms = std::mem::take(&mut status.alarms);
+    asker.show_one(&status)?;
+    let now_ms = table::now_ms();
+    ask::print(&alarms.iter().map(|alarm| top::told(alarm, now_ms)).collect::<String>())
 }

@@ -179,13 +179,24 @@ pub enum VolumeCommand {
         #[arg(long)]
         wait: bool,
     },
-    /// Serve it on another node
+    /// Give its extents more room on the medium
+    Expand {
+        /// Name or id
+        volume: String,
+        /// Wait until they have it
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Serve it on another node, or on another worker of its node
     Move {
         /// Name or id
         volume: String,
         /// The node; otherwise it is chosen by weight
         #[arg(long)]
         to: Option<String>,
+        /// The worker, counted from 0, at the node where it is
+        #[arg(long, value_name = "NUMBER", conflicts_with_all = ["to", "now", "within"])]
+        worker: Option<u16>,
         /// At once instead of when it disturbs least
         #[arg(long)]
         now: bool,
@@ -232,6 +243,13 @@ pub enum LeaseCommand {
         /// Bytes per second, like 40MB
         #[arg(long, default_value = "0", value_parser = parse_bytes)]
         bandwidth: u64,
+    },
+    /// Keep one; the answer may be one from another node
+    Renew {
+        /// Its id
+        lease: String,
+        /// Who has it
+        consumer: Name,
     },
     /// Give one back
     Release {
@@ -468,7 +486,13 @@ pub async fn volume(asker: &Asker, command: VolumeCommand) -> Result<(), Failure
         VolumeCommand::Scrub { volume, wait } => {
             (Command::VolumeScrub { volume: find(&volume).await? }, None, wait)
         }
-        VolumeCommand::Move { volume, to, now, within, wait } => {
+        VolumeCommand::Expand { volume, wait } => {
+            (Command::VolumeExpand { volume: find(&volume).await? }, None, wait)
+        }
+        VolumeCommand::Move { volume, worker: Some(worker), wait, .. } => {
+            (Command::VolumeMoveWorker { volume: find(&volume).await?, worker }, None, wait)
+        }
+        VolumeCommand::Move { volume, to, worker: None, now, within, wait } => {
             let (volume, to) = (find(&volume).await?, node(&to).await?);
             let deadline_ms = within.map(|seconds| seconds.saturating_mul(1_000));
             (Command::VolumeMove { volume, to, at_once: now, deadline_ms }, None, wait)
@@ -509,6 +533,12 @@ pub async fn lease(asker: &Asker, command: LeaseCommand) -> Result<(), Failure> 
         LeaseCommand::Acquire { consumer, iops, bandwidth } => {
             let resources = Resources { iops, bytes_per_s: bandwidth, copy_slots: 0 };
             let asked = Command::LeaseAcquire { consumer, resources, observed: Vec::new() };
+            let answer = asker.change(asked, None).await?;
+            asker.show_one(&answer.lease)
+        }
+        LeaseCommand::Renew { lease, consumer } => {
+            let lease = asker.one::<Lease>("leases", &lease).await?.id;
+            let asked = Command::LeaseRenew { lease, consumer, observed: Vec::new() };
             let answer = asker.change(asked, None).await?;
             asker.show_one(&answer.lease)
         }

@@ -1,16 +1,20 @@
 //! Policies on the command line. `new`, `check`, `bench` and `replay` need no control plane: they are the host's own
 //! author kit, with the engine settings of production.
 
+mod list;
+
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Subcommand, ValueEnum};
-use host::{Config, Engine, Limits, author};
+use host::author::{self, Timed};
+use host::replay::{ReplayDifference, Replayed};
+use host::{Config, Engine, Limits};
 use serde_json::{Value, json};
 use verdict::Kind;
 
 use crate::ask::{Asker, Failure, encoded, print};
-use crate::table::Table;
+use crate::table::{Table, now_ms};
 
 /// `tidegate policy`
 #[derive(Subcommand)]
@@ -63,6 +67,9 @@ pub enum PolicyCommand {
         /// What it is configured with, as KEY=VALUE
         #[arg(long, value_parser = pair)]
         config: Vec<(String, String)>,
+        /// Its Ed25519 signature, as it is or in hexadecimal digits or base64; where keys are configured
+        #[arg(long, value_name = "FILE")]
+        signature: Option<PathBuf>,
     },
     /// Have it asked beside the active one, and compare
     Shadow {
@@ -135,6 +142,9 @@ pub async fn run(asker: &Asker, command: PolicyCommand) -> Result<(), Failure> {
     match command {
         PolicyCommand::New { kind, name, into } => {
             let folder = author::new(kind.kind(), &name, &into).map_err(other)?;
+            if asker.json {
+                return asker.json(&json!({ "folder": folder }));
+            }
             print(&format!("{}: read its README.md next\n", folder.display()))
         }
         PolicyCommand::Check { file, config } => {
@@ -148,50 +158,15 @@ pub async fn run(asker: &Asker, command: PolicyCommand) -> Result<(), Failure> {
         PolicyCommand::Bench { file, config, decisions } => {
             let policy = author::check(&engine()?, &file, config).map_err(other)?;
             let timed = author::bench(&policy, &[10, 1_000, 10_000], decisions).map_err(other)?;
-            let mut table = Table::new(&[
-                "FUNCTION",
-                "ROWS",
-                "P50 us",
-                "P99 us",
-                "NATIVE P50 us",
-                "NATIVE P99 us",
-                "FUEL",
-            ]);
-            for one in &timed {
-                let us = |ns: u64| format!("{:.1}", ns as f64 / 1e3);
-                table.row(vec![
-                    one.function.to_owned(),
-                    one.rows.to_string(),
-                    us(one.p50_ns),
-                    us(one.p99_ns),
-                    us(one.native_p50_ns),
-                    us(one.native_p99_ns),
-                    one.fuel_max.to_string(),
-                ]);
-            }
-            print(&table.to_string())
+            asker.show(&timed, bench_table)
         }
         PolicyCommand::Replay { log, with, config } => {
             let config: Option<Config> = (!config.is_empty()).then_some(config);
             let replayed = author::replay_file(&engine()?, &log, &with, config).map_err(other)?;
-            for one in &replayed.differences {
-                let said = format!(
-                    "{} {}: logged {}, now {}\n",
-                    one.decision, one.function, one.logged, one.replayed
-                );
-                print(&said)?;
-            }
-            print(&format!(
-                "{} decisions, {} identical, {} different, {} skipped\n",
-                replayed.decisions, replayed.identical, replayed.different, replayed.skipped
-            ))
+            show_replay(asker, &replayed)
         }
-        PolicyCommand::Push { file, config } => {
-            let component = author::component_of(&file).map_err(other)?;
-            let config: BTreeMap<String, String> = config.into_iter().collect();
-            let config = serde_json::to_string(&config).map_err(other)?;
-            let path = format!("/v1/policies?config={}", encoded(&config));
-            asker.show_one(&asker.client.put::<Value>(&path, component).await?)
+        PolicyCommand::Push { file, config, signature } => {
+            push(asker, &file, config, signature.as_deref()).await
         }
         PolicyCommand::Shadow { policy, stop } => {
             let asked = json!({ "policy": policy, "kind": stop.map(|kind| kind.kind().name()) });
@@ -230,6 +205,77 @@ pub async fn run(asker: &Asker, command: PolicyCommand) -> Result<(), Failure> {
     }
 }
 
+fn bench_table(timed: &[Timed]) -> Table {
+    let mut table =
+        Table::new(&["FUNCTION", "ROWS", "P50 us", "P99 us", "NATIVE P50 us", "NATIVE P99 us", "FUEL"]);
+    for one in timed {
+        let us = |ns: u64| format!("{:.1}", ns as f64 / 1e3);
+        table.row(vec![
+            one.function.to_owned(),
+            one.rows.to_string(),
+            us(one.p50_ns),
+            us(one.p99_ns),
+            us(one.native_p50_ns),
+            us(one.native_p99_ns),
+            one.fuel_max.to_string(),
+        ]);
+    }
+    table
+}
+
+/// Shows what a replay found; differences are what a program asks for by the exit code.
+fn show_replay(asker: &Asker, replayed: &Replayed) -> Result<(), Failure> {
+    if asker.json {
+        asker.json(replayed)?;
+    } else {
+        for one in &replayed.differences {
+            let ReplayDifference { decision, function, logged, replayed } = one;
+            print(&format!("{decision} {function}: logged {logged}, now {replayed}\n"))?;
+        }
+        print(&format!(
+            "{} decisions, {} identical, {} different, {} skipped\n",
+            replayed.decisions, replayed.identical, replayed.different, replayed.skipped
+        ))?;
+    }
+    if replayed.different == 0 { Ok(()) } else { Err(Failure::Different(replayed.different)) }
+}
+
+async fn push(asker: &Asker, file: &Path, config: Config, signature: Option<&Path>) -> Result<(), Failure> {
+    let component = author::component_of(file).map_err(other)?;
+    let config: BTreeMap<String, String> = config.into_iter().collect();
+    let config = serde_json::to_string(&config).map_err(other)?;
+    let mut path = format!("/v1/policies?config={}", encoded(&config));
+    if let Some(signature) = signature {
+        let read =
+            |path: &Path| std::fs::read(path).map_err(|error| other(format!("{}: {error}", path.display())));
+        // What was signed would not be what is pushed.
+        if read(file)? != component {
+            return Err(other(format!(
+                "{} is a core module, and what is signed is a component; make it with `wasm-tools component new`, \
+                 sign that, and push it",
+                file.display()
+            )));
+        }
+        path += &format!(
+            "&signature={}",
+            encoded(&signature_of(&read(signature)?).ok_or_else(|| {
+                other(format!(
+                    "{} is no Ed25519 signature: 64 bytes, or these in hexadecimal digits or base64",
+                    signature.display()
+                ))
+            })?)
+        );
+    }
+    asker.show_one(&asker.client.put::<Value>(&path, component).await?)
+}
+
+/// What a file with a signature has, in hexadecimal digits.
+fn signature_of(file: &[u8]) -> Option<String> {
+    let written = || host::bytes_of::<64>(std::str::from_utf8(file).ok()?);
+    let signature: [u8; 64] = file.try_into().ok().or_else(written)?;
+    Some(signature.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
 fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
 }
@@ -239,35 +285,19 @@ async fn list(asker: &Asker) -> Result<(), Failure> {
     if asker.json {
         return asker.json(&status);
     }
-    let mut kinds =
-        Table::new(&["KIND", "ACTIVE", "SHADOW", "DECISIONS", "BY POLICY", "ABSTAINED", "FAULTS"]);
-    for kind in status["kinds"].as_array().into_iter().flatten() {
-        let named = |policy: &Value| match policy["name"].as_str() {
-            Some(name) => format!("{name} {}", policy["version"].as_str().unwrap_or_default()),
-            None => "-".to_owned(),
-        };
-        let active = named(&kind["active"]);
-        let faults = kind["counters"]["faults"].as_object();
-        kinds.row(vec![
-            text(&kind["kind"]),
-            if active == "-" { "native".to_owned() } else { active },
-            named(&kind["shadow"]["policy"]),
-            kind["counters"]["decisions"].to_string(),
-            kind["counters"]["by_policy"].to_string(),
-            kind["counters"]["abstained"].to_string(),
-            faults.map_or(0, |all| all.values().filter_map(Value::as_u64).sum::<u64>()).to_string(),
-        ]);
+    print(&list::shown(&status, now_ms()).map_err(Failure::Other)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signature_is_read_as_it_is_and_as_it_is_written() {
+        let bytes: [u8; 64] = std::array::from_fn(|at| at as u8 | 0x80);
+        let hex = signature_of(&bytes).expect("it is one");
+        assert_eq!((hex.len(), signature_of(format!("{hex}\n").as_bytes())), (128, Some(hex.clone())));
+        assert_eq!(signature_of(&bytes[1..]), None);
+        assert_eq!(signature_of(b"a signature"), None);
     }
-    let mut library = Table::new(&["READY", "VERSION", "KIND", "DIGEST", "SUMMARY"]);
-    for policy in status["library"].as_array().into_iter().flatten() {
-        let digest: String = text(&policy["digest"]).chars().take(12).collect();
-        library.row(vec![
-            text(&policy["name"]),
-            text(&policy["version"]),
-            text(&policy["kind"]),
-            digest,
-            text(&policy["summary"]),
-        ]);
-    }
-    print(&format!("{kinds}\n{library}"))
 }

@@ -1,6 +1,7 @@
 //! Columns for people.
 
 use std::fmt;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Rows under a head.
 pub struct Table {
@@ -54,6 +55,24 @@ pub fn bytes(bytes: u64) -> String {
     }
 }
 
+/// The wall clock, milliseconds.
+pub fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// How long ago something was, in one number: 12 s, 5 min, 3 h, 2 d.
+pub fn ago(at_ms: u64, now_ms: u64) -> String {
+    // Clocks of two machines may differ.
+    let seconds = now_ms.saturating_sub(at_ms) / 1_000;
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3_600 => format!("{} min", seconds / 60),
+        3_600..86_400 => format!("{} h", seconds / 3_600),
+        _ => format!("{} d", seconds / 86_400),
+    }
+}
+
 /// Reads a size like 512MiB, 10GiB or 40MB.
 pub fn parse_bytes(text: &str) -> Result<u64, String> {
     let digits = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
@@ -84,6 +103,13 @@ mod tests {
         table.row(vec!["1".into(), "disk".into()]);
         table.row(vec!["10".into(), "d".into()]);
         assert_eq!(table.to_string(), "ID  NAME\n1   disk\n10  d\n");
+    }
+
+    #[test]
+    fn times_are_told_in_one_number() {
+        let told = [0, 59_999, 60_000, 7_200_000, 172_800_000].map(|now_ms| ago(0, now_ms));
+        assert_eq!(told, ["0 s", "59 s", "1 min", "2 h", "2 d"]);
+        assert_eq!(ago(5_000, 0), "0 s");
     }
 
     #[test]

@@ -11,16 +11,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use contract::{Live, LiveNode, Node, Operation, Status, Volume, VolumeReport};
+use contract::{Alarm, Live, LiveNode, Node, Operation, Status, Volume, VolumeReport};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::termios::{self, LocalModes, OptionalActions, SpecialCodeIndex, Termios};
 use serde::Deserialize;
 
 use crate::ask::{Asker, Failure, print};
-use crate::table::{Table, bytes};
+use crate::table::{Table, ago, bytes, now_ms};
 
 /// Volumes that are looked at; of more the first ones.
 const VOLUMES_MAX: usize = 1_000;
+/// The newest alarms, on top; `tidegate status` has all.
+const ALARMS_MAX: usize = 3;
 /// Between the two looks of a single frame, for its rates.
 const GLANCE: Duration = Duration::from_millis(500);
 
@@ -137,7 +139,7 @@ pub async fn run(asker: &Asker, args: &Args) -> Result<(), Failure> {
 
 /// Everything that there is to see.
 fn frame(before: &Look, now: &Look) -> String {
-    let Status { start, nodes, volumes, operations_open, leases, .. } = now.status;
+    let &Status { start, nodes, volumes, operations_open, leases, .. } = &now.status;
     let seconds = (now.at - before.at).as_secs_f64().max(0.001);
     // A control plane that was started again counts from 0.
     let rate = |now: u64, before: u64| format!("{:.1}", now.saturating_sub(before) as f64 / seconds);
@@ -147,13 +149,21 @@ fn frame(before: &Look, now: &Look) -> String {
         rate(now.status.decisions, before.status.decisions),
         rate(now.status.reports, before.status.reports),
     );
+    let alarms: String =
+        now.status.alarms.iter().take(ALARMS_MAX).map(|alarm| told(alarm, now_ms())).collect();
     let sections = [
         nodes_table(now).to_string(),
         policies_table(before, now, &rate).to_string(),
         operations_table(now),
         volumes_table(now).to_string(),
     ];
-    format!("{head}\n{}", sections.join("\n"))
+    format!("{head}{alarms}\n{}", sections.join("\n"))
+}
+
+/// An alarm in a line.
+pub fn told(alarm: &Alarm, now_ms: u64) -> String {
+    let times = if alarm.times > 1 { format!(", {} times", alarm.times) } else { String::new() };
+    format!("alarm, {} ago{times}: {}\n", ago(alarm.at_ms, now_ms), alarm.what)
 }
 
 fn nodes_table(now: &Look) -> Table {
@@ -362,6 +372,13 @@ mod tests {
     fn a_frame_is_cut_to_the_terminal() {
         assert_eq!(drawn("abc\nde\nf\n", 2, 2), "\x1b[Hab\x1b[K\r\nde\x1b[K\x1b[J");
         assert_eq!(drawn("", 80, 24), "\x1b[H\x1b[J");
+    }
+
+    #[test]
+    fn an_alarm_says_when_and_how_often_it_came() {
+        let alarm = |times| Alarm { at_ms: 0, times, what: "node/1 is lost".to_owned() };
+        assert_eq!(told(&alarm(1), 5_000), "alarm, 5 s ago: node/1 is lost\n");
+        assert_eq!(told(&alarm(9), 61_000), "alarm, 1 min ago, 9 times: node/1 is lost\n");
     }
 
     #[test]
