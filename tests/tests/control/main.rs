@@ -29,4 +29,5 @@ mod storm;
 mod swap;
 mod top;
 mod up;
+mod verbs;
 mod wire;
