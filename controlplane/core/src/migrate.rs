@@ -15,7 +15,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use contract::{Blocked, Grounds, NodeId, OperationId, Phase, Plan, PolicyRef, VolumeId, VolumeReport, Work};
+use contract::{
+    Blocked, Grounds, NodeId, OperationId, Phase, Plan, PolicyKind, PolicyRef, VolumeId, VolumeReport, Work,
+};
 use verdict::{BuildProfile, Choice, ChooseTime, Forecast, PPM, Profile, Question, Rules, Timing, Transfer};
 
 use crate::asks::Purpose;
@@ -167,6 +169,7 @@ impl Core {
         let Some(operation) = self.operations.change(id) else { return };
         operation.target = Some(target);
         operation.source = source;
+        operation.blocked_on = Some(Blocked::Policy { policy: PolicyKind::Migration, why: String::new() });
         let volume = operation.volume;
         self.plans.unplanned.remove(&id);
         let question = BuildProfile { samples: self.histories.samples(volume), rules: self.rules() };

@@ -96,6 +96,11 @@ impl Core {
             Work::MoveNode { at_once: false } => self.plan(id),
             _ => {
                 self.keep_deadline(id);
+                // Until it is asked about, and for as long as nobody answers, that is what holds it.
+                if let Some(operation) = self.operations.touch(id) {
+                    let policy = PolicyKind::Scheduling;
+                    operation.blocked_on = Some(Blocked::Policy { policy, why: String::new() });
+                }
                 self.queue.ready.insert(id);
             }
         }
