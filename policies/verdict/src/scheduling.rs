@@ -203,10 +203,6 @@ impl Schedule {
         if let Some(long) = answer.reasons.iter().find(|reason| reason.len() > REASON_BYTES_MAX) {
             return Err(Invalid::LongText { bytes: long.len(), max: REASON_BYTES_MAX });
         }
-        // Each may become part of a record.
-        if let Some(long) = answer.reasons.iter().find(|reason| reason.len() > crate::WHY_BYTES_MAX) {
-            return Err(Invalid::LongText { bytes: long.len(), max: crate::WHY_BYTES_MAX });
-        }
         for &reason in &answer.reason {
             known_row("reason", reason, answer.reasons.len())?;
         }
