@@ -1,5 +1,6 @@
 //! Whose policies may run. A signature is an Ed25519 signature of the component's bytes, kept beside it.
 
+use data_encoding::{BASE64_NOPAD, HEXLOWER_PERMISSIVE};
 use ed25519_dalek::{Signature, VerifyingKey};
 use thiserror::Error;
 
@@ -32,37 +33,11 @@ pub enum TrustError {
 /// Reads so many bytes that are written in hexadecimal digits or in base64 (RFC 4648, clause 4, padded or not).
 pub fn bytes_of<const BYTES: usize>(text: &str) -> Option<[u8; BYTES]> {
     let text = text.trim();
-    let bytes = if text.len() == 2 * BYTES { hex(text) } else { base64(text.trim_end_matches('=')) };
-    bytes?.try_into().ok()
-}
-
-fn hex(text: &str) -> Option<Vec<u8>> {
-    let digit = |letter: u8| char::from(letter).to_digit(16);
-    let pairs = text.as_bytes().chunks(2);
-    pairs.map(|pair| u8::try_from(digit(pair[0])? << 4 | digit(*pair.get(1)?)?).ok()).collect()
-}
-
-fn base64(text: &str) -> Option<Vec<u8>> {
-    let value = |letter: u8| {
-        Some(match letter {
-            b'A'..=b'Z' => letter - b'A',
-            b'a'..=b'z' => letter - b'a' + 26,
-            b'0'..=b'9' => letter - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            _ => return None,
-        })
+    let decoded = match text.len() == 2 * BYTES {
+        true => HEXLOWER_PERMISSIVE.decode(text.as_bytes()),
+        false => BASE64_NOPAD.decode(text.trim_end_matches('=').as_bytes()),
     };
-    let (mut bytes, mut kept, mut bits) = (Vec::new(), 0_u32, 0);
-    for letter in text.bytes() {
-        kept = kept << 6 & 0xffff | u32::from(value(letter)?);
-        bits += 6;
-        if bits >= 8 {
-            bits -= 8;
-            bytes.push((kept >> bits) as u8);
-        }
-    }
-    Some(bytes)
+    decoded.ok()?.try_into().ok()
 }
 
 impl Trust {
