@@ -13,7 +13,7 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use axum::{Extension, Json, Router};
-use contract::{Answer, Refused, Request};
+use contract::{Answer, Node, Refused, Request, Volume};
 use control_core::Core;
 use control_core::explain::About;
 use schemars::JsonSchema;
@@ -210,12 +210,8 @@ async fn explain(State(shell): State<Shell>, Named(id): Named) -> Result<Json<co
 /// What has a name, by that.
 fn named(core: &Core, text: &str) -> Option<About> {
     match text.split_once('/')? {
-        ("volume", name) => {
-            core.volumes().find(|volume| volume.name.as_str() == name).map(|volume| About::Volume(volume.id))
-        }
-        ("node", name) => {
-            core.nodes().find(|node| node.info.name.as_str() == name).map(|node| About::Node(node.id))
-        }
+        ("volume", name) => objects::find::<Volume>(core, name).map(|volume| About::Volume(volume.id)),
+        ("node", name) => objects::find::<Node>(core, name).map(|node| About::Node(node.id)),
         _ => None,
     }
 }

@@ -20,7 +20,7 @@ const LIST_MAX: usize = 10_000;
 const LIST_DEFAULT: usize = 1_000;
 
 /// A sort of objects.
-trait Sort: Clone + Serialize + JsonSchema + Send + 'static {
+pub trait Sort: Clone + Serialize + JsonSchema + Send + 'static {
     /// All there are, by id.
     fn all(core: &Core) -> impl Iterator<Item = &Self>;
     /// The one of that number.
@@ -122,12 +122,13 @@ async fn limits(State(shell): State<Shell>) -> Result<Json<Items<Limit>>, No> {
     Ok(Json(Items { items, more: false }))
 }
 
+/// The one of that number or, if it has one, that name.
+pub fn find<'a, T: Sort>(core: &'a Core, id: &str) -> Option<&'a T> {
+    let numbered = id.parse().ok().and_then(|number| T::by_id(core, number));
+    numbered.or_else(|| T::all(core).find(|one| one.name() == Some(id)))
+}
+
 async fn one<T: Sort>(State(shell): State<Shell>, Named(id): Named) -> Result<Json<T>, No> {
-    let number: Option<u64> = id.parse().ok();
-    let found = shell.driver.look(move |core| {
-        let numbered = number.and_then(|number| T::by_id(core, number));
-        numbered.or_else(|| T::all(core).find(|one| one.name() == Some(&*id))).cloned()
-    });
-    let found = found.await.map_err(busy)?;
+    let found = shell.driver.look(move |core| find::<T>(core, &id).cloned()).await.map_err(busy)?;
     found.map(Json).ok_or_else(|| refusal(StatusCode::NOT_FOUND, "there is none of that id or name"))
 }
