@@ -178,6 +178,6 @@ async fn status(asker: &Asker) -> Result<(), Failure> {
     }
     let alarms = std::mem::take(&mut status.alarms);
     asker.show_one(&status)?;
-    let now_ms = table::now_ms();
+    let now_ms = host::wall_ms();
     ask::print(&alarms.iter().map(|alarm| top::told(alarm, now_ms)).collect::<String>())
 }

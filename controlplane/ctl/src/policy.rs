@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use verdict::Kind;
 
 use crate::ask::{Asker, Failure, encoded, print};
-use crate::table::{Table, now_ms};
+use crate::table::Table;
 
 /// `tidegate policy`
 #[derive(Subcommand)]
@@ -285,7 +285,7 @@ async fn list(asker: &Asker) -> Result<(), Failure> {
     if asker.json {
         return asker.json(&status);
     }
-    print(&list::shown(&status, now_ms()).map_err(Failure::Other)?)
+    print(&list::shown(&status, host::wall_ms()).map_err(Failure::Other)?)
 }
 
 #[cfg(test)]

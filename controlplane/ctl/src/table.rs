@@ -1,7 +1,6 @@
 //! Columns for people.
 
 use std::fmt;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Rows under a head.
 pub struct Table {
@@ -53,12 +52,6 @@ pub fn bytes(bytes: u64) -> String {
     } else {
         format!("{value:.1}{}", units[unit])
     }
-}
-
-/// The wall clock, milliseconds.
-pub fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// How long ago something was, in one number: 12 s, 5 min, 3 h, 2 d.

@@ -17,7 +17,7 @@ use rustix::termios::{self, LocalModes, OptionalActions, SpecialCodeIndex, Termi
 use serde::Deserialize;
 
 use crate::ask::{Asker, Failure, print};
-use crate::table::{Table, ago, bytes, now_ms};
+use crate::table::{Table, ago, bytes};
 
 /// Volumes that are looked at; of more the first ones.
 const VOLUMES_MAX: usize = 1_000;
@@ -150,7 +150,7 @@ fn frame(before: &Look, now: &Look) -> String {
         rate(now.status.reports, before.status.reports),
     );
     let alarms: String =
-        now.status.alarms.iter().take(ALARMS_MAX).map(|alarm| told(alarm, now_ms())).collect();
+        now.status.alarms.iter().take(ALARMS_MAX).map(|alarm| told(alarm, host::wall_ms())).collect();
     let sections = [
         nodes_table(now).to_string(),
         policies_table(before, now, &rate).to_string(),

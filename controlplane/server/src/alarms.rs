@@ -5,7 +5,6 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use contract::Alarm;
 use tracing::warn;
@@ -21,8 +20,7 @@ impl Alarms {
     /// Says it, and keeps it as the newest.
     pub fn raise(&self, what: String) {
         warn!("alarm: {what}");
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let at_ms = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
+        let at_ms = host::wall_ms();
         let mut alarms = self.lock();
         let again = alarms.iter().position(|known| known.what == what).and_then(|at| alarms.remove(at));
         let times = again.map_or(1, |known| known.times.saturating_add(1));

@@ -6,7 +6,6 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 use tracing::error;
@@ -32,9 +31,8 @@ impl Audit {
 
     /// Writes down that `peer` asked for `asked`, and what came of it. That it cannot is told in the log.
     pub fn write(&self, peer: &Peer, asked: Value, outcome: Value) {
-        let at_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
         let line = json!({
-            "at_ms": u64::try_from(at_ms).unwrap_or(u64::MAX),
+            "at_ms": host::wall_ms(),
             "peer": peer.to_string(),
             "asked": asked,
             "outcome": outcome,

@@ -39,5 +39,5 @@ pub use lifecycle::{ActivateError, Activation, Options, Policies, Start};
 pub use policy::{Admission, AdmitError, Candidate, Config, Gate, Policy};
 pub use seat::Seat;
 pub use shadow::{Comparison, Difference};
-pub use status::{CountersRead, KindStatus, LifeEvent, PolicyStatus, ShadowStatus, Status};
+pub use status::{CountersRead, KindStatus, LifeEvent, PolicyStatus, ShadowStatus, Status, wall_ms};
 pub use trust::{Trust, TrustError, bytes_of};

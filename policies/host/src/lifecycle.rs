@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use thiserror::Error;
 use verdict::Kind;
@@ -24,7 +24,7 @@ use crate::log::{Log, LogError, LogOptions, Record};
 use crate::policy::{AdmitError, Candidate, Gate, Policy};
 use crate::seat::{Live, Place, Places, Seat, lock};
 use crate::shadow::Shadow;
-use crate::status::{Counters, KindStatus, LifeEvent, PolicyStatus, ShadowStatus, Status};
+use crate::status::{Counters, KindStatus, LifeEvent, PolicyStatus, ShadowStatus, Status, wall_ms};
 
 /// Policies that are kept ready; those that neither run nor may be gone back to leave first.
 const LIBRARY_MAX: usize = 64;
@@ -501,8 +501,7 @@ impl Shared {
     }
 
     fn tell(&self, control: &mut Control, kind: Kind, what: String) {
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let at_ms = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
+        let at_ms = wall_ms();
         self.log(|| Record::Event { at_ms, kind, what: what.clone() });
         if control.events.len() == EVENTS_MAX {
             control.events.pop_front();
