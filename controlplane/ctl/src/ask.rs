@@ -98,9 +98,9 @@ impl Asker {
         }
     }
 
-    /// All of a sort that has no numbers, and is told at once.
-    pub async fn unnumbered<T: DeserializeOwned>(&self, sort: &str) -> Result<Vec<T>, Failure> {
-        Ok(self.client.get::<Items<T>>(&format!("/v1/{sort}")).await?.items)
+    /// The objects of one answer, and none of what may follow.
+    pub async fn some<T: DeserializeOwned>(&self, asked: &str) -> Result<Vec<T>, Failure> {
+        Ok(self.client.get::<Items<T>>(&format!("/v1/{asked}")).await?.items)
     }
 
     /// One object by its id or name. `volume/7`, `7` and a name are the same.

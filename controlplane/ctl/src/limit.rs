@@ -50,7 +50,7 @@ impl DimArg {
 pub async fn run(asker: &Asker, command: LimitCommand) -> Result<(), Failure> {
     match command {
         LimitCommand::List => {
-            let limits: Vec<Limit> = asker.unnumbered("limits").await?;
+            let limits: Vec<Limit> = asker.some("limits").await?;
             asker.show(&limits, |limits| {
                 let mut table = Table::new(&["OF", "SCOPE", "MAX"]);
                 for limit in limits {

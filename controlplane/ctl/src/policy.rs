@@ -1,7 +1,7 @@
 //! Policies on the command line. `new`, `check`, `bench` and `replay` need no control plane: they are the host's own
 //! author kit, with the engine settings of production.
 
-mod list;
+pub mod list;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 use contract::{Alarm, Live, LiveNode, Node, Operation, Status, Volume, VolumeReport};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::termios::{self, LocalModes, OptionalActions, SpecialCodeIndex, Termios};
-use serde::Deserialize;
 
 use crate::ask::{Asker, Failure, print};
+use crate::policy::list;
 use crate::table::{Table, ago, bytes};
 
 /// Volumes that are looked at; of more the first ones.
@@ -50,55 +50,16 @@ struct Look {
     volumes: Vec<Volume>,
     operations: Vec<Operation>,
     live: Live,
-    policies: Policies,
-}
-
-#[derive(Deserialize)]
-struct Policies {
-    kinds: Vec<Kind>,
-}
-
-#[derive(Deserialize)]
-struct Kind {
-    kind: String,
-    active: Option<Policy>,
-    shadow: Option<Shadow>,
-    counters: Counters,
-    rolled_back: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Policy {
-    name: String,
-    version: String,
-}
-
-#[derive(Deserialize)]
-struct Shadow {
-    policy: Policy,
-}
-
-#[derive(Deserialize)]
-struct Counters {
-    decisions: u64,
-    by_policy: u64,
-    abstained: u64,
-    faults: BTreeMap<String, u64>,
-}
-
-#[derive(Deserialize)]
-struct Items<T> {
-    items: Vec<T>,
+    policies: list::Status,
 }
 
 impl Look {
     async fn take(asker: &Asker) -> Result<Look, Failure> {
-        let volumes: Items<Volume> = asker.client.get(&format!("/v1/volumes?limit={VOLUMES_MAX}")).await?;
         Ok(Look {
             at: Instant::now(),
             status: asker.client.get("/v1/status").await?,
             nodes: asker.all("nodes", |node: &Node| node.id.0).await?,
-            volumes: volumes.items,
+            volumes: asker.some(&format!("volumes?limit={VOLUMES_MAX}")).await?,
             operations: asker.all("operations", |one: &Operation| one.id.0).await?,
             live: asker.client.get("/v1/live").await?,
             policies: asker.client.get("/v1/policies").await?,

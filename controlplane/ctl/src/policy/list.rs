@@ -13,8 +13,8 @@ const DIFFERENCES_MAX: usize = 5;
 
 /// What `GET /v1/policies` answers, as far as it is shown.
 #[derive(Deserialize)]
-struct Status {
-    kinds: Vec<Kind>,
+pub struct Status {
+    pub kinds: Vec<Kind>,
     library: Vec<Policy>,
     events: Vec<Event>,
     log_errors: u64,
@@ -22,36 +22,36 @@ struct Status {
 }
 
 #[derive(Deserialize)]
-struct Kind {
-    kind: String,
-    active: Option<Policy>,
-    shadow: Option<Shadow>,
-    counters: Counters,
-    rolled_back: Option<String>,
+pub struct Kind {
+    pub kind: String,
+    pub active: Option<Policy>,
+    pub shadow: Option<Shadow>,
+    pub counters: Counters,
+    pub rolled_back: Option<String>,
 }
 
 #[derive(Deserialize)]
-struct Policy {
-    name: String,
-    version: String,
-    kind: String,
+pub struct Policy {
+    pub name: String,
+    pub version: String,
+    pub kind: String,
     digest: String,
     summary: String,
 }
 
 #[derive(Deserialize)]
-struct Counters {
-    decisions: u64,
-    by_policy: u64,
-    abstained: u64,
-    faults: BTreeMap<String, u64>,
+pub struct Counters {
+    pub decisions: u64,
+    pub by_policy: u64,
+    pub abstained: u64,
+    pub faults: BTreeMap<String, u64>,
     activations: u64,
     rollbacks: u64,
 }
 
 #[derive(Deserialize)]
-struct Shadow {
-    policy: Policy,
+pub struct Shadow {
+    pub policy: Policy,
     comparison: Comparison,
 }
 
