@@ -91,13 +91,18 @@ impl Plans {
         at
     }
 
-    /// Reserves a link instead of whatever a move had reserved, unless another one has it in that time.
-    fn reserve(&mut self, link: Link, from: u64, until: u64, id: OperationId) {
+    /// Reserves a link instead of whatever a move had reserved; false if another one has it in that time.
+    fn reserve(&mut self, link: Link, from: u64, until: u64, id: OperationId) -> bool {
         self.release(id);
-        if from < until && self.is_free(link, from, until, id) {
+        if from >= until {
+            return true;
+        }
+        let free = self.is_free(link, from, until, id);
+        if free {
             self.links.entry(link).or_default().insert(from, (until, id));
             self.reserved.insert(id, (link, from));
         }
+        free
     }
 
     fn release(&mut self, id: OperationId) {
@@ -433,13 +438,11 @@ impl Core {
         let plan = self.operations.get(id).and_then(|operation| operation.plan);
         let (Some(plan), Some(link)) = (plan, self.link_of(id)) else { return self.plan(id) };
         self.keep_deadline(id);
-        let free = self.plans.is_free(link, plan.starts_ms, plan.ends_ms, id);
-        if !free && plan.ends_ms > plan.starts_ms {
+        if !self.plans.reserve(link, plan.starts_ms, plan.ends_ms, id) {
             // What runs has the link, or this one was to plan anew when the control plane ended.
             self.plans.unplanned.insert(id);
             return;
         }
-        self.plans.reserve(link, plan.starts_ms, plan.ends_ms, id);
         if plan.starts_ms <= self.now() {
             self.make_due(id);
         } else {
