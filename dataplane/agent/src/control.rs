@@ -175,6 +175,10 @@ impl Follower {
         self.alone.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn daemon(&self) -> Result<Arc<Daemon>, Failure> {
+        self.daemon.upgrade().ok_or_else(|| Failure::again("the data plane ends".to_owned()))
+    }
+
     fn copies(&self) -> MutexGuard<'_, BTreeMap<VolumeId, Copy>> {
         self.copies.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -444,7 +448,7 @@ impl Follower {
         let volume = instruction.volume;
         let name = self.state().serving.placed(volume).map(|placed| placed.name.to_string());
         let Some(name) = name else { return Err(Failure::again("it is not open here".to_owned())) };
-        let daemon = self.daemon.upgrade().ok_or_else(|| Failure::again("the data plane ends".to_owned()))?;
+        let daemon = self.daemon()?;
         daemon.expand(&name).map_err(|why| match why {
             ChangeError::Expand(Status::NoSpace) => steps::no_room(directory),
             other => Failure::again(other.to_string()),

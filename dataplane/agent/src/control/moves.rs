@@ -47,7 +47,7 @@ impl Follower {
             state.shelf.freeze(volume, Frozen { epoch, credits: None }).map_err(Failure::book)?;
             (name, epoch)
         };
-        let daemon = self.daemon.upgrade().ok_or_else(|| Failure::again("the data plane ends".to_owned()))?;
+        let daemon = self.daemon()?;
         // Another node opens the same files next, or a copy of them.
         let shared = self.settings.pools.iter().any(|(pool, _)| pool.name == instruction.pool && pool.shared);
         match daemon.freeze(&name, shared) {
@@ -107,7 +107,7 @@ impl Follower {
     /// Ends a clone: it is as its source was at one moment, at which that holds its I/O for as long as the rest takes.
     fn cut(&self, instruction: &Instruction, mut copy: Copy, job: &Job) -> Result<(), Failure> {
         let name = instruction.from_name.as_ref().map_or(String::new(), ToString::to_string);
-        let daemon = self.daemon.upgrade().ok_or_else(|| Failure::again("the data plane ends".to_owned()))?;
+        let daemon = self.daemon()?;
         let frozen = daemon.freeze(&name, false).map_err(|why| Failure::again(why.to_string()));
         let copied = frozen.and_then(|_saved| copy.rest(job));
         // Also what is not still in time was told to be: it goes on, whatever came of the copy.
