@@ -37,16 +37,21 @@ enum Step {
     EtcdDaemon,
 }
 
+/// Tests over whole programs.
+const fn end_to_end(test: &'static str, filter: &'static str) -> Step {
+    Step::Test { package: "tests", test, filter }
+}
+
 const CLAIMS: &[Claim] = &[
     Claim {
         number: 1,
         says: "a kernel vxlan device is the peer, IPv4 and IPv6 underlay; Geneve between gateways; clean captures",
-        steps: &[Step::Test { package: "tests", test: "overlay", filter: "" }],
+        steps: &[end_to_end("overlay", "")],
     },
     Claim {
         number: 2,
         says: "super-segments become the frames that the kernel's own segmentation makes",
-        steps: &[Step::Test { package: "tests", test: "gso", filter: "" }],
+        steps: &[end_to_end("gso", "")],
     },
     Claim {
         number: 3,
@@ -54,7 +59,7 @@ const CLAIMS: &[Claim] = &[
         steps: &[
             Step::Test { package: "overlay", test: "isolation", filter: "" },
             Step::Test { package: "overlay", test: "drops", filter: "" },
-            Step::Test { package: "tests", test: "balance", filter: "" },
+            end_to_end("balance", ""),
         ],
     },
     Claim {
@@ -63,9 +68,9 @@ const CLAIMS: &[Claim] = &[
         steps: &[
             Step::Test { package: "throttle", test: "curve", filter: "" },
             Step::Test { package: "throttle", test: "fairness", filter: "" },
-            Step::Test { package: "tests", test: "credits", filter: "" },
-            Step::Test { package: "tests", test: "serve", filter: "credits::" },
-            Step::Test { package: "tests", test: "serve", filter: "neighbour::" },
+            end_to_end("credits", ""),
+            end_to_end("serve", "credits::"),
+            end_to_end("serve", "neighbour::"),
         ],
     },
     Claim {
@@ -85,7 +90,7 @@ const CLAIMS: &[Claim] = &[
     Claim {
         number: 7,
         says: "1,000 reloads under load lose nothing; kill -9 leaves nothing",
-        steps: &[Step::Test { package: "tests", test: "lifecycle", filter: "" }],
+        steps: &[end_to_end("lifecycle", "")],
     },
     Claim {
         number: 8,
@@ -97,8 +102,8 @@ const CLAIMS: &[Claim] = &[
         says: "spans add up to the host's latency; delayed writes are found with their stage; what that costs",
         steps: &[
             Step::Test { package: "trace", test: "", filter: "" },
-            Step::Test { package: "tests", test: "serve", filter: "trace::" },
-            Step::Test { package: "tests", test: "serve", filter: "spans::" },
+            end_to_end("serve", "trace::"),
+            end_to_end("serve", "spans::"),
             Step::Bench(&["trace"]),
         ],
     },
@@ -110,7 +115,7 @@ const CLAIMS: &[Claim] = &[
     Claim {
         number: 11,
         says: "moves between nodes begin when the learnt load is quiet, and hosts hardly notice (10 minutes)",
-        steps: &[Step::Test { package: "tests", test: "control", filter: "profiles::" }],
+        steps: &[end_to_end("control", "profiles::")],
     },
     Claim {
         number: 12,
@@ -138,16 +143,16 @@ const CLAIMS: &[Claim] = &[
         says: "a storm stays within its slots; nothing runs twice or is lost; shares follow capacity",
         steps: &[
             Step::Test { package: "control-core", test: "", filter: "scenarios::" },
-            Step::Test { package: "tests", test: "control", filter: "storm::" },
+            end_to_end("control", "storm::"),
         ],
     },
     Claim {
         number: 16,
         says: "a lost head is replaced while hosts wait 3 s at most; leases are revoked in time (an hour)",
         steps: &[
-            Step::Test { package: "tests", test: "control", filter: "failover::" },
-            Step::Test { package: "tests", test: "control", filter: "leases::" },
-            Step::Test { package: "tests", test: "guest", filter: "failover::" },
+            end_to_end("control", "failover::"),
+            end_to_end("control", "leases::"),
+            end_to_end("guest", "failover::"),
         ],
     },
     Claim {
@@ -156,17 +161,17 @@ const CLAIMS: &[Claim] = &[
         steps: &[
             Step::Sim(&["--seeds", "10000"]),
             Step::Sim(&["--bug", "all", "--seeds", "500"]),
-            Step::Test { package: "tests", test: "control", filter: "api::" },
+            end_to_end("control", "api::"),
         ],
     },
     Claim {
         number: 18,
         says: "stock hosts: a Linux guest over NVMe/TCP and NBD, libnbd, QEMU, fio, over TCP, TLS and Unix sockets",
         steps: &[
-            Step::Test { package: "tests", test: "guest", filter: "nvme::" },
-            Step::Test { package: "tests", test: "guest", filter: "nbd::" },
-            Step::Test { package: "tests", test: "serve", filter: "clients::" },
-            Step::Test { package: "tests", test: "serve", filter: "tls::" },
+            end_to_end("guest", "nvme::"),
+            end_to_end("guest", "nbd::"),
+            end_to_end("serve", "clients::"),
+            end_to_end("serve", "tls::"),
         ],
     },
     Claim {
@@ -174,23 +179,20 @@ const CLAIMS: &[Claim] = &[
         says: "what was flushed survives kill -9 at any moment and every crash; the second owner fences the first",
         steps: &[
             Step::Test { package: "volume", test: "", filter: "crashes" },
-            Step::Test { package: "tests", test: "serve", filter: "kill::" },
-            Step::Test { package: "tests", test: "serve", filter: "fence::" },
-            Step::Test { package: "tests", test: "serve", filter: "damage::" },
+            end_to_end("serve", "kill::"),
+            end_to_end("serve", "fence::"),
+            end_to_end("serve", "damage::"),
         ],
     },
     Claim {
         number: 20,
         says: "1,000 hand-overs of busy volumes between workers: no error, pauses of 5 ms at most for 99 of 100",
-        steps: &[Step::Test { package: "tests", test: "serve", filter: "moves::" }],
+        steps: &[end_to_end("serve", "moves::")],
     },
     Claim {
         number: 21,
         says: "hostile clients end their own session at most; a disk runs full without a wrong byte",
-        steps: &[
-            Step::Test { package: "tests", test: "serve", filter: "hostile::" },
-            Step::Test { package: "tests", test: "serve", filter: "full::" },
-        ],
+        steps: &[end_to_end("serve", "hostile::"), end_to_end("serve", "full::")],
     },
 ];
 
