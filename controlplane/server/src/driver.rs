@@ -109,6 +109,19 @@ pub struct Seat {
     alarms: Alarms,
 }
 
+#[cfg(test)]
+impl Seat {
+    /// Waits for the next answer of a policy; which question it is to.
+    pub fn next_decided(&self, patience: Duration) -> Option<u64> {
+        let end = Instant::now() + patience;
+        loop {
+            if let Job::Decided { ask, .. } = self.jobs.recv_deadline(end).ok()? {
+                return Some(ask);
+            }
+        }
+    }
+}
+
 /// Why the store does not answer, while it does not.
 #[derive(Clone, Default)]
 struct Away(Arc<Mutex<Option<Arc<str>>>>);

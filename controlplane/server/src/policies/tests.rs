@@ -1,6 +1,6 @@
 //! What was chosen outlives a start with other components, and goes by nothing but another choice.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use contract::Alarm;
 use ed25519_dalek::{Signer, SigningKey};
@@ -28,9 +28,10 @@ impl Ground {
     fn open(&self, trust: Trust) -> Open {
         let (driver, seat) = Driver::new();
         let policies = Policies::open(&self.root, self.store.clone(), &driver, trust).expect("it starts");
-        let open = Open { policies, driver, _seat: seat };
-        open.until(|policies| shipped::all().all(|(name, _)| policies.0.host.find(name).is_some()));
-        open
+        // As it does beside other work, so that nothing is waited for here.
+        policies.push_shipped(|name| policies.0.host.find(name).is_none());
+        assert!(shipped::all().all(|(name, _)| policies.0.host.find(name).is_some()));
+        Open { policies, driver, seat }
     }
 
     fn chosen(&self) -> Option<Vec<u8>> {
@@ -63,18 +64,10 @@ impl Drop for Ground {
 struct Open {
     policies: Policies,
     driver: Driver,
-    _seat: crate::driver::Seat,
+    seat: crate::driver::Seat,
 }
 
 impl Open {
-    fn until(&self, holds: impl Fn(&Policies) -> bool) {
-        let began = Instant::now();
-        while !holds(&self.policies) {
-            assert!(began.elapsed() < Duration::from_secs(60), "it does not come");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-
     fn active(&self) -> Option<host::PolicyId> {
         self.policies.0.host.active(KIND).map(|policy| policy.id().clone())
     }
@@ -85,16 +78,12 @@ impl Open {
 
     /// Has it decide once, wholly: the second question is taken when all of the first is done.
     fn decide(&self) {
-        let counted = |policies: &Policies| {
-            let kinds = policies.0.host.status().kinds;
-            kinds.iter().find(|kind| kind.kind == KIND.name()).map_or(0, |kind| kind.counters.decisions)
-        };
-        let before = counted(&self.policies);
         for number in 0..2 {
             let (tick, question) = workload::question(KIND, 10, number);
             self.policies.ask(control_core::Ask { id: number, tick, question });
         }
-        self.until(|policies| counted(policies) >= before + 2);
+        let answers = [(); 2].map(|()| self.seat.next_decided(Duration::from_secs(60)));
+        assert_eq!(answers, [Some(0), Some(1)]);
     }
 }
 
