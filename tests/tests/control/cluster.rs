@@ -2,7 +2,7 @@
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use rustix::process::Pid;
 use serde_json::Value;
@@ -204,13 +204,8 @@ impl Cluster {
 
     /// Runs the command line; what it printed, in JSON, or what it said.
     pub fn try_tidegate(&self, words: &[&str]) -> Result<Value, (i32, String)> {
-        let program = daemon().with_file_name("tidegate");
-        let server = format!("unix:{}", self.socket().display());
-        let output = Command::new(program)
-            .args(["--server", &server, "-o", "json"])
-            .args(words)
-            .output()
-            .expect("tidegate runs");
+        let output = command(&self.socket()).args(["-o", "json"]).args(words).output();
+        let output = output.expect("tidegate runs");
         if output.status.success() {
             // What was done may be said in words.
             Ok(serde_json::from_slice(&output.stdout).unwrap_or(Value::Null))
@@ -224,6 +219,18 @@ impl Cluster {
     pub fn tidegate(&self, words: &[&str]) -> Value {
         self.try_tidegate(words)
             .unwrap_or_else(|(code, said)| panic!("{words:?}: {code}: {said}{}", self.logs()))
+    }
+
+    /// Runs the command line for people; what it printed.
+    pub fn said(&self, words: &[&str]) -> String {
+        let output = self.typed(words);
+        assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Runs the command line for people.
+    pub fn typed(&self, words: &[&str]) -> Output {
+        command(&self.socket()).args(words).output().expect("tidegate runs")
     }
 
     /// Makes a volume and waits until it is served.
@@ -279,6 +286,13 @@ pub fn controlplane() -> PathBuf {
     let program = std::env::var_os("TIDEGATE_CONTROLPLANE").map_or_else(beside, PathBuf::from);
     assert!(program.exists(), "{} is not built: `cargo build -p server -p ctl`", program.display());
     program
+}
+
+/// The command line, for the control plane at a socket.
+pub fn command(socket: &Path) -> Command {
+    let mut command = Command::new(daemon().with_file_name("tidegate"));
+    command.arg("--server").arg(format!("unix:{}", socket.display()));
+    command
 }
 
 /// Free now; a daemon says so if somebody else takes one in between.

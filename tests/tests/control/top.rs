@@ -24,13 +24,7 @@ fn one_frame_shows_nodes_policies_operations_and_volumes_with_credits() {
     ]);
     let mut frame = String::new();
     cluster.until("the volume's credits are shown", |cluster| {
-        let server = format!("unix:{}", cluster.socket().display());
-        let output = Command::new(daemon().with_file_name("tidegate"))
-            .args(["--server", &server, "top", "--once"])
-            .output()
-            .expect("tidegate runs");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        frame = String::from_utf8_lossy(&output.stdout).into_owned();
+        frame = cluster.said(&["top", "--once"]);
         frame.lines().any(|line| line.contains(" disk ") && line.contains("5000"))
     });
     assert!(!frame.contains('\u{1b}'), "no terminal, no escapes: {frame:?}");

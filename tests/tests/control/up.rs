@@ -9,6 +9,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use tests::gateway::{daemon, folder};
 use tests::netns::{self, Held, PATIENCE, isolated};
 
+use crate::cluster::command;
+
 /// A run, with what it has printed so far.
 struct Up {
     child: Held,
@@ -20,7 +22,7 @@ impl Up {
     fn start(at: &Path) -> Up {
         let socket = at.join("cp.sock");
         let mut child = Held(
-            tidegate(&socket)
+            command(&socket)
                 .args(["up", "--rootless"])
                 .env("TMPDIR", at)
                 .stdout(Stdio::piped())
@@ -57,12 +59,6 @@ impl Up {
     }
 }
 
-fn tidegate(socket: &Path) -> Command {
-    let mut command = Command::new(daemon().with_file_name("tidegate"));
-    command.arg("--server").arg(format!("unix:{}", socket.display()));
-    command
-}
-
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
@@ -88,11 +84,11 @@ fn what_it_prints_works_a_policy_is_swapped_under_load_and_ctrl_c_leaves_nothing
         assert!(swapped.status.success(), "{activate}: {}", text(&swapped.stderr));
         // What needs a lease asks the new policy.
         let create = ["volume", "create", "more", "--size", "1GiB", "--tenant", "blue", "--wait"];
-        let made = tidegate(&up.socket).args(create).output().expect("tidegate runs");
+        let made = command(&up.socket).args(create).output().expect("tidegate runs");
         assert!(made.status.success(), "{}", text(&made.stderr));
         let load = load.wait_with_output().expect("it is our child");
         assert!(load.status.success(), "{}{}", text(&load.stdout), text(&load.stderr));
-        let list = tidegate(&up.socket).args(["policy", "list", "-o", "json"]).output().expect("it runs");
+        let list = command(&up.socket).args(["policy", "list", "-o", "json"]).output().expect("it runs");
         let list: serde_json::Value = serde_json::from_slice(&list.stdout).expect("JSON");
         let leasing = list["kinds"].as_array().expect("kinds").iter().find(|one| one["kind"] == "leasing");
         let leasing = leasing.expect("there is one");
@@ -103,7 +99,7 @@ fn what_it_prints_works_a_policy_is_swapped_under_load_and_ctrl_c_leaves_nothing
         );
 
         // A second one beside it would take its place.
-        let second = tidegate(&up.socket).args(["up", "--rootless"]).output().expect("tidegate runs");
+        let second = command(&up.socket).args(["up", "--rootless"]).output().expect("tidegate runs");
         assert!(!second.status.success() && text(&second.stderr).contains("running already"));
 
         kill_process(Pid::from_child(&up.child.0), Signal::INT).expect("it lives");

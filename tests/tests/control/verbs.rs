@@ -1,25 +1,7 @@
 //! Verbs of the command line that no other test needs, each run once as a user types it, with what it prints and its
 //! exit code.
 
-use std::process::{Command, Output};
-
-use tests::gateway::daemon;
-
 use crate::cluster::Cluster;
-
-/// Runs the command line for people.
-fn typed(cluster: &Cluster, words: &[&str]) -> Output {
-    let server = format!("unix:{}", cluster.socket().display());
-    let mut command = Command::new(daemon().with_file_name("tidegate"));
-    command.args(["--server", &server]).args(words).output().expect("tidegate runs")
-}
-
-/// What it prints for people, if it is done.
-fn said(cluster: &Cluster, words: &[&str]) -> String {
-    let output = typed(cluster, words);
-    assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
 
 #[test]
 fn verbs_of_objects_do_what_they_say_and_failures_have_their_codes() {
@@ -42,14 +24,14 @@ fn verbs_of_objects_do_what_they_say_and_failures_have_their_codes() {
     assert_eq!(code, 3);
     cluster.tidegate(&["limit", "put", "copy-slots", "node/one", "2"]);
     cluster.tidegate(&["limit", "put", "operations", "kind/scrub", "0"]);
-    let limits = said(&cluster, &["limit", "list"]);
+    let limits = cluster.said(&["limit", "list"]);
     assert!(
         limits.contains("copy-slots") && limits.contains("node/1") && limits.contains("kind/scrub"),
         "{limits}"
     );
     // No scrub may run, so this one is given up while it waits, and whoever waits for it hears so.
     let output = std::thread::scope(|scope| {
-        let waits = scope.spawn(|| typed(&cluster, &["volume", "scrub", "disk", "--wait"]));
+        let waits = scope.spawn(|| cluster.typed(&["volume", "scrub", "disk", "--wait"]));
         cluster.until("it can be given up", |cluster| {
             let open = cluster.tidegate(&["operation", "list"]);
             let ids: Vec<String> =
@@ -61,11 +43,11 @@ fn verbs_of_objects_do_what_they_say_and_failures_have_their_codes() {
         waits.join().expect("no panic")
     });
     assert_eq!(output.status.code(), Some(6), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(said(&cluster, &["completion", "bash"]).contains("tidegate"));
+    assert!(cluster.said(&["completion", "bash"]).contains("tidegate"));
     cluster.kill_node(0);
     cluster
-        .until("the lost node is an alarm", |cluster| said(cluster, &["status"]).contains("node/1 is lost"));
-    assert!(said(&cluster, &["top", "--once"]).contains("node/1 is lost"));
+        .until("the lost node is an alarm", |cluster| cluster.said(&["status"]).contains("node/1 is lost"));
+    assert!(cluster.said(&["top", "--once"]).contains("node/1 is lost"));
     cluster.kill_controlplane();
-    assert_eq!(typed(&cluster, &["status"]).status.code(), Some(5));
+    assert_eq!(cluster.typed(&["status"]).status.code(), Some(5));
 }
