@@ -41,86 +41,37 @@ pub(crate) enum Command {
     /// Go over to a new snapshot.
     Update(Box<Update>),
     /// Poll this port from now on.
-    PortUp {
-        plan_index: usize,
-        port: Box<dyn Port>,
-    },
+    PortUp { plan_index: usize, port: Box<dyn Port> },
     /// Copy figures of volumes, at most [`FIGURES_PER_TURN`] of them.
-    Volumes {
-        volumes: Vec<u32>,
-        reply: Sender<Vec<VolumeFigures>>,
-    },
+    Volumes { volumes: Vec<u32>, reply: Sender<Vec<VolumeFigures>> },
     /// Copy the counts of rules from `first` on, at most [`FIGURES_PER_TURN`] of them.
-    Rules {
-        first: usize,
-        reply: Sender<Vec<RuleCount>>,
-    },
+    Rules { first: usize, reply: Sender<Vec<RuleCount>> },
     /// Serve a volume.
-    Serve {
-        target: Box<Target>,
-        limits: Box<Limits>,
-        reply: Sender<Result<(), TargetError>>,
-    },
+    Serve { target: Box<Target>, limits: Box<Limits>, reply: Sender<Result<(), TargetError>> },
     /// Take a connection.
     Connect(Box<Arrival>),
     /// Change what a served volume may do.
-    Limit {
-        volume: VolumeId,
-        limits: Box<Limits>,
-    },
+    Limit { volume: VolumeId, limits: Box<Limits> },
     /// Follow one in so many requests of a served volume.
-    Sample {
-        volume: VolumeId,
-        one_in: u32,
-    },
+    Sample { volume: VolumeId, one_in: u32 },
     /// Have things go wrong at the medium of a served volume.
-    Faults {
-        volume: VolumeId,
-        spec: Box<FaultSpec>,
-    },
+    Faults { volume: VolumeId, spec: Box<FaultSpec> },
     /// Make a served volume larger.
-    Grow {
-        volume: VolumeId,
-        blocks: u64,
-        reply: Reply<()>,
-    },
+    Grow { volume: VolumeId, blocks: u64, reply: Reply<()> },
+    /// Have a served volume take room ahead.
+    Expand { volume: VolumeId, reply: Reply<()> },
     /// Hold the I/O of a served volume.
-    Expand {
-        volume: VolumeId,
-        reply: Reply<()>,
-    },
-    Freeze {
-        volume: VolumeId,
-        durable: bool,
-        reply: Reply<Saved>,
-    },
+    Freeze { volume: VolumeId, durable: bool, reply: Reply<Saved> },
     /// Go on with it.
-    Thaw {
-        volume: VolumeId,
-        reply: Reply<()>,
-    },
+    Thaw { volume: VolumeId, reply: Reply<()> },
     /// Let a served volume go.
-    Leave {
-        volume: VolumeId,
-        leave: Leave,
-        reply: Reply<Target>,
-    },
+    Leave { volume: VolumeId, leave: Leave, reply: Reply<Target> },
     /// Say how NVMe hosts reach a served volume.
-    Access {
-        volume: VolumeId,
-        access: Access,
-        reply: Reply<()>,
-    },
+    Access { volume: VolumeId, access: Access, reply: Reply<()> },
     /// Hand a served volume over to another worker.
-    Move {
-        volume: VolumeId,
-        to: usize,
-        reply: MoveReply,
-    },
+    Move { volume: VolumeId, to: usize, reply: MoveReply },
     /// Copy figures of the served volumes.
-    Served {
-        reply: Sender<Vec<ServedFigures>>,
-    },
+    Served { reply: Sender<Vec<ServedFigures>> },
     /// Close everything and end.
     Stop,
 }
