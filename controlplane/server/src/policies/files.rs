@@ -46,7 +46,7 @@ impl Policies {
             match beside(&path) {
                 Ok(beside) if beside.shipped => shipped.push((path, beside)),
                 Ok(beside) => pushed.push((path, beside)),
-                Err(why) => error!("{} is left out: {why}", path.display()),
+                Err(why) => self.left_out(&path, Err(why)),
             }
         }
         for (path, _) in &shipped {
