@@ -433,7 +433,7 @@ fn dump_record(record: &Record, out: &mut dyn Write) -> io::Result<()> {
 
 /// Gives a volume another size; what lies behind a smaller one is forgotten. Takes the volume over.
 pub fn resize(directory: &dyn Directory, config: &Config, blocks: u64) -> Result<Recovery, OpenError> {
-    let size = survey(directory, Epoch(u64::MAX))?.size;
+    let size = summary(directory)?.size;
     let bytes = blocks.saturating_mul(u64::from(size.bytes()));
     if bytes == 0 || bytes > VOLUME_BYTES_MAX || !bytes.is_multiple_of(PAGE_BYTES as u64) {
         return Err(OpenError::Size);
