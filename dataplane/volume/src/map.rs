@@ -65,6 +65,31 @@ impl Delta {
         self.holes.insert(first, end);
     }
 
+    /// Takes away what it has of holes from `page` on. Pages that were mapped after a hole stay, and are no part of what
+    /// is taken.
+    pub fn split_holes(&mut self, page: u64) -> Delta {
+        let mut rest = self.holes.split_off(&page);
+        if let Some((_, end)) = self.holes.iter_mut().next_back()
+            && *end > page
+        {
+            rest.insert(page, *end);
+            *end = page;
+        }
+        let mut taken = Delta::default();
+        for (mut first, end) in rest {
+            for (&mapped, _) in self.pages.range(first..end) {
+                if first < mapped {
+                    taken.holes.insert(first, mapped);
+                }
+                first = mapped + 1;
+            }
+            if first < end {
+                taken.holes.insert(first, end);
+            }
+        }
+        taken
+    }
+
     pub fn is_empty(&self) -> bool {
         self.pages.is_empty() && self.holes.is_empty()
     }
@@ -136,6 +161,22 @@ impl Index {
 
     pub fn iter(&self) -> impl Iterator<Item = (u64, LeafRef)> + '_ {
         self.leaves.iter().map(|(&first, &leaf)| (first, leaf))
+    }
+
+    /// How far holes may reach until they empty leaves of `most` entries; `None` if all of them may.
+    pub fn reach(&self, holes: impl Iterator<Item = (u64, u64)>, most: u64) -> Option<u64> {
+        let mut entries = 0;
+        for (first, end) in holes {
+            let from = self.leaf_of(first).map_or(first, |(from, _)| from);
+            for (at, leaf) in self.from(from).take_while(|(at, _)| *at < end) {
+                let at = at.max(first);
+                if entries >= most {
+                    return Some(at);
+                }
+                entries += u64::from(leaf.entries).min(end - at);
+            }
+        }
+        None
     }
 
     /// Leaves from the one that begins at `first` on.

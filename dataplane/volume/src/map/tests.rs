@@ -15,7 +15,10 @@ fn place(slot: u32) -> Place {
 
 proptest! {
     #[test]
-    fn a_delta_is_a_table_of_pages(steps in proptest::collection::vec((0..40_u64, 0..12_u64), 1..80)) {
+    fn a_delta_is_a_table_of_pages(
+        steps in proptest::collection::vec((0..40_u64, 0..12_u64), 1..80),
+        cut in 0..60_u64,
+    ) {
         let (mut delta, mut table, mut freed) = (Delta::default(), Table::new(), Vec::new());
         for (number, (page, count)) in steps.into_iter().enumerate() {
             let mapped = Mapped { place: place(number as u32), crc: 0 };
@@ -38,6 +41,16 @@ proptest! {
         all.sort();
         all.dedup();
         prop_assert_eq!(all.len(), count, "each place is held or freed, once");
+        // What is taken out of it, looked at first, hides nothing.
+        let rest = delta.split_holes(cut);
+        prop_assert!(delta.holes().all(|(_, end)| end <= cut) && rest.holes().all(|(first, _)| first >= cut));
+        for page in 0..60 {
+            let found = match rest.find(page) {
+                Found::Unknown => delta.find(page),
+                found => found,
+            };
+            prop_assert_eq!(found, table.get(&page).copied().unwrap_or(Found::Unknown), "page {}", page);
+        }
     }
 }
 
@@ -56,6 +69,19 @@ fn the_first_leaf_covers_from_zero() {
     assert_eq!(index.leaf_of(5), Some((0, leaf_ref(2))));
     index.replace(0, []);
     assert_eq!((index.len(), index.leaf_of(5)), (0, None));
+}
+
+#[test]
+fn holes_reach_until_they_empty_enough() {
+    let mut index = Index::default();
+    let leaf = |slot| LeafRef { entries: 50, ..leaf_ref(slot) };
+    index.replace(0, [(0, leaf(1)), (100, leaf(2)), (200, leaf(3))]);
+    let reach = |holes: &[(u64, u64)], most| index.reach(holes.iter().copied(), most);
+    assert_eq!(reach(&[(0, 1 << 40)], 200), None, "all of it");
+    assert_eq!(reach(&[(0, 1 << 40)], 100), Some(200));
+    assert_eq!(reach(&[(0, 1 << 40)], 1), Some(100), "one leaf at least");
+    assert_eq!(reach(&[(10, 20), (90, 95), (250, 300)], 15), Some(250), "no more than they cover counts");
+    assert_eq!(Index::default().reach([(0, 1 << 40)].into_iter(), 1), None, "nothing is mapped");
 }
 
 #[test]

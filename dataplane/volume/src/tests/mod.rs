@@ -2,6 +2,7 @@
 
 mod basics;
 mod crashes;
+mod discards;
 mod faults;
 mod files;
 mod model;

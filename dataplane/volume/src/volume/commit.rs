@@ -16,7 +16,7 @@ use frame::{IoBuffer, IoPool};
 use super::merge::Refusal;
 use super::token::Token;
 use super::{Health, REFUSED_NS, Volume};
-use crate::format::{ExtentKind, HEADER_BYTES, Header, Kind, PAGE_BYTES};
+use crate::format::{ExtentKind, HEADER_BYTES, HOLE_RECORD_BYTES, Header, Kind, PAGE_BYTES, put_hole};
 
 /// Longest batch in bytes.
 const BATCH_BYTES_MAX: usize = 64 << 10;
@@ -48,6 +48,11 @@ struct Batch {
 pub(super) struct Commit {
     /// Requests whose pages are written.
     pub to_log: VecDeque<u32>,
+    /// Holes whose records are to outlive the checkpoint under way, as first page and the page behind the last: they come
+    /// before everything else.
+    again: VecDeque<(u64, u64)>,
+    /// The last batch with some of them.
+    again_batch: u64,
     next_batch: u64,
     writing: Option<Batch>,
     pub completed: u64,
@@ -84,6 +89,8 @@ impl Commit {
         let done = next_batch - 1;
         Commit {
             to_log: VecDeque::new(),
+            again: VecDeque::new(),
+            again_batch: 0,
             next_batch,
             writing: None,
             completed: done,
@@ -176,6 +183,16 @@ impl Commit {
         if let Next::Refused { at_ns, .. } = &mut self.next {
             *at_ns = 0;
         }
+    }
+
+    /// Logs holes again, before anything else.
+    pub fn log_again(&mut self, holes: impl Iterator<Item = (u64, u64)>) {
+        self.again.extend(holes);
+    }
+
+    /// True until that is done.
+    pub fn is_logging_again(&self) -> bool {
+        !self.again.is_empty() || self.again_batch > self.completed
     }
 
     pub fn is_looking(&self) -> bool {
@@ -275,11 +292,12 @@ impl Volume {
     fn write_batch(&mut self, pool: &mut IoPool) {
         self.commit.lacks_memory = false;
         let full = self.map.delta.len() >= 2 * self.config.delta_entries_max;
-        if self.commit.writing.is_some() || self.commit.to_log.is_empty() || full {
-            return;
-        }
-        let first =
-            self.commit.to_log.front().map_or(0, |&index| Self::record_bytes(&self.slots[index as usize]));
+        let front = match (self.commit.again.front(), self.commit.to_log.front()) {
+            (Some(_), _) => Some(HOLE_RECORD_BYTES),
+            (None, Some(&index)) if !full => Some(Self::record_bytes(&self.slots[index as usize])),
+            _ => None,
+        };
+        let Some(first) = front.filter(|_| self.commit.writing.is_none()) else { return };
         let mut room = (self.config.log_segment_bytes - self.commit.offset) as usize;
         if room < (HEADER_BYTES + first).next_multiple_of(PAGE_BYTES) {
             if self.commit.rotate().is_none() {
@@ -294,7 +312,16 @@ impl Volume {
         let number = self.commit.next_batch;
         let (mut requests, mut at) = (Vec::new(), HEADER_BYTES);
         let bytes = pool.bytes_mut(&mut buffer);
-        while let Some(&index) = self.commit.to_log.front() {
+        while at + HOLE_RECORD_BYTES <= bytes.len()
+            && let Some((first, end)) = self.commit.again.pop_front()
+        {
+            at = put_hole(bytes, at, first, end - first);
+            self.commit.again_batch = number;
+        }
+        while self.commit.again.is_empty()
+            && !full
+            && let Some(&index) = self.commit.to_log.front()
+        {
             if at + Self::record_bytes(&self.slots[index as usize]) > bytes.len() {
                 break;
             }

@@ -1,6 +1,7 @@
 //! Checkpoints: the changes that the log holds become leaves, then a checkpoint names them, then the log is let go.
 //!
 //! 1. The delta is set aside, and the log goes on with an empty one, in its next segment if there is room for that.
+//!    Holes that would empty too many leaves at once stay, are logged again, and make the next checkpoint.
 //! 2. Leaf by leaf, what was set aside is merged with what the old leaf had, into new leaves (`job.rs`).
 //! 3. A sync makes leaves, pages and log durable.
 //! 4. The checkpoint is written over the older of two, its first page last, and synced.
@@ -18,6 +19,7 @@ use frame::{IoBuffer, IoPool};
 use super::token::Token;
 use super::{Health, REFUSED_NS, Volume};
 use crate::format::{ExtentKind, PAGE_BYTES, Place};
+use crate::map::Delta;
 
 use body::Body;
 use job::Job;
@@ -211,15 +213,35 @@ impl Volume {
             return;
         }
         // A new segment, so that the old ones can go; without room for one, what follows stays in this one.
-        let Some(segment) = self.commit.rotate().or(self.commit.segment()) else { return };
-        (self.merge.wanted, self.merge.discarded_pages) = (false, 0);
+        let next = self.commit.rotate();
+        let rotated = next.is_some();
+        let Some(segment) = next.or(self.commit.segment()) else { return };
+        self.merge.discarded_pages = 0;
         (self.merge.batch, self.merge.segment, self.merge.cursor) = (self.commit.completed, segment, 0);
-        self.map.merging = Some(std::mem::take(&mut self.map.delta));
+        let rest = if rotated { self.rest_of_holes() } else { Delta::default() };
+        self.commit.log_again(rest.holes());
+        self.merge.wanted = !rest.is_empty();
+        self.map.merging = Some(std::mem::replace(&mut self.map.delta, rest));
         self.merge.stage = Stage::Leaves;
     }
 
-    /// All leaves are written: they, and what they refer to, must be durable before the checkpoint names them.
+    /// Takes holes out of the delta that are more than one checkpoint should free: what it frees is held in memory, and
+    /// released in one step.
+    fn rest_of_holes(&mut self) -> Delta {
+        let most = self.config.delta_entries_max as u64;
+        if self.map.delta.holes().map(|(first, end)| end - first).sum::<u64>() <= most {
+            return Delta::default();
+        }
+        let reach = self.map.index.reach(self.map.delta.holes(), most);
+        reach.map_or_else(Delta::default, |page| self.map.delta.split_holes(page))
+    }
+
+    /// All leaves are written: they, what they refer to, and what is logged again must be durable before the checkpoint
+    /// names them.
     fn sync_leaves(&mut self) {
+        if self.commit.is_logging_again() {
+            return;
+        }
         self.commit.sync_wanted = true;
         self.merge.stage = Stage::Sync(self.commit.syncs_started + 1);
     }
