@@ -74,6 +74,7 @@ pub const TEST_TOOLS: &[Tool] = &[
     ("nbdinfo", "libnbd-bin"),
     ("nbdsh", "python3-libnbd"),
     ("qemu-img", "qemu-utils"),
+    ("bindfs", "bindfs"),
 ];
 
 /// What the main job uses.

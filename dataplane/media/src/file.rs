@@ -1,21 +1,28 @@
 //! Files through io_uring: direct I/O where the file system has it, payload memory registered once, one
 //! `io_uring_enter` per turn for everything that was submitted.
 //!
-//! A request becomes one entry per piece; it is answered when all have completed. Opening a file and probing for
-//! a name are done at once, with a system call of about a microsecond: the probe is part of the fence
-//! (decision D10) and must see what the file system says at that moment. Creating and removing files are
-//! rare and slow, so the ring does them, followed by a sync of the directory.
+//! A request becomes one entry per piece; it is answered when all have completed. Where a file system answers from memory,
+//! opening a file and probing for a name are done at once, with a system call of about a microsecond: the probe is part
+//! of the fence (decision D10) and must see what the file system says at that moment. Where it may ask somebody else
+//! (NFS, FUSE) the ring does them too. Creating and removing files are rare and slow, so the ring does them, followed
+//! by a sync of the directory.
+//!
+//! Volumes on different file systems share the ring in equal parts, so that one whose device does not answer keeps no
+//! other from its own. What blocks in the kernel (fdatasync, fallocate, a device without room in its queue) takes a
+//! thread of the ring's; there may be as many of them as entries.
 //!
 //! Invariants: an entry refers to memory that the slot owns until the entry has completed, also when the medium is
 //! dropped; the kernel never has more entries than the completion queue holds.
 //!
-//! With one thread per worker the ring's own threads (for fdatasync and fallocate) are the kernel's to place.
+//! With one thread per worker the ring's own threads are the kernel's to place.
 
 mod acts;
+mod device;
 mod open;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::ffi::CString;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -27,6 +34,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use crate::Media;
 
+use device::Devices;
 pub use open::Notice;
 
 /// Largest part of the slab that is registered as one buffer; the kernel takes at most 1 GiB.
@@ -78,6 +86,10 @@ struct Open {
 #[derive(Debug)]
 pub struct Attached {
     directory: OwnedFd,
+    /// Number of the file system (`st_dev`).
+    device: u64,
+    /// Its file system answers from memory whether a name is there.
+    answers_at_once: bool,
     /// By [`FileId`].
     files: Vec<Option<Open>>,
 }
@@ -86,11 +98,14 @@ pub struct Attached {
 #[derive(Debug)]
 struct Slot {
     request: Request<IoBuffer>,
-    /// Entries that the kernel has, or that wait in `backlog`.
+    /// Place of its device.
+    device: usize,
+    /// Entries that the kernel has, or that wait for it.
     pending: u32,
     result: Result<(), Fault>,
-    /// A path that an entry refers to.
+    /// A path that an entry refers to, and where the kernel writes what it is.
     path: Option<CString>,
+    statx: Option<Box<MaybeUninit<libc::statx>>>,
     /// A file just created, until its directory is synced.
     created: Option<OwnedFd>,
 }
@@ -105,10 +120,7 @@ pub struct FileMedia {
     volumes: HashMap<VolumeId, Attached>,
     slots: Vec<Option<Slot>>,
     free: Vec<u32>,
-    /// Entries that the kernel has.
-    entries: u32,
-    /// Parts of requests that wait for room in the ring: slot and piece.
-    backlog: VecDeque<(u32, u32)>,
+    devices: Devices,
     ready: Vec<Finished<IoBuffer>>,
     notices: Vec<Notice>,
 }
@@ -133,12 +145,16 @@ impl FileMedia {
             volumes: HashMap::new(),
             slots: (0..count).map(|_| None).collect(),
             free: (0..count).rev().collect(),
-            entries: 0,
-            backlog: VecDeque::new(),
+            devices: Devices::new(count),
             ready: Vec::with_capacity(count as usize),
             notices: Vec::new(),
         };
         media.register();
+        // What the kernel allows otherwise (4 for each processor) is used up by one device that does not answer. Before
+        // Linux 5.15 that cannot be changed.
+        if let Err(error) = media.ring.submitter().register_iowq_max_workers(&mut [count, 0]) {
+            media.notices.push(Notice::FewThreads(error.to_string()));
+        }
         Ok(media)
     }
 
@@ -161,9 +177,9 @@ impl FileMedia {
 
     /// Takes the files of a directory in for a volume; no file is open yet.
     pub fn attach(&mut self, volume: VolumeId, path: &Path) -> Result<(), FileError> {
-        let directory = open::directory(path)
+        let attached = open::attach(path)
             .map_err(|source| FileError::Directory { path: path.display().to_string(), source })?;
-        self.volumes.insert(volume, Attached { directory, files: Vec::new() });
+        self.take_over(volume, attached);
         Ok(())
     }
 
@@ -171,9 +187,15 @@ impl FileMedia {
     pub fn detach(&mut self, volume: VolumeId) -> bool {
         let idle = self.is_idle(volume);
         if idle {
-            self.volumes.remove(&volume);
+            self.remove(volume);
         }
         idle
+    }
+
+    fn remove(&mut self, volume: VolumeId) -> Option<Attached> {
+        let attached = self.volumes.remove(&volume)?;
+        self.devices.leave(attached.device);
+        Some(attached)
     }
 
     /// Nothing of a volume is under way, and no answer waits to be taken.
@@ -184,11 +206,12 @@ impl FileMedia {
 
     /// Lets the files of an idle volume go, open as they are; `None` when it is not idle, or not here.
     pub fn hand_over(&mut self, volume: VolumeId) -> Option<Attached> {
-        if self.is_idle(volume) { self.volumes.remove(&volume) } else { None }
+        if self.is_idle(volume) { self.remove(volume) } else { None }
     }
 
     /// Takes what another medium let go.
     pub fn take_over(&mut self, volume: VolumeId, files: Attached) {
+        self.devices.join(files.device);
         self.volumes.insert(volume, files);
     }
 
@@ -210,6 +233,7 @@ impl FileMedia {
         }
         if let Some(slot) = self.slots[index as usize].take() {
             self.free.push(index);
+            self.devices.slot_ended(slot.device);
             self.ready.push(slot.request.finished(slot.result));
         }
     }
@@ -233,23 +257,30 @@ impl FileMedia {
 
 impl Media for FileMedia {
     fn submit(&mut self, request: Request<IoBuffer>, _pool: &IoPool) -> Result<(), Request<IoBuffer>> {
-        match request.act {
-            _ if self.room() == 0 => Err(request),
-            Act::Open { file, name } => {
-                let result = self.open(request.volume, file, name);
-                self.ready.push(request.finished(result));
-                Ok(())
-            }
-            Act::Probe(name) => {
-                let result = self.probe(request.volume, name);
-                self.ready.push(request.finished(result));
-                Ok(())
-            }
-            _ => {
-                self.begin(request);
-                Ok(())
-            }
+        if self.room() == 0 {
+            return Err(request);
         }
+        let Some(attached) = self.volumes.get(&request.volume) else {
+            self.ready.push(request.finished(Err(Fault::Missing)));
+            return Ok(());
+        };
+        let device = attached.device;
+        let at_once = match request.act {
+            Act::Open { file, name } if attached.answers_at_once => {
+                Some(self.open(request.volume, file, name))
+            }
+            Act::Probe(name) if attached.answers_at_once => Some(attached.probe(name)),
+            _ => None,
+        };
+        if let Some(result) = at_once {
+            self.ready.push(request.finished(result));
+            return Ok(());
+        }
+        match self.devices.take_slot(device) {
+            Some(device) => self.begin(request, device),
+            None => return Err(request),
+        }
+        Ok(())
     }
 
     fn room(&self) -> usize {
@@ -261,7 +292,7 @@ impl Media for FileMedia {
     }
 
     fn poll(&mut self, out: &mut Vec<Finished<IoBuffer>>) {
-        if self.entries > 0 || !self.backlog.is_empty() {
+        if !self.devices.are_idle() {
             self.reap();
             self.push_backlog();
             if !self.ring.submission().is_empty() {

@@ -2,7 +2,7 @@
 //! writer that survives kill -9, an owner that is replaced while it is stopped, volumes that come, grow and go, limits
 //! as hosts and their neighbours feel them, where the time of I/Os went, a bit that turned, and clients that mean no good.
 //!
-//! No test here needs root. A program that is not installed is skipped aloud.
+//! Tests that need root, or a program that is not installed, are skipped aloud.
 
 mod change;
 mod client;
@@ -20,6 +20,7 @@ mod neighbour;
 mod nvme;
 mod place;
 mod spans;
+mod stall;
 mod tls;
 mod trace;
 

@@ -3,9 +3,10 @@
 //! The user data of an entry is the slot and, above it, the piece or the stage.
 
 use std::ffi::CString;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
-use block::{Act, Fault, FileId, Request};
+use block::{Act, Fault, FileId, FileName, Request};
 use frame::IoBuffer;
 use io_uring::types::{Fd, FsyncFlags};
 use io_uring::{opcode, squeue};
@@ -17,9 +18,10 @@ use super::{FileMedia, REGISTERED_BYTES, Slot};
 const SYNC_DIRECTORY: u32 = 1;
 
 impl FileMedia {
-    /// Takes a request into a slot; `room` was checked.
-    pub(super) fn begin(&mut self, request: Request<IoBuffer>) {
+    /// Takes a request into a slot; `room` was checked, and that of its device.
+    pub(super) fn begin(&mut self, request: Request<IoBuffer>, device: usize) {
         let Some(index) = self.free.pop() else {
+            self.devices.slot_ended(device);
             return self.ready.push(request.finished(Err(Fault::NoSpace)));
         };
         let result = self.check(&request);
@@ -29,16 +31,21 @@ impl FileMedia {
         };
         let path = match request.act {
             // INVARIANT: a file name is letters, digits and dots.
-            Act::Create { name, .. } | Act::Remove { name, .. } => CString::new(name.to_string()).ok(),
+            Act::Create { name, .. }
+            | Act::Remove { name, .. }
+            | Act::Open { name, .. }
+            | Act::Probe(name) => CString::new(name.to_string()).ok(),
             _ => None,
         };
+        let statx = matches!(request.act, Act::Probe(_)).then(|| Box::new(MaybeUninit::uninit()));
         let refused = result.is_err() || pending == 0;
-        self.slots[index as usize] =
-            Some(Slot { request, pending: if refused { 1 } else { pending }, result, path, created: None });
+        let pending = if refused { 1 } else { pending };
+        let created = None;
+        self.slots[index as usize] = Some(Slot { request, device, pending, result, path, statx, created });
         if refused {
             return self.end_entry(index);
         }
-        self.backlog.extend((0..pending).map(|piece| (index, piece)));
+        (0..pending).for_each(|piece| self.devices.wait(device, (index, piece)));
         self.push_backlog();
     }
 
@@ -63,20 +70,27 @@ impl FileMedia {
 
     /// Moves waiting parts into the ring, as many as fit.
     pub(super) fn push_backlog(&mut self) {
-        while self.entries < self.config.in_flight_max {
-            let Some(&(index, part)) = self.backlog.front() else { return };
+        let mut from = 0;
+        while let Some((device, (index, part))) = self.devices.next(from) {
+            from = device;
             let Some(entry) = self.entry(index, part) else {
-                self.backlog.pop_front();
+                self.devices.taken(device, false);
                 self.fail(index, Fault::Missing);
                 continue;
             };
-            // SAFETY: buffer and path that the entry names are owned by the slot until the entry completes, and
+            // SAFETY: buffer, path and statx that the entry names are owned by the slot until the entry completes, and
             // the file descriptor stays open: a volume with a slot is not detached.
             if unsafe { self.ring.submission().push(&entry) }.is_err() {
                 return;
             }
-            self.backlog.pop_front();
-            self.entries += 1;
+            self.devices.taken(device, true);
+        }
+    }
+
+    /// A part of a request that has a slot waits for the ring.
+    fn again(&mut self, index: u32, part: u32) {
+        if let Some(slot) = &self.slots[index as usize] {
+            self.devices.wait(slot.device, (index, part));
         }
     }
 
@@ -87,7 +101,8 @@ impl FileMedia {
         self.end_entry(index);
     }
 
-    fn entry(&self, index: u32, part: u32) -> Option<squeue::Entry> {
+    fn entry(&mut self, index: u32, part: u32) -> Option<squeue::Entry> {
+        let statx = self.slots[index as usize].as_mut()?.statx.as_mut().map(|statx| statx.as_mut_ptr());
         let slot = self.slots[index as usize].as_ref()?;
         let volume = slot.request.volume;
         let fd = |file: FileId| self.fd(volume, file).map(|fd| Fd(fd.as_raw_fd()));
@@ -110,9 +125,17 @@ impl FileMedia {
                 .mode(0o600)
                 .build(),
             Act::Remove { .. } => opcode::UnlinkAt::new(directory()?, slot.path.as_ref()?.as_ptr()).build(),
-            Act::Open { .. } | Act::Probe(_) => return None,
+            Act::Open { .. } => opcode::OpenAt::new(directory()?, slot.path.as_ref()?.as_ptr())
+                .flags(libc::O_RDWR | libc::O_CLOEXEC)
+                .build(),
+            Act::Probe(_) => opcode::Statx::new(directory()?, slot.path.as_ref()?.as_ptr(), statx?.cast())
+                .flags(libc::AT_STATX_FORCE_SYNC)
+                .build(),
         };
-        Some(entry.user_data(u64::from(part) << 32 | u64::from(index)))
+        // The kernel tries at once what it takes for quick. Where it has to ask a server that is not always so.
+        let at_once = self.volumes.get(&volume).is_some_and(|attached| attached.answers_at_once);
+        let flags = if at_once { squeue::Flags::empty() } else { squeue::Flags::ASYNC };
+        Some(entry.user_data(u64::from(part) << 32 | u64::from(index)).flags(flags))
     }
 
     /// The entry of one piece of a read or write.
@@ -140,24 +163,28 @@ impl FileMedia {
     pub(super) fn reap(&mut self) {
         loop {
             let Some(entry) = self.ring.completion().next() else { return };
-            self.entries -= 1;
             let (index, part) = (entry.user_data() as u32, (entry.user_data() >> 32) as u32);
             self.process_completion(index, part, entry.result());
         }
     }
 
     fn process_completion(&mut self, index: u32, part: u32, result: i32) {
-        let Some(act) = self.slots[index as usize].as_ref().map(|slot| slot.request.act) else { return };
+        let Some(slot) = self.slots[index as usize].as_ref() else { return };
+        let act = slot.request.act;
+        self.devices.entry_ended(slot.device);
         if result == -libc::EINTR || result == -libc::EAGAIN {
-            return self.backlog.push_back((index, part));
+            return self.again(index, part);
         }
         match act {
             Act::Read | Act::Write if result >= 0 => self.advance(index, part, result as u32),
             Act::Create { .. } if part != SYNC_DIRECTORY && result >= 0 => self.created(index, result),
             Act::Create { .. } if result >= 0 => self.name_created(index),
+            Act::Open { file, name } if result >= 0 => self.opened(index, file, name, result),
+            Act::Probe(_) if result == -libc::ENOENT => self.end_entry(index),
+            Act::Probe(_) if result >= 0 => self.fail(index, Fault::Exists),
             Act::Remove { file, .. } if part != SYNC_DIRECTORY && result >= 0 => {
                 self.close(index, file);
-                self.backlog.push_back((index, SYNC_DIRECTORY));
+                self.again(index, SYNC_DIRECTORY);
             }
             _ if result < 0 => self.fail(index, fault_of(-result)),
             _ => self.end_entry(index),
@@ -177,7 +204,7 @@ impl FileMedia {
         piece.offset += u64::from(moved);
         piece.at += moved;
         piece.bytes -= moved;
-        self.backlog.push_back((index, part));
+        self.again(index, part);
     }
 
     fn created(&mut self, index: u32, fd: RawFd) {
@@ -186,16 +213,31 @@ impl FileMedia {
         if let Some(slot) = self.slots[index as usize].as_mut() {
             slot.created = Some(fd);
         }
-        self.backlog.push_back((index, SYNC_DIRECTORY));
+        self.again(index, SYNC_DIRECTORY);
     }
 
-    /// The name of a new file is durable: it is opened again, past the page cache.
+    /// The name of a new file is durable.
     fn name_created(&mut self, index: u32) {
         let Some(slot) = self.slots[index as usize].as_mut() else { return };
-        slot.created = None;
-        let volume = slot.request.volume;
-        let Act::Create { file, name } = slot.request.act else { return self.end_entry(index) };
-        match self.open(volume, file, name) {
+        match (slot.request.act, slot.created.take()) {
+            (Act::Create { file, name }, Some(fd)) => self.take_in(index, file, name, fd),
+            _ => self.end_entry(index),
+        }
+    }
+
+    fn opened(&mut self, index: u32, file: FileId, name: FileName, fd: RawFd) {
+        // SAFETY: the kernel just opened it for this entry, and nobody else has the number.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        self.take_in(index, file, name, fd);
+    }
+
+    /// A file was opened, not yet past the page cache.
+    fn take_in(&mut self, index: u32, file: FileId, name: FileName, fd: OwnedFd) {
+        let Some(volume) = self.slots[index as usize].as_ref().map(|slot| slot.request.volume) else {
+            return;
+        };
+        let result = self.direct(volume, name, &fd).and_then(|()| self.keep(volume, file, fd));
+        match result {
             Ok(()) => self.end_entry(index),
             Err(fault) => self.fail(index, fault),
         }
