@@ -78,6 +78,19 @@ impl Gateway {
         gateway
     }
 
+    /// What a data plane with this configuration says, which does not start.
+    ///
+    /// # Panics
+    /// When it ends well.
+    pub fn refusal(folder: &Path, name: &str, body: &str) -> String {
+        let config = folder.join(format!("{name}.toml"));
+        write_config(&config, &folder.join(format!("{name}.sock")), name, body);
+        let run = Command::new(daemon()).arg("run").arg("--config").arg(&config).output();
+        let run = run.expect("the daemon starts");
+        assert!(!run.status.success(), "it should not have started");
+        String::from_utf8_lossy(&run.stderr).into_owned()
+    }
+
     /// Changes the configuration file to `body`; [`Gateway::reload`] makes it count.
     pub fn rewrite(&self, name: &str, body: &str) {
         write_config(&self.config, &self.socket, name, body);

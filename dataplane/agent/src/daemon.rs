@@ -21,7 +21,7 @@ use tracing::{error, info, warn};
 
 use crate::config::exports::Wanted;
 use crate::config::{self, File, LowerError, Names, ReadError};
-use crate::exports::{Applied, Exports, ExportsError, Served, Settings, Table};
+use crate::exports::{Applied, Exports, ExportsError, LeftOut, Served, Settings, Table};
 use crate::tls::{Tls, TlsError};
 use crate::traces::Traces;
 
@@ -224,7 +224,13 @@ impl Daemon {
             .map_err(|source| StartError::Lower { path: path.to_owned(), source })?;
         let node = Node::start(plan, snapshot)?;
         let traces = Traces::start(&node, collector).map_err(StartError::Thread)?;
-        exports.prepare(wanted)?.commit(&node, &|one| one.limits(&names))?;
+        let mut change = exports.prepare(wanted)?;
+        // Who came for exports alone and named them wrongly should see it at once.
+        let serves_only = file.port.is_empty() && file.controlplane.is_none();
+        if serves_only && let Some(why) = change.nothing_left() {
+            return Err(why.into());
+        }
+        change.commit(&node, &|one| one.limits(&names))?;
         let running = ArcSwap::from_pointee(Running { file: Arc::new(file), names, version: FIRST });
         let (path, publishing) = (path.to_owned(), Mutex::default());
         let refused = ArcSwap::default();
@@ -239,6 +245,11 @@ impl Daemon {
     /// What is served now.
     pub(crate) fn table(&self) -> Arc<Table> {
         self.exports.table()
+    }
+
+    /// What should be served and cannot be opened.
+    pub(crate) fn left_out(&self) -> Arc<Vec<LeftOut>> {
+        self.exports.left_out()
     }
 
     /// The requests that are followed.

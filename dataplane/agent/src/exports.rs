@@ -6,6 +6,9 @@
 //! and closed, and those that take a place or a name which was in use until then are opened. A set may come from
 //! the configuration file or from a control plane; the same set again changes nothing.
 //!
+//! One volume that cannot be opened keeps no other from being served. At the start it is left out; it is tried again
+//! with each set that wants it still, and is no reason to refuse that one.
+//!
 //! Invariants: a volume's number is that of no other volume until all numbers were used, so that a client on its
 //! way to a volume that goes never comes to another one; clients are told of a volume only while it is served.
 
@@ -23,7 +26,7 @@ use engine::block::VolumeId;
 use engine::session::nvme_tcp::{Listed, SubsystemLimits};
 use engine::throttle::Limits;
 use engine::{ChangeError, Leave, Node, SERVED_MAX};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use self::homes::Homes;
 use self::open::Opened;
@@ -114,8 +117,17 @@ pub(crate) struct Settings {
 pub(crate) struct Exports {
     settings: Settings,
     table: Arc<ArcSwap<Table>>,
+    /// What cannot be opened since the start.
+    left_out: ArcSwap<Vec<LeftOut>>,
     /// Held while the set is being changed.
     homes: Mutex<Homes>,
+}
+
+/// A volume that is wanted and not served.
+#[derive(Debug)]
+pub(crate) struct LeftOut {
+    pub wanted: Wanted,
+    pub why: ServeError,
 }
 
 /// A set that was found right, with what is new in it opened.
@@ -125,6 +137,7 @@ pub(crate) struct Change<'a> {
     steps: Vec<Step>,
     /// Served now, not wanted.
     gone: Vec<Arc<Served>>,
+    left_out: Vec<LeftOut>,
 }
 
 /// What one wanted volume needs.
@@ -144,12 +157,17 @@ enum Step {
 
 impl Exports {
     pub fn new(settings: Settings) -> Exports {
-        Exports { settings, table: Arc::default(), homes: Mutex::default() }
+        Exports { settings, table: Arc::default(), left_out: ArcSwap::default(), homes: Mutex::default() }
     }
 
     /// What is served now.
     pub fn table(&self) -> Arc<Table> {
         self.table.load_full()
+    }
+
+    /// What is wanted and not served now.
+    pub fn left_out(&self) -> Arc<Vec<LeftOut>> {
+        self.left_out.load_full()
     }
 
     /// Where what is served can be seen, at any time.
@@ -168,13 +186,17 @@ impl Exports {
         let names: BTreeSet<&str> = wanted.iter().map(|one| one.name.as_str()).collect();
         let gone: Vec<_> =
             table.served.iter().filter(|one| !names.contains(one.wanted.name.as_str())).cloned().collect();
-        let mut change = Change { exports: self, homes, steps: Vec::with_capacity(wanted.len()), gone };
+        let steps = Vec::with_capacity(wanted.len());
+        let mut change = Change { exports: self, homes, steps, gone, left_out: Vec::new() };
         let files = wanted.iter().filter(|one| one.directory().is_some()).count();
         for one in wanted {
             let step = change.step(&table, one)?;
             change.steps.push(step);
         }
-        change.open_new(leaves(self.settings.memory_bytes, files))?;
+        let is_start = table.generation == 0;
+        let before = self.left_out();
+        let may_fail = |one: &Wanted| is_start || before.iter().any(|before| before.wanted == *one);
+        change.open_new(leaves(self.settings.memory_bytes, files), &may_fail)?;
         Ok(change)
     }
 }
@@ -218,21 +240,40 @@ impl Change<'_> {
     }
 
     /// Opens those of whose names and places nothing is in use.
-    fn open_new(&mut self, leaves: usize) -> Result<(), ExportsError> {
+    fn open_new(&mut self, leaves: usize, may_fail: &dyn Fn(&Wanted) -> bool) -> Result<(), ExportsError> {
         let leaving = self.leaving();
-        for step in &mut self.steps {
-            let Step::Replace(wanted, volume, None) = step else { continue };
-            let is_free = |one: &Arc<Served>| {
-                let same_place =
-                    one.wanted.directory().is_some() && one.wanted.directory() == wanted.directory();
-                !same_place && !homes::collide(&one.wanted, wanted)
+        let is_free = |wanted: &Wanted, one: &Arc<Served>| {
+            let same_place = one.wanted.directory().is_some() && one.wanted.directory() == wanted.directory();
+            !same_place && !homes::collide(&one.wanted, wanted)
+        };
+        for step in std::mem::take(&mut self.steps) {
+            let step = match step {
+                Step::Replace(wanted, volume, None) if leaving.iter().all(|one| is_free(&wanted, one)) => {
+                    match open::open(&wanted, volume, leaves, self.exports.settings.hugepages) {
+                        Ok(opened) => Step::Add(wanted, volume, Box::new(opened)),
+                        Err(why) if may_fail(&wanted) => {
+                            error!(
+                                export = wanted.name,
+                                "not served: {why}. The others are; when it is mended, `tidegate-dataplane reload` \
+                                 serves it"
+                            );
+                            self.left_out.push(LeftOut { wanted, why });
+                            continue;
+                        }
+                        Err(source) => return Err(ExportsError::Serve { name: wanted.name, source }),
+                    }
+                }
+                other => other,
             };
-            if leaving.iter().all(is_free) {
-                let opened = open_one(wanted, *volume, leaves, &self.exports.settings)?;
-                *step = Step::Add(wanted.clone(), *volume, Box::new(opened));
-            }
+            self.steps.push(step);
         }
         Ok(())
+    }
+
+    /// What is wrong, if volumes are wanted and none of them can be opened.
+    pub fn nothing_left(&mut self) -> Option<ExportsError> {
+        let LeftOut { wanted, why } = self.left_out.pop_if(|_| self.steps.is_empty())?;
+        Some(ExportsError::Serve { name: wanted.name, source: why })
     }
 
     /// Volumes that are served now and are to be closed.
@@ -258,6 +299,7 @@ impl Change<'_> {
         limits: &dyn Fn(&Wanted) -> Limits,
     ) -> Result<Applied, ExportsError> {
         let settings = self.exports.settings;
+        self.exports.left_out.store(Arc::new(std::mem::take(&mut self.left_out)));
         let leaving = self.leaving();
         let files = self.steps.iter().filter(|step| step.wanted().directory().is_some()).count();
         // What can be taken back comes first.

@@ -144,11 +144,16 @@ fn exports(registry: &mut Registry, report: &Report) {
     let time: Family<Labels, Counter<f64, std::sync::atomic::AtomicU64>> = Family::default();
     let help = "Sum of the waits for credits";
     registry.register_with_unit("export_waited_time", help, Unit::Seconds, Family::clone(&time));
+    let up = gauge(registry, "export_up", "1 if it is served, 0 if it should be and cannot be opened");
+    for left_out in &report.left_out {
+        up.get_or_create(&vec![("export", left_out.name.clone())]).set(0);
+    }
     let connections = gauge(registry, "export_connections", "Connections now");
     let waiting = gauge(registry, "export_waiting", "Commands waiting for credits now");
     let credits = gauge(registry, "export_burst_credits", "Credits in the bank");
     for export in &report.exports {
         let own = vec![("export", export.name.clone())];
+        up.get_or_create(&own).set(1);
         waited.get_or_create(&own).inc_by(export.waited_total);
         time.get_or_create(&own).inc_by(export.waited_ns as f64 / 1e9);
         connections.get_or_create(&own).set(i64::from(export.connections));

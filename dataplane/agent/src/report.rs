@@ -30,6 +30,9 @@ pub struct Report {
     pub volumes_total: usize,
     /// What it exports, as much as was asked for.
     pub exports: Vec<Export>,
+    /// What it should export and cannot open.
+    #[serde(default)]
+    pub left_out: Vec<LeftOut>,
     /// What is known of the I/Os that are followed.
     pub traces: Collected,
 }
@@ -147,6 +150,15 @@ pub struct Export {
     pub latency: Option<Latency>,
 }
 
+/// An export that is not served.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// What hosts would call it.
+    pub name: String,
+    /// What is wrong, and what to do.
+    pub why: String,
+}
+
 /// Balance in one dimension.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Credits {
@@ -191,9 +203,13 @@ pub fn report(daemon: &Daemon, prefix: &str, limit: usize) -> Report {
     let workers = counters.iter().zip(&plan.workers).map(|(record, plan)| worker(record, plan.cpu)).collect();
     let (version, at_ns) = (node.running(), engine::clock::monotonic_ns());
     let exports = exports(daemon, prefix, limit);
+    let left_out = daemon.left_out();
+    let left_out = left_out.iter().filter(|one| one.wanted.name.starts_with(prefix)).take(limit);
+    let left_out =
+        left_out.map(|one| LeftOut { name: one.wanted.name.clone(), why: one.why.to_string() }).collect();
     let traces = Collected::of(daemon.traces().collected().counts());
     let (node, volumes_total) = (running.file.node.name.clone(), running.file.volume.len());
-    Report { node, version, at_ns, workers, ports, volumes, volumes_total, exports, traces }
+    Report { node, version, at_ns, workers, ports, volumes, volumes_total, exports, left_out, traces }
 }
 
 pub(crate) fn exports(daemon: &Daemon, prefix: &str, limit: usize) -> Vec<Export> {

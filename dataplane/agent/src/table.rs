@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::fmt::Write;
 
-use crate::report::{Credits, Export, Report, Volume, Worker};
+use crate::report::{Credits, Export, LeftOut, Report, Volume, Worker};
 
 /// Draws `now`; rates are per second since `before`.
 pub fn draw(now: &Report, before: &Report) -> String {
@@ -171,6 +171,12 @@ fn volumes(out: &mut String, now: &Report, before: &Report, rate: Rate<'_>) {
 }
 
 fn exports(out: &mut String, now: &Report, before: &Report, rate: Rate<'_>) {
+    for LeftOut { name, why } in &now.left_out {
+        line!(
+            out,
+            "\nexport \"{name}\" is not served: {why}; when it is mended: `tidegate-dataplane reload`"
+        );
+    }
     if now.exports.is_empty() {
         return;
     }

@@ -1,14 +1,15 @@
 //! A bit that the medium turned: an error on read, never data, and found by `volume check`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command as Program;
 
+use agent::report::LeftOut;
 use tests::disk::turn_bit;
 use tests::gateway::{daemon, folder};
 use wire::nbd::transmission::{Command, CommandFlags, ErrorCode};
 
 use crate::client::Client;
-use crate::place::{Place, file};
+use crate::place::{Place, file, memory};
 
 const BLOCK: usize = 4096;
 const BLOCKS: u64 = 64;
@@ -67,4 +68,73 @@ fn a_turned_bit_is_an_error_and_never_data() {
         "{said}"
     );
     place.stop();
+}
+
+/// Has the first bytes of each file of a volume be others, and returns how to undo it.
+fn ruin(volume: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let files =
+        std::fs::read_dir(volume).expect("it is there").map(|entry| entry.expect("it is there").path());
+    let sound: Vec<_> = files.map(|path| (path.clone(), std::fs::read(path).expect("read"))).collect();
+    for (path, bytes) in &sound {
+        let mut ruined = bytes.clone();
+        ruined.iter_mut().take(BLOCK).for_each(|byte| *byte = !*byte);
+        std::fs::write(path, ruined).expect("written");
+    }
+    sound
+}
+
+#[test]
+fn a_volume_that_cannot_be_opened_keeps_no_other_from_being_served() {
+    let at = folder("serve-ruined");
+    let disk = |name: &str| file(name, &at.join(name), "64MiB", BLOCK as u32);
+    let mut place = Place::new("serve-ruined", &[&disk("ruined"), &disk("sound")]);
+    for name in ["ruined", "sound"] {
+        let mut client = Client::unix(&place.socket(), name);
+        client.write(0, &block(3)).expect("written");
+        assert_eq!(client.flush().expect("answered"), ErrorCode::OK);
+    }
+    place.end();
+    let sound = ruin(&at.join("ruined"));
+    place.start();
+
+    // One is served, and who asks hears what is wrong with the other.
+    let mut back = [0; BLOCK];
+    let mut client = Client::unix(&place.socket(), "sound");
+    client.read(0, &mut back).expect("served");
+    assert_eq!(back[..], block(3));
+    let stats = place.daemon().stats();
+    assert_eq!((stats.exports.len(), stats.left_out.len()), (1, 1));
+    let LeftOut { name, why } = &stats.left_out[0];
+    assert!(name == "ruined" && why.contains(&*at.join("ruined").to_string_lossy()), "{name}: {why}");
+    let metrics = agent::metrics::text(&stats).expect("it can be said");
+    assert!(metrics.contains("export_up{export=\"ruined\"} 0"), "{metrics}");
+
+    // It is no reason to refuse other changes, and another one that cannot be opened still is.
+    let said = place.change(&[&disk("ruined"), &disk("sound"), &memory("more", "1MiB", "")]);
+    assert!(said.contains("1 added"), "{said}");
+    let lost =
+        file("lost", &at.join("lost"), "64MiB", BLOCK as u32).replace("create = true", "create = false");
+    let refused = place.try_change(&[&disk("ruined"), &disk("sound"), &lost]).expect_err("it is not there");
+    assert!(refused.contains("export \"lost\""), "{refused}");
+
+    // When it is mended a reload serves it, with what was in it.
+    for (path, bytes) in &sound {
+        std::fs::write(path, bytes).expect("written");
+    }
+    let said = place.change(&[&disk("ruined"), &disk("sound")]);
+    assert!(said.contains("1 added"), "{said}");
+    let mut mended = Client::unix(&place.socket(), "ruined");
+    mended.read(0, &mut back).expect("served");
+    assert_eq!(back[..], block(3));
+    client.read(0, &mut back).expect("its session went on");
+    assert!(place.daemon().stats().left_out.is_empty());
+    drop((client, mended));
+
+    // Who has nothing else to do says so and ends.
+    place.end();
+    ruin(&at.join("ruined"));
+    place.configure(&[&disk("ruined")]);
+    let said = place.refusal();
+    assert!(said.contains("export \"ruined\": "), "{said}");
+    place.remove();
 }

@@ -120,6 +120,11 @@ impl Place {
         self.daemon().reload().map_err(|refused| refused.to_string())
     }
 
+    /// What the daemon says, which does not start.
+    pub fn refusal(&self) -> String {
+        Gateway::refusal(&self.folder, self.name, &self.body())
+    }
+
     /// Has other exports at the next start.
     pub fn configure(&mut self, exports: &[&str]) {
         self.exports = exports.concat();
