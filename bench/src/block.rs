@@ -8,6 +8,9 @@
 //! Another NVMe/TCP target takes its turns where its address and NQN are given (`--peer`); it serves whatever it
 //! serves, so give the name of the rows that it can be compared in (`--only`).
 //!
+//! Where many connections or volumes are in use, each connection has the same requests under way as the one that
+//! they are compared with.
+//!
 //! An idle row has each of the volumes attached by a client that only keeps itself alive.
 //!
 //! What one side does more than the other: on files, ours writes past the page cache, with checksums and a log,
@@ -15,6 +18,7 @@
 //! device and ours answer reads from zeroed memory; ours is thin everywhere.
 
 mod fio;
+mod goals;
 mod idle;
 pub mod servers;
 
@@ -59,8 +63,10 @@ pub struct BlockRow {
     pub depth: u32,
     /// Connections.
     pub connections: u32,
-    /// Volumes that the daemon serves. One is used; the others are attached as well.
+    /// Volumes that the daemon serves, each of them attached.
     pub volumes: u32,
+    /// Those of them that requests go to.
+    pub volumes_used: u32,
     /// Requests per second, median.
     pub iops: f64,
     /// Latency, median over the runs of the median.
@@ -118,8 +124,11 @@ struct Cell {
     write: Option<bool>,
     block_bytes: u32,
     depth: u32,
+    /// To each volume in use.
     connections: u32,
     volumes: u32,
+    /// Those that requests go to.
+    used: u32,
 }
 
 impl Cell {
@@ -132,12 +141,13 @@ impl Cell {
     }
 
     fn name(&self) -> String {
-        let Cell { depth, connections, volumes, .. } = self;
+        let Cell { depth, connections, volumes, used, .. } = self;
         let (protocol, medium, rw) = (self.protocol.name(), self.medium.name(), self.rw());
         let kib = self.block_bytes >> 10;
         let client = self.client.name();
         format!(
-            "{protocol} {medium} {rw} {kib}KiB depth {depth} connections {connections} volumes {volumes} {client}"
+            "{protocol} {medium} {rw} {kib}KiB depth {depth} connections {connections} volumes {volumes} used {used} \
+             {client}"
         )
     }
 
@@ -159,6 +169,7 @@ fn cells(quick: bool) -> Vec<Cell> {
             depth: 32,
             connections: 1,
             volumes: 1,
+            used: 1,
         };
         for medium in Medium::ALL {
             for (write, block_bytes) in [(false, 4096), (true, 4096), (false, 128 << 10), (true, 128 << 10)] {
@@ -171,14 +182,16 @@ fn cells(quick: bool) -> Vec<Cell> {
             }
         }
         let scales: &[u32] = if quick { &[64] } else { &[4, 16, 64] };
-        cells.extend(scales.iter().map(|&connections| Cell { connections, depth: 4, ..one }));
+        cells.extend(scales.iter().map(|&connections| Cell { connections, ..one }));
         cells.push(Cell { volumes: VOLUMES_MANY, ..one });
-        cells.push(Cell { volumes: VOLUMES_MANY, write: None, depth: 1, ..one });
+        cells.push(Cell { volumes: VOLUMES_MANY, used: VOLUMES_MANY, ..one });
+        cells.push(Cell { volumes: VOLUMES_MANY, used: 0, write: None, depth: 1, ..one });
         if protocol == Protocol::Nbd {
             // As the others' clients see it: fio has one connection.
-            let depths =
-                [1, 32].map(|depth| Cell { client: Client::Fio, medium: Medium::Memory, depth, ..one });
-            cells.extend(depths);
+            let fio = Cell { client: Client::Fio, medium: Medium::Memory, ..one };
+            for write in [Some(false), Some(true)] {
+                cells.extend([1, 32].map(|depth| Cell { write, depth, ..fio }));
+            }
         }
     }
     cells
@@ -231,10 +244,13 @@ pub fn run(args: &Args) -> Outcome {
     let title = "4 KiB and 128 KiB requests over NVMe/TCP and NBD";
     let plot = report::plot_bars("block", title, "requests per second", &bars)?;
     println!("\nplot: {}", plot.display());
-    match &common.json {
-        Some(path) => report::write_json(path, &rows),
-        None => Ok(()),
+    if let Some(path) = &common.json {
+        report::write_json(path, &rows)?;
     }
+    let (table, are_kept) = report::goals(&goals::goals(&rows));
+    println!("\n{table}");
+    // Short runs show that everything works; their figures decide nothing.
+    if are_kept || common.quick { Ok(()) } else { Err("a goal is not kept; the table says which".to_owned()) }
 }
 
 fn measure(kind: &Kind, cell: &Cell, folder: &std::path::Path, duration: Duration) -> Outcome<Sample> {
@@ -264,17 +280,22 @@ fn measure(kind: &Kind, cell: &Cell, folder: &std::path::Path, duration: Duratio
     }
     // Those who are not used, and have no time to say anything, must not be missed.
     let keep_alive_ms = if cell.write.is_none() { load::nvme::Options::default().keep_alive_ms } else { 0 };
-    let mut others = idle::attach(&server, cell.volumes, keep_alive_ms)?;
+    let mut others = idle::attach(&server, cell.used..cell.volumes, keep_alive_ms)?;
     if cell.write.is_none() {
         return idle::measure(&server, &mut others);
     }
+    let on_all = |spec: &Spec| {
+        let specs = (0..cell.used).map(|number| Ok(Spec { uri: server.uri(number)?, ..spec.clone() }));
+        specs.collect::<Outcome<Vec<Spec>>>()
+    };
     // Threads start, sockets find their windows, pages are touched.
-    load::run(&spec, &mut |_| ControlFlow::Continue(()))?;
+    load::run_all(&on_all(&spec)?)?;
     spec.duration = duration;
+    let specs = on_all(&spec)?;
     let before = server.spent()?;
     let (ios, iops, p50_us, p99_us) = match cell.client {
         Client::Load => {
-            let figures = load::run(&spec, &mut |_| ControlFlow::Continue(()))?;
+            let figures = load::run_all(&specs)?;
             if !figures.errors.is_empty() {
                 return Err(format!("{}: errors {:?}", kind.name(), figures.errors));
             }
@@ -310,6 +331,7 @@ fn rows_of(cell: &Cell, kinds: &[Kind], samples: &[Vec<Sample>]) -> Vec<BlockRow
         depth: cell.depth,
         connections: cell.connections,
         volumes: cell.volumes,
+        volumes_used: cell.used,
         iops: median(&rates),
         p50_us: of(ours, |sample| sample.p50_us),
         p99_us: of(ours, |sample| sample.p99_us),
@@ -343,6 +365,7 @@ fn print(rows: &[BlockRow]) {
         "depth",
         "conn.",
         "volumes",
+        "used",
         "IOPS",
         "p50 us",
         "p99 us",
@@ -364,6 +387,7 @@ fn print(rows: &[BlockRow]) {
                 row.depth.to_string(),
                 row.connections.to_string(),
                 row.volumes.to_string(),
+                row.volumes_used.to_string(),
                 format!("{:.0}", row.iops),
                 format!("{:.1}", row.p50_us),
                 format!("{:.1}", row.p99_us),
@@ -422,7 +446,7 @@ mod tests {
     fn cells_cover_what_is_promised() {
         let all = cells(false);
         // Media, depths, directions and lengths; connections; many volumes, busy and idle; and fio.
-        assert_eq!(all.len(), 2 * (3 * 3 * 2 * 2 + 3 + 2) + 2);
+        assert_eq!(all.len(), 2 * (3 * 3 * 2 * 2 + 3 + 3) + 4);
         assert!(all.iter().any(|cell| cell.volumes == 1000) && all.iter().any(|cell| cell.connections == 64));
         assert!(cells(true).len() < all.len());
     }

@@ -95,7 +95,7 @@ pub fn run(args: &Args) -> Outcome {
         }
     }
     print(&rows);
-    println!("\n{}", goals::table(&rows));
+    println!("\n{}", report::goals(&goals::goals(&rows).unwrap_or_default()).0);
     let bars: Vec<Bar> = rows.iter().map(bar).collect();
     let plot = report::plot_bars("idle", "Share of its processor that a worker uses", "per cent", &bars)?;
     println!("\nplot: {}", plot.display());

@@ -227,6 +227,22 @@ impl Figures {
         self.latency.value_at_percentile(percentile) as f64 / 1e3
     }
 
+    /// Takes in what came of another volume at the same time, but for what is told of single requests and paths.
+    fn add(&mut self, other: &Figures) -> Outcome {
+        self.reads += other.reads;
+        self.writes += other.writes;
+        self.bytes += other.bytes;
+        self.flushes += other.flushes;
+        self.retries += other.retries;
+        self.longest_gap = self.longest_gap.max(other.longest_gap);
+        self.elapsed = self.elapsed.max(other.elapsed);
+        for (number, count) in &other.errors {
+            *self.errors.entry(*number).or_default() += count;
+        }
+        self.mismatch_count += other.mismatch_count;
+        self.latency.add(&other.latency).map_err(|error| format!("a histogram of latencies: {error:?}"))
+    }
+
     fn mismatch(&mut self, what: String) {
         const KEPT: usize = 10;
         self.mismatch_count += 1;
@@ -242,6 +258,30 @@ pub fn run(spec: &Spec, progress: &mut dyn FnMut(&Figures) -> ControlFlow<()>) -
     check(spec)?;
     let (device, size_bytes) = Device::open(spec)?;
     Load::new(spec, device, size_bytes)?.drive(progress)
+}
+
+/// The same on several volumes at once, by one thread; what came of all of them together.
+pub fn run_all(specs: &[Spec]) -> Outcome<Figures> {
+    let mut loads = Vec::with_capacity(specs.len());
+    for spec in specs {
+        check(spec)?;
+        loads.push((spec, Device::open(spec)?));
+    }
+    let loads = loads.into_iter().map(|(spec, (device, size_bytes))| Load::new(spec, device, size_bytes));
+    let mut loads: Vec<Load<'_>> = loads.collect::<Outcome<_>>()?;
+    let mut figures = Figures::new()?;
+    while !loads.is_empty() {
+        let mut outcome = Ok(());
+        loads.retain_mut(|load| match load.turn(&mut |_| ControlFlow::Continue(())) {
+            Ok(false) => true,
+            over => {
+                outcome = outcome.clone().and(over.and_then(|_| figures.add(load.figures())));
+                false
+            }
+        });
+        outcome?;
+    }
+    Ok(figures)
 }
 
 /// A volume that is attached and not used.

@@ -80,6 +80,52 @@ pub fn spread(values: &[f64]) -> f64 {
     if values.len() < 2 { 0.0 } else { (largest - smallest) / median(values).max(f64::MIN_POSITIVE) }
 }
 
+/// A promise, and what was measured.
+#[derive(Clone, Debug)]
+pub struct Goal {
+    /// In words.
+    pub says: String,
+    /// What came of it.
+    pub measured: f64,
+    /// What it is to be.
+    pub bound: Bound,
+    /// Of both.
+    pub unit: &'static str,
+}
+
+/// Which side of a figure is good.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Bound {
+    /// No more than that.
+    AtMost(f64),
+    /// No less than that.
+    AtLeast(f64),
+}
+
+impl Goal {
+    /// Whether it was kept in this measurement.
+    pub fn is_kept(&self) -> bool {
+        match self.bound {
+            Bound::AtMost(most) => self.measured <= most,
+            Bound::AtLeast(least) => self.measured >= least,
+        }
+    }
+}
+
+/// A table of promises, and whether all of them were kept.
+pub fn goals(goals: &[Goal]) -> (String, bool) {
+    let lines = goals.iter().map(|goal| {
+        let bound = match goal.bound {
+            Bound::AtMost(most) => format!("<= {most:.2} {}", goal.unit),
+            Bound::AtLeast(least) => format!(">= {least:.2} {}", goal.unit),
+        };
+        let kept = if goal.is_kept() { "yes" } else { "no" };
+        vec![goal.says.clone(), format!("{:.2} {}", goal.measured, goal.unit), bound, kept.to_owned()]
+    });
+    let table = markdown(&["goal", "measured", "bound", "kept"], &lines.collect::<Vec<_>>());
+    (table, goals.iter().all(Goal::is_kept))
+}
+
 /// A Markdown table whose columns line up.
 pub fn markdown(head: &[&str], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {

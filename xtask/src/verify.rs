@@ -191,8 +191,17 @@ const CLAIMS: &[Claim] = &[
     },
     Claim {
         number: 21,
-        says: "hostile clients end their own session at most; a disk runs full without a wrong byte",
-        steps: &[end_to_end("serve", "hostile::"), end_to_end("serve", "full::")],
+        says: "hostile clients end their own session at most; a disk that is full or stands still harms nobody else",
+        steps: &[
+            end_to_end("serve", "hostile::"),
+            end_to_end("serve", "full::"),
+            end_to_end("serve", "stall::"),
+        ],
+    },
+    Claim {
+        number: 22,
+        says: "requests per second beside nbdkit and qemu-nbd; what many connections and volumes cost (an hour)",
+        steps: &[Step::Bench(&["block"])],
     },
 ];
 

@@ -12,9 +12,13 @@ const WATCH: Duration = Duration::from_secs(10);
 /// How often their clients look whether they have to say something.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Attaches all volumes but the first, which is for the load.
-pub(super) fn attach(server: &Server, volumes: u32, keep_alive_ms: u32) -> Outcome<Vec<Attached>> {
-    (1..volumes).map(|number| Attached::open(server.uri(number)?, keep_alive_ms)).collect()
+/// Attaches volumes that no load goes to.
+pub(super) fn attach(
+    server: &Server,
+    volumes: std::ops::Range<u32>,
+    keep_alive_ms: u32,
+) -> Outcome<Vec<Attached>> {
+    volumes.map(|number| Attached::open(server.uri(number)?, keep_alive_ms)).collect()
 }
 
 /// What the server spends on them.

@@ -80,7 +80,11 @@ pub(super) struct Load<'a> {
     /// Once everything is read back: the block to go on at.
     back: Option<u64>,
     started: Instant,
-    /// The same by the monotonic clock, ns.
+    /// When nothing more is sent, ns since then.
+    end_ns: u64,
+    /// When progress was said last.
+    said_ns: u64,
+    /// The start by the monotonic clock, ns.
     started_ns: u64,
     /// When the next request is due, ns since the start, with a rate.
     next_due_ns: u64,
@@ -112,6 +116,8 @@ impl<'a> Load<'a> {
             table: spec.verify.then(table).transpose()?,
             back: None,
             started: Instant::now(),
+            end_ns: spec.duration.as_nanos() as u64,
+            said_ns: 0,
             started_ns: monotonic_ns(),
             next_due_ns: 0,
             due: 0.0,
@@ -124,50 +130,58 @@ impl<'a> Load<'a> {
 
     /// Sends and receives until all is answered.
     pub fn drive(mut self, progress: &mut dyn FnMut(&Figures) -> ControlFlow<()>) -> Outcome<Figures> {
-        let mut end_ns = self.spec.duration.as_nanos() as u64;
-        let mut said_ns = 0;
-        loop {
-            let now_ns = self.started.elapsed().as_nanos() as u64;
-            let over = now_ns >= end_ns || self.requests_left == 0;
-            let (mut under_way, answered_ns) = (0, self.answered_ns);
-            for index in 0..self.clients.len() {
-                self.ask_again(index);
-                if !over {
-                    self.begin(index, now_ns);
-                } else if self.read_back(index, now_ns) {
-                    end_ns = now_ns;
-                }
-                self.poll(index, now_ns)?;
-                under_way += self.clients[index].slots.len() - self.clients[index].free.len();
+        while !self.turn(progress)? {}
+        Ok(self.figures)
+    }
+
+    /// Sends and receives once on each connection; true when all is over and answered.
+    pub fn turn(&mut self, progress: &mut dyn FnMut(&Figures) -> ControlFlow<()>) -> Outcome<bool> {
+        let now_ns = self.started.elapsed().as_nanos() as u64;
+        let over = now_ns >= self.end_ns || self.requests_left == 0;
+        let (mut under_way, answered_ns) = (0, self.answered_ns);
+        for index in 0..self.clients.len() {
+            self.ask_again(index);
+            if !over {
+                self.begin(index, now_ns);
+            } else if self.read_back(index, now_ns) {
+                self.end_ns = now_ns;
             }
-            self.device.step(now_ns)?;
-            self.figures.elapsed = self.started.elapsed();
-            self.note_events(now_ns);
-            if over && under_way == 0 && self.spec.read_back && self.back.is_none() {
-                // Nothing is under way that could change a block meanwhile.
-                self.back = Some(0);
-                continue;
-            }
-            if over && under_way == 0 {
-                self.device.close();
-                return Ok(self.figures);
-            }
-            if now_ns >= end_ns.saturating_add(LAST_ANSWERS.as_nanos() as u64) {
-                let wait = LAST_ANSWERS.as_secs();
-                return Err(format!("{under_way} requests have no answer {wait} s after the last was sent"));
-            }
-            if now_ns - said_ns >= 1_000_000_000 {
-                said_ns = now_ns;
-                if !over && progress(&self.figures).is_break() {
-                    end_ns = now_ns;
-                }
-            }
-            if !self.spec.rest.is_zero() && answered_ns == self.answered_ns {
-                let due = Duration::from_nanos(self.next_due_ns.saturating_sub(now_ns));
-                // Once it is over nothing is due, and answers alone are waited for.
-                std::thread::sleep(if over { self.spec.rest } else { self.spec.rest.min(due) });
+            self.poll(index, now_ns)?;
+            under_way += self.clients[index].slots.len() - self.clients[index].free.len();
+        }
+        self.device.step(now_ns)?;
+        self.figures.elapsed = self.started.elapsed();
+        self.note_events(now_ns);
+        if over && under_way == 0 && self.spec.read_back && self.back.is_none() {
+            // Nothing is under way that could change a block meanwhile.
+            self.back = Some(0);
+            return Ok(false);
+        }
+        if over && under_way == 0 {
+            self.device.close();
+            return Ok(true);
+        }
+        if now_ns >= self.end_ns.saturating_add(LAST_ANSWERS.as_nanos() as u64) {
+            let wait = LAST_ANSWERS.as_secs();
+            return Err(format!("{under_way} requests have no answer {wait} s after the last was sent"));
+        }
+        if now_ns - self.said_ns >= 1_000_000_000 {
+            self.said_ns = now_ns;
+            if !over && progress(&self.figures).is_break() {
+                self.end_ns = now_ns;
             }
         }
+        if !self.spec.rest.is_zero() && answered_ns == self.answered_ns {
+            let due = Duration::from_nanos(self.next_due_ns.saturating_sub(now_ns));
+            // Once it is over nothing is due, and answers alone are waited for.
+            std::thread::sleep(if over { self.spec.rest } else { self.spec.rest.min(due) });
+        }
+        Ok(false)
+    }
+
+    /// What has come of it so far.
+    pub fn figures(&self) -> &Figures {
+        &self.figures
     }
 
     fn note_events(&mut self, now_ns: u64) {
