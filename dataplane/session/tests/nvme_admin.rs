@@ -51,8 +51,9 @@ fn properties_enable_shut_down_and_reset_a_controller() {
     let mut rig = Rig::new();
     let (mut admin, _) = rig.connect(PLAIN, ADMIN);
     let capabilities = result(&mut rig, &mut admin, property_get(1, 0x00, true));
-    // 256 places, contiguous queues, 15 s, command set NVM, pages of 4 KiB.
-    assert_eq!(capabilities, 255 | 1 << 16 | 30 << 24 | 1 << 37);
+    // 256 places, contiguous queues, 15 s, command set NVM, pages of 4 KiB, ready with media.
+    assert_eq!(capabilities, 255 | 1 << 16 | 30 << 24 | 1 << 37 | 1 << 59);
+    assert_eq!(result(&mut rig, &mut admin, property_get(1, 0x68, false)), 30, "15 s until that");
     assert_eq!(result(&mut rig, &mut admin, property_get(1, 0x08, false)), 0x0002_0000);
     assert_eq!(rig.status(&mut admin, identify(2, 1, 0), &[]), 0x00c, "not enabled");
     // An entry size that is none.
@@ -75,6 +76,8 @@ fn properties_enable_shut_down_and_reset_a_controller() {
         property_get(1, 0x00, false),
         property_get(1, 0x08, true),
         property_get(1, 0x20, false),
+        property_get(1, 0x68, true),
+        property_set(1, 0x68, 1),
         property_set(1, 0x1c, 1),
         property_set(1, 0x14, 1).dword(10, 1),
         property_get(1, 0x14, false).dword(10, 2),
@@ -102,7 +105,7 @@ fn identify_says_what_linux_asks_for() {
     assert_eq!((page[259], page[261], u16_at(&page, 320)), (3, 0b110, 10), "AERL, LPA, KAS");
     assert_eq!((page[512], page[513], u16_at(&page, 514), u32_at(&page, 516)), (0x66, 0x44, 256, 256));
     assert_eq!((u16_at(&page, 520), page[525]), (0b1101, 0b101), "ONCS, VWC");
-    assert_eq!(u32_at(&page, 536) & 0b11, 0b01, "SGLs, without alignment");
+    assert_eq!(u32_at(&page, 536), 0b01 | 1 << 20 | 1 << 21, "SGLs, without alignment, both kinds");
     assert_eq!(&page[768..768 + NQN.len() + 1], [NQN.as_bytes(), &[0]].concat());
     assert_eq!((u32_at(&page, 1792), u32_at(&page, 1796)), ((64 + 8192) / 16, 1), "IOCCSZ, IORCSZ");
     assert_eq!((page[1803], page[1804]), (1, 1), "MSDBD, OFCS");
@@ -128,10 +131,11 @@ fn identify_says_what_linux_asks_for() {
         assert_eq!(rig.status(&mut admin, identify(6, cns, 1).dword(11, 2 << 24), &[]), 0x002, "zoned");
     }
     for (cns, namespace, status) in [
-        (0, 2, 0x00b),
+        (0, 257, 0x00b),
         (0, u32::MAX, 0x00b),
         (3, 0, 0x00b),
-        (8, 9, 0x00b),
+        (8, 257, 0x00b),
+        (3, 2, 0x002),
         (2, u32::MAX, 0x00b),
         (0x13, 1, 2),
     ] {
@@ -163,7 +167,7 @@ fn logs_are_read_from_any_offset() {
     let by_number = Sqe(all.0).dword(1, u32::MAX);
     assert_eq!(rig.data(&mut admin, by_number), health);
     assert_eq!(rig.status(&mut admin, all.dword(1, 1), &[]), 0x002, "not kept by namespace");
-    assert_eq!(rig.status(&mut admin, all.dword(1, 5), &[]), 0x00b);
+    assert_eq!(rig.status(&mut admin, all.dword(1, 257), &[]), 0x00b);
     let firmware = rig.data(&mut admin, log_page(1, 3, 0, 512));
     assert_eq!((firmware[0], firmware[8].is_ascii_digit()), (1, true));
     let effects = rig.data(&mut admin, log_page(1, 5, 0, 4096));

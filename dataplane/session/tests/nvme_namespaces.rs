@@ -10,6 +10,7 @@ use session::nvme_tcp::{
 };
 
 const PLAIN: Agreed = Agreed { header_digest: false, data_digest: false, alignment: 0 };
+const INVALID_FIELD: u16 = 0x002;
 const INVALID_NAMESPACE: u16 = 0x00b;
 /// Numbers of the namespaces that are there at first, and of the one that comes.
 const FIRST: [u32; 2] = [1, 5];
@@ -124,23 +125,43 @@ fn each_namespace_is_found_under_its_number() {
         let end = u64::from(number) << 11;
         assert_eq!(rig.status(&mut io, read(1, end, 1).dword(1, number), &[]), 0x080);
     }
-    for number in [0, 2, 4, 6, NAMESPACES_MAX, NAMESPACES_MAX + 1, u32::MAX - 1, u32::MAX] {
-        for cns in [0, 3, 5, 8] {
-            assert_eq!(
-                rig.status(&mut admin, identify(1, cns, number), &[]),
-                INVALID_NAMESPACE,
-                "{cns} {number}"
-            );
-        }
-        for command in [read(1, 0, 1), flush(1), Sqe::new(0x08, 1, 1, Sgl::Host(0)).range(0, 1)] {
-            let command = command.dword(1, number);
-            assert_eq!(rig.status(&mut io, command, &[]), INVALID_NAMESPACE, "{number}");
-        }
-        let status = rig.status(&mut io, write(1, 0, 1, true).dword(1, number), &[0; 512]);
-        assert_eq!(status, INVALID_NAMESPACE, "{number}");
-    }
     let page = rig.data(&mut admin, identify(1, 1, 0));
     assert_eq!([344, 348, 516, 540].map(|at| u32_at(&page, at)), [NAMESPACES_MAX; 4], "groups, NN, MNAN");
+    rig.finish(vec![admin, io]);
+}
+
+#[test]
+fn a_number_that_no_namespace_has_is_inactive_and_one_that_none_can_have_is_invalid() {
+    let mut rig = rig();
+    let (mut admin, mut io) = rig.both(PLAIN, 0);
+    let write_zeroes = Sqe::new(0x08, 1, 1, Sgl::Host(0)).range(0, 1);
+    // Of each number what commands to it end with, and Identify Namespace where it is no page of zeroes.
+    let inactive = [2, 4, 6, NAMESPACES_MAX].map(|number| (number, INVALID_FIELD, None));
+    let invalid = [0, NAMESPACES_MAX + 1, u32::MAX - 1];
+    let invalid = invalid.map(|number| (number, INVALID_NAMESPACE, Some(INVALID_NAMESPACE)));
+    let all = (u32::MAX, INVALID_FIELD, Some(INVALID_NAMESPACE));
+    for (number, status, identified) in inactive.into_iter().chain(invalid).chain([all]) {
+        for cns in [0, 5, 8] {
+            let command = identify(1, cns, number);
+            match identified {
+                None => assert_eq!(rig.data(&mut admin, command), [0; 4096], "{cns} {number}"),
+                Some(status) => assert_eq!(rig.status(&mut admin, command, &[]), status, "{cns} {number}"),
+            }
+        }
+        assert_eq!(rig.status(&mut admin, identify(1, 3, number), &[]), status, "{number}");
+        for command in [read(1, 0, 1), write_zeroes] {
+            let replies = rig.ask(&mut io, command.dword(1, number), &[]);
+            let [Reply::Done { status: told, do_not_retry: true, .. }] = replies[..] else {
+                panic!("{replies:?}")
+            };
+            assert_eq!(told, status, "{number}");
+        }
+        let told = rig.status(&mut io, write(1, 0, 1, true).dword(1, number), &[0; 512]);
+        assert_eq!(told, status, "{number}");
+        // A flush of all namespaces is announced not to be there, with a status of its own.
+        let status = if number == u32::MAX { INVALID_NAMESPACE } else { status };
+        assert_eq!(rig.status(&mut io, flush(1).dword(1, number), &[]), status, "{number}");
+    }
     rig.finish(vec![admin, io]);
 }
 
@@ -191,7 +212,7 @@ fn namespaces_come_grow_and_go_and_hosts_are_told_which() {
     rig.subsystem.remove(volume(NEW)).unwrap();
     assert_eq!(rig.subsystem.remove(volume(NEW)), Err(Unknown(volume(NEW))));
     let refused: Vec<_> = rig.run(&mut io).iter().map(|reply| format!("{reply:?}")).collect();
-    assert_eq!(refused, [2, 4].map(|id| format!("Done {id} 0xb true 0x0")));
+    assert_eq!(refused, [2, 4].map(|id| format!("Done {id} 0x2 true 0x0")));
     assert_eq!(told(&mut rig, &mut admin, 53), 0x04_00_02);
     assert_eq!(
         (changed(&mut rig, &mut admin), list(&rig.data(&mut admin, identify(2, 2, 0)))),
@@ -224,9 +245,9 @@ fn what_waited_for_a_namespace_never_reaches_another_volume_under_its_number() {
     rig.subsystem.add(namespace(NEW).with_number(1).unwrap()).unwrap();
     rig.sink.short.clear();
     let refused: Vec<_> = rig.run(&mut io).iter().map(|reply| format!("{reply:?}")).collect();
-    assert_eq!(refused, ["Done 3 0xb true 0x0"]);
+    assert_eq!(refused, ["Done 3 0x2 true 0x0"]);
     let late = rig.exchange(&mut io, &PLAIN.data(2, tag, 0, &[2; 32 * 512], true));
-    assert!(matches!(late[..], [Reply::Done { id: 2, status: INVALID_NAMESPACE, .. }]), "{late:?}");
+    assert!(matches!(late[..], [Reply::Done { id: 2, status: INVALID_FIELD, .. }]), "{late:?}");
     assert!(rig.sink.ios.is_empty() && io.queue.outstanding() == 0);
     rig.finish(vec![admin, io]);
 }

@@ -131,7 +131,7 @@ fn what_cannot_be_done_is_refused_with_its_status() {
         (write(1, end - 1, 2, false), 0x080),
         (Sqe::new(0x08, 1, 1, Sgl::Host(0)).range(end - 1, 2), 0x080),
         (read(1, 0, 1).dword(1, 0), 0x00b),
-        (read(1, 0, 1).dword(1, 2), 0x00b),
+        (read(1, 0, 1).dword(1, 2), 0x002),
         (flush(1).dword(1, u32::MAX), 0x00b),
         (write(1, 0, 1, false).dword(12, 1 << 20), 0x002),
     ] {

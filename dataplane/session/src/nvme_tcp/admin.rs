@@ -16,7 +16,7 @@ use super::abort::ABORTS_MAX;
 use super::controller::KEEP_ALIVE_STEPS;
 use super::features::{DISCOVERY_FEATURES, IO_FEATURES};
 use super::log::LogRequest;
-use super::subsystem::{Access, NAMESPACES_MAX, Namespace, Seat, Subsystem};
+use super::subsystem::{Access, NAMESPACES_MAX, Namespace, Seat, Subsystem, is_valid};
 use super::{
     CAPSULE_DATA_BYTES_MAX, DISCOVERY_PAGES_LOG2, ENTRIES_MAX, EVENT_REQUESTS_MAX, TRANSFER_PAGES_LOG2,
     VERSION,
@@ -29,9 +29,11 @@ const MODEL: &str = "Tidegate volume";
 const COMMANDS: u16 = 1 << 0 | 1 << 2 | 1 << 3;
 /// VWC: there is one (0), and Flush names one namespace, never all (2:1 = 10b).
 const WRITE_CACHE: u8 = 0b101;
-/// SGLS: supported, without alignment (1:0 = 01b), and as offsets in the capsule (20).
-const SGLS: u32 = 0b01 | 1 << 20;
-/// LPA: the effects log (1), offsets (2).
+/// SGLS: supported, without alignment (1:0 = 01b), as offsets in the capsule (20), and as the transport's own
+/// descriptor (21), which hosts over TCP use for all that is not in the capsule.
+const SGLS: u32 = 0b01 | 1 << 20 | 1 << 21;
+/// LPA: the effects log (1), offsets (2). Not the scope of commands (5), which would bring along logs of NVMe-MI; the
+/// logs 00h and 12h may be there without it.
 const LOG_ATTRIBUTES: u8 = 0b110;
 /// ANATT: hosts take a path that is in the state Change for longer for one that does not work.
 const ANA_TRANSITION_S: u8 = 30;
@@ -168,17 +170,17 @@ impl Subsystem {
         if of_command_set && command_set != 0 {
             return Err(StatusCode::INVALID_FIELD.into());
         }
-        let namespace = || {
-            let found = self.namespace(command.namespace).map(|found| (found, namespace_data(found)));
-            found.ok_or(Refusal::from(StatusCode::INVALID_NAMESPACE))
-        };
         Ok(match cns {
-            Cns::NAMESPACE => namespace()?.1.octets(),
-            Cns::NAMESPACE_DESCRIPTORS => {
-                let (found, data) = namespace()?;
-                data.descriptors(found.uuid())
+            Cns::NAMESPACE => self.identify_namespace(command, |found| namespace_data(found).octets())?,
+            Cns::NAMESPACE_INDEPENDENT => {
+                self.identify_namespace(command, |found| namespace_data(found).independent_octets())?
             }
-            Cns::NAMESPACE_INDEPENDENT => namespace()?.1.independent_octets(),
+            // Nothing of what only this command set has is there: no protection, no limits beyond MDTS.
+            Cns::COMMAND_SET_NAMESPACE => self.identify_namespace(command, |_| [0; IDENTIFY_BYTES])?,
+            Cns::NAMESPACE_DESCRIPTORS => {
+                let found = self.active(command.namespace)?;
+                namespace_data(found).descriptors(found.uuid())
+            }
             Cns::ACTIVE_NAMESPACES | Cns::COMMAND_SET_ACTIVE => {
                 // "FFFFFFFEh or FFFFFFFFh [...] Invalid Namespace or Format".
                 if command.namespace >= NAMESPACE_ALL - 1 {
@@ -186,11 +188,6 @@ impl Subsystem {
                 }
                 let above = |number: &u32| *number > command.namespace;
                 namespace_list(self.namespaces().iter().map(|one| one.number).filter(above))
-            }
-            // Nothing of what only this command set has is there: no protection, no limits beyond MDTS.
-            Cns::COMMAND_SET_NAMESPACE => {
-                namespace()?;
-                [0; IDENTIFY_BYTES]
             }
             Cns::COMMAND_SET_CONTROLLER => [0; IDENTIFY_BYTES],
             Cns::COMMAND_SETS => {
@@ -200,6 +197,21 @@ impl Subsystem {
             }
             _ => return Err(StatusCode::INVALID_FIELD.into()),
         })
+    }
+
+    /// "If the value in the NSID field specifies an inactive NSID, then the controller returns a zero filled data
+    /// structure" (NVM clause 4.1.5.1, base clauses 5.17.2.5 and 5.17.2.8). All namespaces have no structure in
+    /// common where there is no namespace management.
+    fn identify_namespace(
+        &self,
+        command: &Command,
+        show: impl Fn(&Namespace) -> [u8; IDENTIFY_BYTES],
+    ) -> Result<[u8; IDENTIFY_BYTES], Refusal> {
+        match self.active(command.namespace) {
+            Ok(found) => Ok(show(found)),
+            Err(_) if is_valid(command.namespace) => Ok([0; IDENTIFY_BYTES]),
+            Err(_) => Err(StatusCode::INVALID_NAMESPACE.into()),
+        }
     }
 
     fn transfer_pages_log2(&self) -> u8 {

@@ -17,6 +17,8 @@ use super::{ENTRIES_MAX, EVENT_REQUESTS_MAX, VERSION};
 /// KAS: the keep-alive timer counts in steps of 1 s.
 pub(super) const KEEP_ALIVE_STEPS: u16 = 10;
 const KEEP_ALIVE_STEP_MS: u32 = KEEP_ALIVE_STEPS as u32 * 100;
+/// CAP.TO and CRTO.CRWMT: at most 15 s until it is ready, in steps of 500 ms.
+const READY_STEPS: u64 = 30;
 
 /// CC (base clause 3.1.3.5).
 mod cc {
@@ -182,11 +184,15 @@ impl Controller {
     /// Base clause 6.5, and 3.1.3 for what the properties hold.
     pub fn property(&self, property: Property, is_long: bool) -> Result<u64, StatusCode> {
         let (value, has_8_bytes) = match property {
-            // MQES, CQR, TO (15 s), and the command set NVM; pages of 4 KiB, no more.
-            Property::CAP => (u64::from(ENTRIES_MAX - 1) | 1 << 16 | 30 << 24 | 1 << 37, true),
+            // MQES, CQR, TO, and the command set NVM; pages of 4 KiB, no more. CRMS: ready means ready with media
+            // (CRWMS), which "shall be set to '1' on controllers compliant with [...] 2.0"; no other way (CRIMS).
+            Property::CAP => {
+                (u64::from(ENTRIES_MAX - 1) | 1 << 16 | READY_STEPS << 24 | 1 << 37 | 1 << 59, true)
+            }
             Property::VS => (VERSION.into(), false),
             Property::CC => (self.cc.into(), false),
             Property::CSTS => (self.csts.into(), false),
+            Property::CRTO => (READY_STEPS, false),
             _ => return Err(StatusCode::INVALID_FIELD),
         };
         if has_8_bytes == is_long { Ok(value) } else { Err(StatusCode::INVALID_FIELD) }

@@ -10,7 +10,7 @@ use wire::nvme::{AdminOpcode, Command, IoOpcode, StatusCode};
 
 use super::admin::{FIRMWARE, Refusal};
 use super::features::{DISCOVERY_FEATURES, IO_FEATURES};
-use super::subsystem::{Content, NAMESPACES_MAX, Namespace, Seat, Subsystem};
+use super::subsystem::{Content, NAMESPACES_MAX, Namespace, Seat, Subsystem, is_valid};
 
 const IO_LOGS: [u8; 8] = [0x00, 0x01, 0x02, 0x03, 0x04, 0x05, 0x0c, 0x12];
 const DISCOVERY_LOGS: [u8; 4] = [0x00, 0x01, 0x12, 0x70];
@@ -139,9 +139,8 @@ impl Subsystem {
         if matches!(namespace, 0 | NAMESPACE_ALL) {
             return Ok(());
         }
-        let known = self.namespace(namespace).is_some();
         match page {
-            LogPage::HEALTH if known => Err(Refusal::from(StatusCode::INVALID_FIELD)),
+            LogPage::HEALTH if is_valid(namespace) => Err(Refusal::from(StatusCode::INVALID_FIELD)),
             LogPage::HEALTH => Err(Refusal::from(StatusCode::INVALID_NAMESPACE)),
             _ => Ok(()),
         }

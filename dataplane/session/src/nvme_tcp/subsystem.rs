@@ -13,7 +13,7 @@
 use block::{BlockSize, VOLUME_BYTES_MAX, VolumeId};
 use thiserror::Error;
 use wire::nvme::StatusCode;
-use wire::nvme::data::Events;
+use wire::nvme::data::{Events, NAMESPACE_ALL};
 use wire::nvme::fabrics::{DISCOVERY_NQN, NQN_BYTES_MAX};
 
 use super::admin::Refusal;
@@ -124,7 +124,7 @@ impl Namespace {
 
     /// Its number (NSID), the same wherever its subsystem is served.
     pub fn with_number(self, number: u32) -> Result<Namespace, NamespaceError> {
-        if !(1..=NAMESPACES_MAX).contains(&number) {
+        if !is_valid(number) {
             return Err(NamespaceError::Number { number });
         }
         Ok(Namespace { number, ..self })
@@ -403,21 +403,35 @@ impl Subsystem {
         self.namespaces().iter().find(|one| one.number == number)
     }
 
+    /// The namespace of a command. Base figure 87: "specifying an inactive namespace identifier" is an invalid field,
+    /// and so is FFFFFFFFh where one namespace is asked for; "specifying an invalid namespace identifier" has a status of
+    /// its own.
+    pub(super) fn active(&self, number: u32) -> Result<&Namespace, Refusal> {
+        let is_known = is_valid(number) || number == NAMESPACE_ALL;
+        let status = if is_known { StatusCode::INVALID_FIELD } else { StatusCode::INVALID_NAMESPACE };
+        self.namespace(number).ok_or(status.into())
+    }
+
     /// The namespace of an I/O command, if it can be reached.
     pub(super) fn reach(&self, number: u32) -> Result<&Namespace, Refusal> {
-        let namespace = self.namespace(number).ok_or(StatusCode::INVALID_NAMESPACE)?;
+        let namespace = self.active(number)?;
         namespace.check_access().map(|()| namespace)
     }
 
-    /// The same for a command that waited: what has its number now may be another volume.
+    /// The same for a command that waited: what has its number now may be another volume, and its own is inactive.
     pub(super) fn reach_still(&self, number: u32, volume: VolumeId) -> Result<&Namespace, Refusal> {
         let namespace = self.reach(number)?;
-        if namespace.volume == volume { Ok(namespace) } else { Err(StatusCode::INVALID_NAMESPACE.into()) }
+        if namespace.volume == volume { Ok(namespace) } else { Err(StatusCode::INVALID_FIELD.into()) }
     }
 
     pub(super) fn is_discovery(&self) -> bool {
         matches!(self.content, Content::Discovery { .. })
     }
+}
+
+/// A namespace could have this number (base clause 3.2.1.2), whether or not one has it.
+pub(super) fn is_valid(number: u32) -> bool {
+    (1..=NAMESPACES_MAX).contains(&number)
 }
 
 /// Base clause 4.5: an NVMe qualified name is "nqn.", a year and a month, and more, in at most 223 bytes. That

@@ -47,6 +47,8 @@ codes! {
         CSTS = 0x1c, "CSTS";
         /// Subsystem reset, 4 bytes.
         NSSR = 0x20, "NSSR";
+        /// How long until it is ready, 4 bytes.
+        CRTO = 0x68, "CRTO";
     }
 }
 

@@ -112,7 +112,7 @@ fn out_of_range(place: &Place) {
         (block(read(1, 0, 512), 512), 0x002),
         (read(1, 0, 1), 0x00f),
         (block(write(1, (16 << 8) - 1, 2, false), 2), 0x080),
-        (Sqe::new(0x02, 1, 0xffff_ffff, Sgl::Host(4096)), 0x00b),
+        (Sqe::new(0x02, 1, 0xffff_ffff, Sgl::Host(4096)), 0x002),
         (Sqe::new(0x55, 1, 1, Sgl::Host(0)), 0x001),
         (Sqe::new(0x09, 1, 1, Sgl::Host(1 << 30)).dword(10, 255).dword(11, 4), 0x00f),
     ] {

@@ -1,6 +1,7 @@
 //! What an I/O command asks for, and whether it may (NVM clause 3).
 
 use block::{IO_BYTES_MAX, Lba, Op, Status, VolumeId};
+use wire::nvme::data::NAMESPACE_ALL;
 use wire::nvme::fabrics::Fabrics;
 use wire::nvme::{Command, IoOpcode, Sgl, StatusCode};
 
@@ -69,6 +70,11 @@ pub(super) fn plan(
         IoOpcode::DATASET_MANAGEMENT => Op::Discard,
         _ => return Err(StatusCode::INVALID_OPCODE.into()),
     };
+    // VWC 2:1 = 10b: "The controller shall fail a Flush command with the NSID set to FFFFFFFFh with [...] Invalid
+    // Namespace or Format".
+    if op == Op::Flush && command.namespace == NAMESPACE_ALL {
+        return Err(StatusCode::INVALID_NAMESPACE.into());
+    }
     let namespace = subsystem.reach(command.namespace)?;
     if namespace.read_only && op.is_write() {
         return Err(StatusCode::NAMESPACE_WRITE_PROTECTED.into());
