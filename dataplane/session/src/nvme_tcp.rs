@@ -33,6 +33,7 @@ mod abort;
 mod admin;
 mod connect;
 mod controller;
+mod errors;
 mod features;
 mod link;
 mod log;

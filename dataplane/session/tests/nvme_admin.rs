@@ -102,7 +102,8 @@ fn identify_says_what_linux_asks_for() {
     );
     assert_eq!((page[342], page[343]), (30, 0b101_1111), "ANATT, ANACAP");
     assert_eq!((u32_at(&page, 344), u32_at(&page, 348), u32_at(&page, 540)), (256, 256, 256), "groups, MNAN");
-    assert_eq!((page[259], page[261], u16_at(&page, 320)), (3, 0b110, 10), "AERL, LPA, KAS");
+    assert_eq!((page[259], page[261], page[262]), (3, 0b110, 63), "AERL, LPA, ELPE");
+    assert_eq!(u16_at(&page, 320), 10, "KAS");
     assert_eq!((page[512], page[513], u16_at(&page, 514), u32_at(&page, 516)), (0x66, 0x44, 256, 256));
     assert_eq!((u16_at(&page, 520), page[525]), (0b1101, 0b101), "ONCS, VWC");
     assert_eq!(u32_at(&page, 536), 0b01 | 1 << 20 | 1 << 21, "SGLs, without alignment, both kinds");
@@ -154,7 +155,7 @@ fn logs_are_read_from_any_offset() {
     let features = rig.data(&mut admin, log_page(1, 0x12, 0, 1024));
     let listed: Vec<_> = (0..256).filter(|i| features[4 * i] == 1).collect();
     assert_eq!(listed, [1, 2, 4, 5, 6, 7, 0xa, 0xb, 0xf, 0x81]);
-    assert_eq!(rig.data(&mut admin, log_page(1, 1, 0, 64)), [0; 64], "no errors");
+    assert_eq!(rig.data(&mut admin, log_page(1, 1, 0, 4096)), [0; 4096], "no errors");
     assert_eq!(rig.status(&mut io, write(1, 0, 16, true), &[1; 8192]), 0);
     assert_eq!(rig.status(&mut io, write(1, 0, 2000, false), &[1; 1_024_000]), 0);
     assert_eq!(rig.data(&mut io, read(1, 0, 1)).len(), 512);
@@ -254,7 +255,8 @@ fn events_are_told_once_until_their_log_is_read() {
     assert_eq!(rig.status(&mut admin, event_request(54), &[]), 0x105);
     assert_eq!(rig.status(&mut admin, event_request(50), &[]), 0x003, "that one still waits");
     rig.subsystem.resize(VOLUME, 100).unwrap();
-    let told = |id| Reply::Done { id, status: 0, do_not_retry: false, result: 0x04_00_02, head: 0 };
+    let told =
+        |id| Reply::Done { id, status: 0, do_not_retry: false, result: 0x04_00_02, more: false, head: 0 };
     let without_head = |mut replies: Vec<Reply>| {
         for reply in &mut replies {
             if let Reply::Done { head, .. } = reply {
@@ -277,8 +279,8 @@ fn events_are_told_once_until_their_log_is_read() {
     assert_eq!(without_head(rig.run(&mut admin)), [told(51)]);
     // A request is taken back; other commands are not, and that is said.
     let replies = without_head(rig.ask(&mut admin, abort(7, 0, 52), &[]));
-    let aborted = Reply::Done { id: 52, status: 0x007, do_not_retry: false, result: 0, head: 0 };
-    let done = Reply::Done { id: 7, status: 0, do_not_retry: false, result: 0, head: 0 };
+    let aborted = Reply::Done { id: 52, status: 0x007, do_not_retry: false, result: 0, more: false, head: 0 };
+    let done = Reply::Done { id: 7, status: 0, do_not_retry: false, result: 0, more: false, head: 0 };
     assert_eq!(replies, [aborted, done]);
     assert_eq!(result(&mut rig, &mut admin, abort(7, 0, 52)), 1);
     assert_eq!(rig.status(&mut admin, abort(7, 3, 52), &[]), 0x002, "no such queue");

@@ -31,7 +31,8 @@ fn every_agreement_works_however_the_bytes_are_cut() {
             let mut rig = Rig::new();
             let (mut admin, reply) = rig.connect_in_pieces(agreed, ADMIN, piece);
             // SQHD counts the Connect command; the controller's number is the result.
-            let done = Reply::Done { id: 0x1234, status: 0, do_not_retry: false, result: 1, head: 1 };
+            let done =
+                Reply::Done { id: 0x1234, status: 0, do_not_retry: false, result: 1, more: false, head: 1 };
             assert_eq!(reply, done);
             assert_eq!(rig.status(&mut admin, property_set(2, 0x14, 0x0046_0001), &[]), 0);
             let (mut io, _) = rig.connect_in_pieces(agreed, Wish::io(1, 1), piece);
@@ -146,8 +147,14 @@ fn a_subsystem_that_nobody_owns_is_refused_by_the_acceptor() {
     assert!(setup.attach().is_none());
     setup.refuse(&attach);
     let (reply, _) = agreed.parse(setup.dispatch_bytes());
-    let status =
-        Reply::Done { id: 0x1234, status: 0x182, do_not_retry: true, result: 1 << 16 | 256, head: 0 };
+    let status = Reply::Done {
+        id: 0x1234,
+        status: 0x182,
+        do_not_retry: true,
+        result: 1 << 16 | 256,
+        more: false,
+        head: 0,
+    };
     assert_eq!((reply, setup.next()), (status, Next::Close));
 }
 

@@ -5,15 +5,17 @@
 
 use std::net::SocketAddr;
 
+use block::Lba;
 use wire::nvme::data::{
-    Cns, ControllerData, ControllerKind, Events, Feature, IDENTIFY_BYTES, NAMESPACE_ALL, NamespaceData,
-    namespace_list,
+    Cns, ControllerData, ControllerKind, ErrorEntry, Events, Feature, IDENTIFY_BYTES, NAMESPACE_ALL,
+    NamespaceData, namespace_list,
 };
 use wire::nvme::fabrics::Fabrics;
 use wire::nvme::{AdminOpcode, Command, Sgl, StatusCode};
 
 use super::abort::ABORTS_MAX;
 use super::controller::KEEP_ALIVE_STEPS;
+use super::errors::ERRORS_MAX;
 use super::features::{DISCOVERY_FEATURES, IO_FEATURES};
 use super::log::LogRequest;
 use super::subsystem::{Access, NAMESPACES_MAX, Namespace, Seat, Subsystem, is_valid};
@@ -45,13 +47,48 @@ const PREFERRED_BYTES: u32 = 4096;
 pub(super) struct Refusal {
     pub status: StatusCode,
     pub do_not_retry: bool,
+    /// The byte of the command that is wrong, or [`ErrorEntry::NO_FIELD`].
+    pub field: u16,
+    /// The block at which it failed, where that is known.
+    pub lba: Option<Lba>,
 }
 
 impl From<StatusCode> for Refusal {
     /// Asking again would not help.
     fn from(status: StatusCode) -> Refusal {
-        Refusal { status, do_not_retry: true }
+        let field = match status {
+            StatusCode::INVALID_OPCODE => 0,
+            StatusCode::COMMAND_ID_CONFLICT => 2,
+            StatusCode::INVALID_NAMESPACE => field::NAMESPACE,
+            StatusCode::SGL_OFFSET_INVALID => 24,
+            StatusCode::SGL_DATA_LENGTH_INVALID => 32,
+            StatusCode::SGL_TYPE_INVALID => 39,
+            StatusCode::INVALID_LOG_PAGE | StatusCode::LBA_OUT_OF_RANGE => field::DWORD_10,
+            _ => ErrorEntry::NO_FIELD,
+        };
+        Refusal { status, do_not_retry: true, field, lba: None }
     }
+}
+
+impl Refusal {
+    /// Another try may succeed.
+    pub fn passing(status: StatusCode) -> Refusal {
+        Refusal { do_not_retry: false, ..status.into() }
+    }
+
+    /// Invalid Field in Command, and which.
+    pub fn field(field: u16) -> Refusal {
+        Refusal { field, ..StatusCode::INVALID_FIELD.into() }
+    }
+}
+
+/// Where fields begin in a command, in bytes (base figure 87).
+pub(super) mod field {
+    /// FUSE and PSDT.
+    pub const FLAGS: u16 = 1;
+    pub const NAMESPACE: u16 = 4;
+    /// CNS, LID, FID; SLBA.
+    pub const DWORD_10: u16 = 40;
 }
 
 /// What became of a command.
@@ -69,7 +106,7 @@ impl Subsystem {
     /// Checks a command of the admin queue and says how many bytes of data its answer has.
     pub(super) fn answer_bytes(&self, seat: Seat, command: &Command) -> Result<usize, Refusal> {
         if !command.has_sgl() || command.fused() != 0 {
-            return Err(StatusCode::INVALID_FIELD.into());
+            return Err(Refusal::field(field::FLAGS));
         }
         let opcode = AdminOpcode(command.opcode);
         let is_ready = self.controller(seat).is_some_and(|controller| controller.is_ready());
@@ -195,7 +232,7 @@ impl Subsystem {
                 octets[0] = 1;
                 octets
             }
-            _ => return Err(StatusCode::INVALID_FIELD.into()),
+            _ => return Err(Refusal::field(field::DWORD_10)),
         })
     }
 
@@ -234,6 +271,7 @@ impl Subsystem {
             aborts_less_one: for_io(ABORTS_MAX as u32 - 1) as u8,
             event_requests_less_one: EVENT_REQUESTS_MAX as u8 - 1,
             log_attributes: if is_discovery { 0b100 } else { LOG_ATTRIBUTES },
+            error_entries_less_one: ERRORS_MAX as u8 - 1,
             keep_alive_steps: KEEP_ALIVE_STEPS,
             commands_max: ENTRIES_MAX as u16,
             ana_transition_s: ANA_TRANSITION_S,
@@ -290,7 +328,7 @@ impl Subsystem {
     fn known_feature(&self, command: &Command) -> Result<Feature, Refusal> {
         let number = command.dwords_10_15[0] as u8;
         let known = if self.is_discovery() { &DISCOVERY_FEATURES[..] } else { &IO_FEATURES[..] };
-        if known.contains(&number) { Ok(Feature(number)) } else { Err(StatusCode::INVALID_FIELD.into()) }
+        if known.contains(&number) { Ok(Feature(number)) } else { Err(Refusal::field(field::DWORD_10)) }
     }
 
     /// Base clause 5.1: dword 0 bit 0 says that the command was not aborted. What an I/O queue has is taken back there.

@@ -10,6 +10,7 @@ use wire::nvme::data::{Events, Health, LIST_MAX, LogPage, NAMESPACE_ALL};
 use wire::nvme::fabrics::Property;
 
 use super::abort::Aborts;
+use super::errors::Errors;
 use super::features::Features;
 use super::setup::Attach;
 use super::{ENTRIES_MAX, EVENT_REQUESTS_MAX, VERSION};
@@ -52,6 +53,7 @@ pub(super) struct Controller {
     queues_max: u16,
     pub features: Features,
     pub usage: Usage,
+    pub errors: Errors,
     /// Of commands of I/O queues.
     pub aborts: Aborts,
     /// Identifiers of the commands that wait for an event.
@@ -80,17 +82,6 @@ impl Usage {
         self.writes += more.writes;
         self.written_bytes += more.written_bytes;
     }
-
-    pub fn health(&self, up_ns: u64) -> Health {
-        let units = |bytes: u64| u128::from(bytes.div_ceil(512 * 1000));
-        Health {
-            read_units: units(self.read_bytes),
-            written_units: units(self.written_bytes),
-            reads: self.reads.into(),
-            writes: self.writes.into(),
-            hours: u128::from(up_ns / 3_600_000_000_000),
-        }
-    }
 }
 
 impl Controller {
@@ -108,6 +99,7 @@ impl Controller {
             queues_max,
             features: Features::new(queues_max),
             usage: Usage::default(),
+            errors: Errors::default(),
             aborts: Aborts::default(),
             requests: ArrayVec::new(),
             pending: Events::NONE,
@@ -181,6 +173,20 @@ impl Controller {
         most_ns > 0 && now_ns.saturating_sub(self.heard_ns) > most_ns
     }
 
+    /// Of a subsystem that hosts have used for `up_ns`.
+    pub fn health(&self, up_ns: u64) -> Health {
+        let units = |bytes: u64| u128::from(bytes.div_ceil(512 * 1000));
+        Health {
+            read_units: units(self.usage.read_bytes),
+            written_units: units(self.usage.written_bytes),
+            reads: self.usage.reads.into(),
+            writes: self.usage.writes.into(),
+            hours: u128::from(up_ns / 3_600_000_000_000),
+            media_errors: self.errors.media().into(),
+            errors: self.errors.count().into(),
+        }
+    }
+
     /// Base clause 6.5, and 3.1.3 for what the properties hold.
     pub fn property(&self, property: Property, is_long: bool) -> Result<u64, StatusCode> {
         let (value, has_8_bytes) = match property {
@@ -225,6 +231,7 @@ impl Controller {
         self.features = Features::new(self.queues_max);
         self.requests.clear();
         self.aborts = Aborts::default();
+        self.errors.clear();
         (self.pending, self.told) = (Events::NONE, Events::NONE);
         self.changed.clear();
     }

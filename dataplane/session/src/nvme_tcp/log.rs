@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 
 use wire::nvme::data::{
-    AnaGroup, DISCOVERY_BYTES, DiscoveryEntry, ERROR_LOG_BYTES, Events, LogPage, NAMESPACE_ALL,
-    SubsystemKind, ana_log, discovery_head, effects_log, firmware_log, namespace_list, support_log,
+    AnaGroup, DISCOVERY_BYTES, DiscoveryEntry, Events, LogPage, NAMESPACE_ALL, SubsystemKind, ana_log,
+    discovery_head, effects_log, firmware_log, namespace_list, support_log,
 };
 use wire::nvme::{AdminOpcode, Command, IoOpcode, StatusCode};
 
@@ -87,17 +87,15 @@ impl Subsystem {
         let controller = self.controller(seat).ok_or(StatusCode::INTERNAL_ERROR)?;
         let is_discovery = self.is_discovery();
         let numbers = |io: &'static [u8], discovery: &'static [u8]| if is_discovery { discovery } else { io };
-        let usage = controller.usage;
         match page {
             LogPage::SUPPORTED => copy(&support_log(numbers(&IO_LOGS, &DISCOVERY_LOGS)), offset_bytes, out),
             LogPage::FEATURES => {
                 copy(&support_log(numbers(&IO_FEATURES, &DISCOVERY_FEATURES)), offset_bytes, out)
             }
-            // No answer says that there is more to it in this log (M), so there is nothing in it.
-            LogPage::ERRORS => copy(&[0; ERROR_LOG_BYTES], offset_bytes, out),
+            LogPage::ERRORS => copy(&controller.errors.octets(), offset_bytes, out),
             LogPage::DISCOVERY if is_discovery => self.discovery_log(seat, local, offset_bytes, out),
             _ if is_discovery => Err(StatusCode::INVALID_LOG_PAGE),
-            LogPage::HEALTH => copy(&usage.health(up_ns).octets(), offset_bytes, out),
+            LogPage::HEALTH => copy(&controller.health(up_ns).octets(), offset_bytes, out),
             LogPage::FIRMWARE => copy(&firmware_log(FIRMWARE), offset_bytes, out),
             LogPage::EFFECTS => {
                 let admin = ADMIN.map(|opcode| opcode.0);

@@ -26,6 +26,7 @@ use std::net::SocketAddr;
 use block::{Io, Lba, Op, TraceId, VolumeId};
 use frame::{IoBuffer, IoPool};
 use thiserror::Error;
+use wire::nvme::data::ErrorEntry;
 use wire::nvme::{Command, Completion, StatusCode};
 use wire::nvme_tcp::{Fatal, Transfer};
 
@@ -153,6 +154,8 @@ pub struct Queue {
     /// I/Os handed out and not answered.
     outstanding: u32,
     usage: Usage,
+    /// Commands that ended in an error, for the controller's log: at most all that the queue has between two steps.
+    errors: Vec<ErrorEntry>,
     moved_bytes: u64,
     mark: Mark,
     /// Why it is over; the last words may still be under way.
@@ -189,6 +192,7 @@ impl Queue {
             transfers: 0,
             outstanding: 0,
             usage: Usage::default(),
+            errors: Vec::new(),
             moved_bytes: 0,
             mark: Mark::default(),
             over: None,
@@ -399,7 +403,7 @@ impl Queue {
             if status != StatusCode::SUCCESS {
                 // What the transport spoilt may be sent again.
                 let do_not_retry = status != StatusCode::TRANSIENT_TRANSPORT_ERROR;
-                self.refuse(id, Refusal { status, do_not_retry }, pool);
+                self.refuse(id, Refusal { do_not_retry, ..status.into() }, pool);
             } else if is_admin && controller.is_some_and(|one| one.holds(command.id)) {
                 self.refuse(id, StatusCode::COMMAND_ID_CONFLICT.into(), pool);
             } else if is_admin {
@@ -642,55 +646,6 @@ impl Queue {
         }
         sink.submit(Io { volume, op, lba, blocks, tag: id.tag(), trace, buffer }, received_ns);
         Handed::Out
-    }
-
-    /// Counts what was done for the controller, takes back what it is asked to, and answers its requests for events
-    /// and its Aborts.
-    fn tell(&mut self, subsystem: &mut Subsystem, pool: &mut IoPool, sink: &mut impl Sink) {
-        let Some(seat) = self.seat else { return };
-        let Some(controller) = subsystem.controller_mut(seat) else { return };
-        controller.usage.add(std::mem::take(&mut self.usage));
-        if seat.queue != 0 {
-            if controller.aborts.concern(seat.queue) {
-                controller.aborts.carry_out(seat.queue, |command| self.take_back(command, pool, sink));
-                subsystem.has_call = true;
-            }
-            return;
-        }
-        while let Some((command, result)) = controller.aborts.answer() {
-            let queue_head = self.head.unwrap_or(0);
-            let completion = Completion { result, queue_head, command, ..Completion::default() };
-            self.output.push_completion(completion, None);
-        }
-        let queue_head = self.head.unwrap_or(0);
-        while let Some((command, result)) = controller.news() {
-            let completion = Completion { result, queue_head, command, ..Completion::default() };
-            self.output.push_completion(completion, None);
-        }
-    }
-
-    /// Takes a command back that waits, and answers it; false if it does not wait here.
-    fn take_back(&mut self, command: u16, pool: &mut IoPool, sink: &mut impl Sink) -> bool {
-        let Some((id, slot)) = self.slots.named(command) else { return false };
-        let volume = slot.volume;
-        if slot.parts_out > 0 || slot.receiving.is_some() {
-            return false;
-        }
-        let before = self.waiting();
-        self.fresh.retain(|&waiting| waiting != id);
-        self.lanes.iter_mut().for_each(|lane| lane.retain(|waiting| waiting.id != id));
-        // Its payload may be coming in, or its answer be on its way.
-        if self.waiting() == before {
-            return false;
-        }
-        sink.withdraw(volume);
-        self.refuse(id, Refusal { status: StatusCode::ABORT_REQUESTED, do_not_retry: false }, pool);
-        true
-    }
-
-    /// Commands that wait.
-    fn waiting(&self) -> usize {
-        self.fresh.len() + self.lanes.iter().map(VecDeque::len).sum::<usize>()
     }
 
     /// Memory for the payload of one command.

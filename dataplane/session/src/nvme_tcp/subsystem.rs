@@ -16,7 +16,7 @@ use wire::nvme::StatusCode;
 use wire::nvme::data::{Events, NAMESPACE_ALL};
 use wire::nvme::fabrics::{DISCOVERY_NQN, NQN_BYTES_MAX};
 
-use super::admin::Refusal;
+use super::admin::{Refusal, field};
 use super::controller::Controller;
 
 /// "CNTLID [...] valid values are from 0h to FFEFh" (base clause 5.17.2.1); 0 is left out, as most targets do.
@@ -144,7 +144,7 @@ impl Namespace {
             Access::PersistentLoss => StatusCode::ANA_PERSISTENT_LOSS,
             Access::Change => StatusCode::ANA_TRANSITION,
         };
-        Err(Refusal { status, do_not_retry: false })
+        Err(Refusal::passing(status))
     }
 
     /// RFC 9562, clause 5.8: the identity, marked as a UUID whose bits have a form of their own.
@@ -407,9 +407,10 @@ impl Subsystem {
     /// and so is FFFFFFFFh where one namespace is asked for; "specifying an invalid namespace identifier" has a status of
     /// its own.
     pub(super) fn active(&self, number: u32) -> Result<&Namespace, Refusal> {
-        let is_known = is_valid(number) || number == NAMESPACE_ALL;
-        let status = if is_known { StatusCode::INVALID_FIELD } else { StatusCode::INVALID_NAMESPACE };
-        self.namespace(number).ok_or(status.into())
+        self.namespace(number).ok_or_else(|| match is_valid(number) || number == NAMESPACE_ALL {
+            true => Refusal::field(field::NAMESPACE),
+            false => StatusCode::INVALID_NAMESPACE.into(),
+        })
     }
 
     /// The namespace of an I/O command, if it can be reached.
@@ -421,7 +422,7 @@ impl Subsystem {
     /// The same for a command that waited: what has its number now may be another volume, and its own is inactive.
     pub(super) fn reach_still(&self, number: u32, volume: VolumeId) -> Result<&Namespace, Refusal> {
         let namespace = self.reach(number)?;
-        if namespace.volume == volume { Ok(namespace) } else { Err(StatusCode::INVALID_FIELD.into()) }
+        if namespace.volume == volume { Ok(namespace) } else { Err(Refusal::field(field::NAMESPACE)) }
     }
 
     pub(super) fn is_discovery(&self) -> bool {

@@ -213,6 +213,7 @@ impl Agreed {
                 id: u16_at(20),
                 status: u16_at(22) >> 1 & 0x7ff,
                 do_not_retry: u16_at(22) >> 15 != 0,
+                more: u16_at(22) >> 14 & 1 != 0,
                 result: u64::from(u32_at(8)) | u64::from(u32_at(12)) << 32,
                 head: u16_at(16),
             },
@@ -241,7 +242,7 @@ impl Agreed {
 pub enum Reply {
     Hello { alignment: u8, digests: u8, data_bytes_max: u32 },
     Termination { status: u16, information: u32, header: Vec<u8> },
-    Done { id: u16, status: u16, do_not_retry: bool, result: u64, head: u16 },
+    Done { id: u16, status: u16, do_not_retry: bool, result: u64, more: bool, head: u16 },
     Data { id: u16, offset: u32, data: Vec<u8>, is_last: bool, is_success: bool },
     Transfer { id: u16, tag: u16, offset: u32, length: u32 },
 }

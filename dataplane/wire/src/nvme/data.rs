@@ -3,13 +3,14 @@
 //! Figures are those of the NVM Express Base Specification, revision 2.0, and of the NVM Command Set
 //! Specification, revision 1.0. Each structure says what of its page is not zero.
 
+use super::Completion;
 use crate::codes::{codes, flags};
 use crate::field::put;
 
 /// Length of every data structure of Identify.
 pub const IDENTIFY_BYTES: usize = 4096;
-/// Length of the log of errors with one entry.
-pub const ERROR_LOG_BYTES: usize = 64;
+/// Length of an entry of the log of errors.
+pub const ERROR_ENTRY_BYTES: usize = 64;
 /// Length of the SMART / health log.
 pub const HEALTH_LOG_BYTES: usize = 512;
 /// Length of the firmware slot log.
@@ -153,6 +154,8 @@ pub struct ControllerData<'a> {
     pub event_requests_less_one: u8,
     /// LPA: bit 1 the effects log, bit 2 long logs.
     pub log_attributes: u8,
+    /// ELPE: entries of the log of errors, less one.
+    pub error_entries_less_one: u8,
     /// KAS: steps of the keep-alive timer, 100 ms each.
     pub keep_alive_steps: u16,
     /// MAXCMD: places of a queue.
@@ -197,6 +200,7 @@ impl ControllerData<'_> {
         // FRMW: one slot, which cannot be written.
         octets[260] = if self.kind == ControllerKind::Io { 0b11 } else { 0 };
         octets[261] = self.log_attributes;
+        octets[262] = self.error_entries_less_one;
         put(&mut octets, 320, self.keep_alive_steps.to_le_bytes());
         if self.many_controllers {
             octets[342] = self.ana_transition_s;
@@ -350,6 +354,41 @@ pub fn namespace_list(namespaces: impl Iterator<Item = u32>) -> [u8; IDENTIFY_BY
     octets
 }
 
+/// "Error Information Log Entry": a command that ended in an error.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ErrorEntry {
+    /// Error count: its own among all entries of the controller.
+    pub count: u64,
+    /// SQID.
+    pub queue: u16,
+    /// How the command was answered.
+    pub completion: Completion,
+    /// Parameter Error Location: which byte of the command is wrong, or [`ErrorEntry::NO_FIELD`].
+    pub field: u16,
+    /// First block with which something is wrong, of commands that have blocks.
+    pub lba: u64,
+    /// NSID.
+    pub namespace: u32,
+}
+
+impl ErrorEntry {
+    /// Nothing in the command is wrong, or it is not one field.
+    pub const NO_FIELD: u16 = 0xffff;
+
+    /// The entry.
+    pub fn octets(&self) -> [u8; ERROR_ENTRY_BYTES] {
+        let mut octets = [0; ERROR_ENTRY_BYTES];
+        put(&mut octets, 0, self.count.to_le_bytes());
+        put(&mut octets, 8, self.queue.to_le_bytes());
+        // CID and Status Field, as they stand in the completion.
+        octets[10..14].copy_from_slice(&self.completion.octets()[12..16]);
+        put(&mut octets, 14, self.field.to_le_bytes());
+        put(&mut octets, 16, self.lba.to_le_bytes());
+        put(&mut octets, 24, self.namespace.to_le_bytes());
+        octets
+    }
+}
+
 /// "SMART / Health Information Log Page": what a volume can say of itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Health {
@@ -363,6 +402,10 @@ pub struct Health {
     pub writes: u128,
     /// Hours of use.
     pub hours: u128,
+    /// Reads that gave no data, or damaged data.
+    pub media_errors: u128,
+    /// Entries that the log of errors has had.
+    pub errors: u128,
 }
 
 impl Health {
@@ -377,6 +420,8 @@ impl Health {
             (64, self.reads),
             (80, self.writes),
             (128, self.hours),
+            (160, self.media_errors),
+            (176, self.errors),
         ];
         for (at, value) in fields {
             put(&mut octets, at, value.to_le_bytes());

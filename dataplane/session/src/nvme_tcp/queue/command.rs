@@ -5,7 +5,7 @@ use wire::nvme::data::NAMESPACE_ALL;
 use wire::nvme::fabrics::Fabrics;
 use wire::nvme::{Command, IoOpcode, Sgl, StatusCode};
 
-use crate::nvme_tcp::admin::Refusal;
+use crate::nvme_tcp::admin::{Refusal, field};
 use crate::nvme_tcp::slots::Work;
 use crate::nvme_tcp::subsystem::{Namespace, Subsystem};
 
@@ -55,7 +55,7 @@ pub(super) fn plan(
     subsystem: &Subsystem,
 ) -> Result<Ask, Refusal> {
     if !command.has_sgl() || command.fused() != 0 {
-        return Err(StatusCode::INVALID_FIELD.into());
+        return Err(Refusal::field(field::FLAGS));
     }
     let opcode = IoOpcode(command.opcode);
     let fua = command.dwords_10_15[2] >> 30 & 1 != 0 || !write_cache;
@@ -90,6 +90,17 @@ pub(super) fn plan(
     }
 }
 
+/// SLBA of a command of an I/O queue; 0 where it has none.
+pub(super) fn first_block(command: &Command) -> u64 {
+    let [low, high, ..] = command.dwords_10_15;
+    match IoOpcode(command.opcode) {
+        IoOpcode::READ | IoOpcode::WRITE | IoOpcode::COMPARE | IoOpcode::WRITE_ZEROES => {
+            u64::from(high) << 32 | u64::from(low)
+        }
+        _ => 0,
+    }
+}
+
 /// Base clause 6.4, and what belongs on the admin queue.
 fn fabrics(command: &Command) -> Result<Ask, Refusal> {
     match Fabrics::parse(command)? {
@@ -101,8 +112,8 @@ fn fabrics(command: &Command) -> Result<Ask, Refusal> {
 
 /// Commands of one range: SLBA in dwords 10 and 11, NLB in dword 12, less one.
 fn range(command: &Command, op: Op, capsule_bytes: u32, namespace: &Namespace) -> Result<Plan, Refusal> {
-    let [low, high, dword12, ..] = command.dwords_10_15;
-    let (lba, blocks) = (u64::from(high) << 32 | u64::from(low), (dword12 & 0xffff) + 1);
+    let dword12 = command.dwords_10_15[2];
+    let (lba, blocks) = (first_block(command), (dword12 & 0xffff) + 1);
     // Directives are not announced; DTYPE of a write would name one.
     if matches!(op, Op::Write { .. }) && dword12 >> 20 & 0xf != 0 {
         return Err(StatusCode::INVALID_FIELD.into());
@@ -163,8 +174,8 @@ fn from_host(
 }
 
 /// How the volume's status is said to a host.
-pub(super) fn refusal_of(status: Status, is_write: bool) -> Option<Refusal> {
-    let (status, do_not_retry) = match status {
+pub(super) fn refusal_of(status_of_volume: Status, is_write: bool) -> Option<Refusal> {
+    let (status, do_not_retry) = match status_of_volume {
         Status::Ok => return None,
         Status::OutOfRange => (StatusCode::LBA_OUT_OF_RANGE, true),
         Status::NoSpace => (StatusCode::CAPACITY_EXCEEDED, true),
@@ -179,5 +190,9 @@ pub(super) fn refusal_of(status: Status, is_write: bool) -> Option<Refusal> {
         Status::Busy => (StatusCode::NAMESPACE_NOT_READY, false),
         Status::Invalid => (StatusCode::INVALID_FIELD, true),
     };
-    Some(Refusal { status, do_not_retry })
+    let lba = match status_of_volume {
+        Status::MediaError { lba, .. } | Status::Corrupt { lba, .. } => Some(lba),
+        _ => None,
+    };
+    Some(Refusal { do_not_retry, lba, ..status.into() })
 }

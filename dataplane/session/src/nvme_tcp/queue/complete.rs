@@ -2,12 +2,16 @@
 
 use block::{Done, Op};
 use frame::{IoBuffer, IoPool};
-use wire::nvme::{Completion, StatusCode};
+use wire::nvme::data::ErrorEntry;
+use wire::nvme::{AdminOpcode, Completion, StatusCode};
 
 use super::{Queue, command};
+use crate::Sink;
 use crate::nvme_tcp::UnknownTag;
 use crate::nvme_tcp::admin::Refusal;
 use crate::nvme_tcp::slots::{SlotId, Work};
+use crate::nvme_tcp::subsystem::Subsystem;
+use std::collections::VecDeque;
 
 impl Queue {
     /// Takes the answer to an I/O.
@@ -66,8 +70,11 @@ impl Queue {
         }
         match slot.status {
             StatusCode::SUCCESS => self.answer(id, 0, pool),
-            // A path error is the only one after which another try makes sense.
-            status => self.refuse(id, Refusal { status, do_not_retry: !status.is_path_related() }, pool),
+            // A path error is the only one after which another try makes sense. What is wrong stands in the payload.
+            status => {
+                let (do_not_retry, field) = (!status.is_path_related(), ErrorEntry::NO_FIELD);
+                self.refuse(id, Refusal { do_not_retry, field, ..status.into() }, pool);
+            }
         }
     }
 
@@ -77,10 +84,21 @@ impl Queue {
         self.finish(id, completion, pool);
     }
 
-    /// The command failed.
+    /// The command failed. All that fail come here: the log of errors says more of each (M).
     pub(super) fn refuse(&mut self, id: SlotId, refusal: Refusal, pool: &mut IoPool) {
-        let Refusal { status, do_not_retry } = refusal;
-        self.finish(id, Completion { status, do_not_retry, ..Completion::default() }, pool);
+        let Refusal { status, do_not_retry, field, lba } = refusal;
+        let mut completion = Completion { status, do_not_retry, more: true, ..Completion::default() };
+        if let (Some(seat), Some(slot)) = (self.seat, self.slots.find(id)) {
+            let command = &slot.command;
+            completion.command = command.id;
+            // A block of the command: the place that failed may begin before it.
+            let first = if seat.queue == 0 { 0 } else { command::first_block(command) };
+            let lba = lba.map_or(first, |lba| lba.0.max(first));
+            let namespace = if command.opcode == AdminOpcode::FABRICS.0 { 0 } else { command.namespace };
+            let queue = seat.queue;
+            self.errors.push(ErrorEntry { count: 0, queue, completion, field, lba, namespace });
+        }
+        self.finish(id, completion, pool);
     }
 
     /// The command succeeded, with data. TCP clause 3.3.2.1: where no places are counted and there is nothing
@@ -100,6 +118,57 @@ impl Queue {
         let (status, queue_head) = (StatusCode::ABORT_REQUESTED, self.head.unwrap_or(0));
         let completion = Completion { status, command, queue_head, ..Completion::default() };
         self.output.push_completion(completion, None);
+    }
+
+    /// Counts what was done for the controller, takes back what it is asked to, and answers its requests for events
+    /// and its Aborts.
+    pub(super) fn tell(&mut self, subsystem: &mut Subsystem, pool: &mut IoPool, sink: &mut impl Sink) {
+        let Some(seat) = self.seat else { return };
+        let errors = self.errors.drain(..);
+        let Some(controller) = subsystem.controller_mut(seat) else { return };
+        errors.for_each(|entry| controller.errors.record(entry));
+        controller.usage.add(std::mem::take(&mut self.usage));
+        if seat.queue != 0 {
+            if controller.aborts.concern(seat.queue) {
+                controller.aborts.carry_out(seat.queue, |command| self.take_back(command, pool, sink));
+                subsystem.has_call = true;
+            }
+            return;
+        }
+        while let Some((command, result)) = controller.aborts.answer() {
+            let queue_head = self.head.unwrap_or(0);
+            let completion = Completion { result, queue_head, command, ..Completion::default() };
+            self.output.push_completion(completion, None);
+        }
+        let queue_head = self.head.unwrap_or(0);
+        while let Some((command, result)) = controller.news() {
+            let completion = Completion { result, queue_head, command, ..Completion::default() };
+            self.output.push_completion(completion, None);
+        }
+    }
+
+    /// Takes a command back that waits, and answers it; false if it does not wait here.
+    fn take_back(&mut self, command: u16, pool: &mut IoPool, sink: &mut impl Sink) -> bool {
+        let Some((id, slot)) = self.slots.named(command) else { return false };
+        let volume = slot.volume;
+        if slot.parts_out > 0 || slot.receiving.is_some() {
+            return false;
+        }
+        let before = self.waiting();
+        self.fresh.retain(|&waiting| waiting != id);
+        self.lanes.iter_mut().for_each(|lane| lane.retain(|waiting| waiting.id != id));
+        // Its payload may be coming in, or its answer be on its way.
+        if self.waiting() == before {
+            return false;
+        }
+        sink.withdraw(volume);
+        self.refuse(id, Refusal::passing(StatusCode::ABORT_REQUESTED), pool);
+        true
+    }
+
+    /// Commands that wait.
+    fn waiting(&self) -> usize {
+        self.fresh.len() + self.lanes.iter().map(VecDeque::len).sum::<usize>()
     }
 
     fn finish(&mut self, id: SlotId, completion: Completion, pool: &mut IoPool) {

@@ -5,6 +5,7 @@ use wire::nvme::{Command, StatusCode};
 use wire::nvme_tcp::{Data, Fatal, FatalStatus, Pdu};
 
 use super::{BYTES_MAX, Input, Lane, Queue, QueueError};
+use crate::nvme_tcp::admin::Refusal;
 use crate::nvme_tcp::link::Event;
 
 /// Offsets of fields of H2CData (TCP figure 26).
@@ -154,8 +155,7 @@ impl Queue {
         if status == StatusCode::SUCCESS {
             self.enqueue(Lane::Prompt, id, volume);
         } else {
-            let refusal = crate::nvme_tcp::admin::Refusal { status, do_not_retry: false };
-            self.refuse(id, refusal, pool);
+            self.refuse(id, Refusal::passing(status), pool);
         }
     }
 
