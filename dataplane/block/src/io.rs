@@ -16,13 +16,10 @@ pub enum Op {
     Flush,
     /// The range is not needed any more and reads as zeros from now on. No buffer.
     Discard,
-    /// The range reads as zeros from now on. No buffer.
+    /// The range reads as zeros from now on. No buffer. Pages may be given back: who wants them to stay writes zeros.
     WriteZeroes {
         /// Answer only when this is on stable media.
         fua: bool,
-        /// Pages may be given back. Without it, pages stay allocated, so that later writes of the range find
-        /// room.
-        deallocate: bool,
     },
     /// Compare the range with the buffer's bytes.
     Compare,

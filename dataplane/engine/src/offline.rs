@@ -156,7 +156,7 @@ impl Machine {
         while self.volume.room() == 0 {
             self.turn()?;
         }
-        self.begin(Op::WriteZeroes { fua: false, deallocate: true }, offset_bytes, bytes, None);
+        self.begin(Op::WriteZeroes { fua: false }, offset_bytes, bytes, None);
         Ok(())
     }
 

@@ -7,7 +7,7 @@
 //!
 //! What is served: fixed newstyle with LIST, INFO, GO, EXPORT_NAME, ABORT, STARTTLS, STRUCTURED_REPLY,
 //! LIST_META_CONTEXT and SET_META_CONTEXT (`base:allocation`, or `tidegate:changed` instead); READ (DF, holes), WRITE, FLUSH, TRIM,
-//! WRITE_ZEROES (NO_HOLE, FAST_ZERO), BLOCK_STATUS (REQ_ONE), DISC, with FUA on all. What is not: CACHE
+//! WRITE_ZEROES (NO_HOLE keeps the place, FAST_ZERO), BLOCK_STATUS (REQ_ONE), DISC, with FUA on all. What is not: CACHE
 //! (there is no cache that a client could fill), extended headers, RESIZE, and other options, which are
 //! refused as the protocol asks.
 //!

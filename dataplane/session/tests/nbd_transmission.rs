@@ -276,11 +276,11 @@ fn a_volume_that_loses_a_buffer_gives_an_error_not_data() {
 fn force_unit_access_reaches_the_volume() {
     let mut rig = rig(true);
     rig.feed(&[&request(Command::WRITE, FUA, 1, 0, 512).octets()[..], &[1; 512]].concat());
-    rig.feed(&request(Command::WRITE_ZEROES, FUA.with(CommandFlags::NO_HOLE), 2, 0, 512).octets());
+    rig.feed(&request(Command::WRITE_ZEROES, FUA, 2, 0, 512).octets());
     rig.feed(&request(Command::TRIM, FUA, 3, 0, 512).octets());
     rig.step();
     let ops: Vec<Op> = rig.sink.ios.iter().map(|io| io.op).collect();
-    let zeroes = Op::WriteZeroes { fua: true, deallocate: false };
+    let zeroes = Op::WriteZeroes { fua: true };
     assert_eq!(ops, [Op::Write { fua: true }, zeroes, Op::Discard]);
     for io in std::mem::take(&mut rig.sink.ios) {
         rig.answer(io);
@@ -291,6 +291,61 @@ fn force_unit_access_reaches_the_volume() {
     assert_eq!(rig.sink.ios[0].op, Op::Flush);
     rig.run();
     assert_eq!((Answer::parse(&rig.sent, |_| 0).len(), rig.image.flushes), (3, 1));
+    rig.finish();
+}
+
+/// "`NBD_CMD_FLAG_NO_HOLE`": "the area MUST be fully provisioned". The zeroes are written, few at a time, and are no
+/// hole afterwards; without the flag they are one.
+#[test]
+fn zeroes_that_are_to_keep_their_place_are_written_and_are_no_hole() {
+    let keep = CommandFlags::NO_HOLE;
+    let (at, bytes) = (MIB / 2, 5 * MIB);
+    let mut rig = rig(true);
+    rig.feed(&request(Command::WRITE_ZEROES, keep.with(FUA), 1, at.into(), bytes).octets());
+    rig.step();
+    let out: Vec<_> = rig.sink.ios.iter().map(|io| (io.op, io.lba.0 << 9, io.blocks << 9)).collect();
+    let fua = Op::Write { fua: true };
+    assert_eq!(out, [(fua, u64::from(at), MIB), (fua, u64::from(at + MIB), MIB)], "two at once");
+    assert_eq!(rig.session.held_bytes(), 2 << 20);
+    rig.run();
+    assert_eq!(rig.session.held_bytes(), 0);
+    rig.sent.clear();
+    rig.image.bytes[..].fill(9);
+    assert_eq!(rig.ask(request(Command::WRITE_ZEROES, keep, 2, at.into(), bytes), &[]).error, ErrorCode::OK);
+    let zeroed = at as usize..(at + bytes) as usize;
+    assert!(rig.image.bytes[zeroed.clone()].iter().all(|&byte| byte == 0));
+    assert_eq!((rig.image.bytes[zeroed.start - 1], rig.image.bytes[zeroed.end]), (9, 9));
+    let status = |rig: &mut Rig| rig.ask(request(Command::BLOCK_STATUS, NONE, 3, 0, 8 * MIB), &[]).extents;
+    let hole = AllocationFlags::ALL;
+    let left = 8 * MIB - at - bytes;
+    assert_eq!(status(&mut rig), [(at, hole), (bytes, AllocationFlags::NONE), (left, hole)]);
+    assert_eq!(rig.ask(request(Command::WRITE_ZEROES, NONE, 4, at.into(), bytes), &[]).error, ErrorCode::OK);
+    assert_eq!(status(&mut rig), [(8 * MIB, hole)]);
+    // They are paid for as writes, wait as such, and reads do not wait behind them for their turn.
+    rig.sink.credits = 3;
+    rig.sink.asked.clear();
+    rig.feed(&request(Command::WRITE_ZEROES, keep, 5, 0, 4 * MIB).octets());
+    rig.feed(&read(6, 0, 512).octets());
+    rig.step();
+    let out: Vec<_> = rig.sink.ios.iter().map(|io| io.op).collect();
+    assert_eq!(out, [Op::Write { fua: false }, Op::Write { fua: false }, Op::Read]);
+    assert_eq!(rig.sink.asked[0], (Op::Write { fua: false }, Lba(0), MIB));
+    let io = rig.sink.ios.remove(0);
+    rig.answer(io);
+    assert_eq!(rig.step(), Wait::Credits);
+    assert_eq!(rig.session.held_bytes(), (1 << 20) + 4096, "what waits holds no memory");
+    // The first that fails ends the rest.
+    let mut io = rig.sink.ios.remove(0);
+    let buffer = io.buffer.take();
+    let done = block::Done { buffer, ..io.done(Status::NoSpace) };
+    rig.sink.credits = usize::MAX;
+    rig.session.complete(done, &mut rig.pool).expect("it was handed out");
+    rig.sent.clear();
+    rig.run();
+    let answers = Answer::parse(&rig.sent, |_| 0);
+    let mut errors: Vec<_> = answers.iter().map(|answer| (answer.cookie, answer.error)).collect();
+    errors.sort_by_key(|(cookie, _)| *cookie);
+    assert_eq!(errors, [(5, ErrorCode::NOSPC), (6, ErrorCode::OK)]);
     rig.finish();
 }
 

@@ -62,8 +62,8 @@ fn every_command_becomes_its_operation() {
         (write(1, 7, 2, true), vec![1; 1024], Op::Write { fua: false }),
         (write(1, 7, 2, true).dword(12, 1 | fua), vec![1; 1024], Op::Write { fua: true }),
         (flush(1), vec![], Op::Flush),
-        (zeroes(0), vec![], Op::WriteZeroes { fua: false, deallocate: false }),
-        (zeroes(1 << 25 | fua), vec![], Op::WriteZeroes { fua: true, deallocate: true }),
+        (zeroes(0), vec![], Op::WriteZeroes { fua: false }),
+        (zeroes(1 << 25 | fua), vec![], Op::WriteZeroes { fua: true }),
         (Sqe::new(0x05, 1, 1, Sgl::Capsule(1024)).range(7, 2), vec![1; 1024], Op::Compare),
     ];
     for (command, payload, op) in cases {

@@ -16,11 +16,36 @@ pub(super) const PARTS_MAX: usize = PAYLOAD_BYTES_MAX as usize / IO_BYTES_MAX;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Read,
-    Write { fua: bool },
+    Write {
+        fua: bool,
+    },
     Flush,
-    Trim { fua: bool },
-    WriteZeroes { fua: bool, deallocate: bool },
-    Status { one: bool },
+    Trim {
+        fua: bool,
+    },
+    WriteZeroes {
+        fua: bool,
+    },
+    /// Zeroes that are to keep their place: "the area MUST be fully provisioned, ensuring that future writes to the
+    /// same area will not cause [...] failure due to insufficient space". They are written, a part after the other.
+    Fill {
+        fua: bool,
+    },
+    Status {
+        one: bool,
+    },
+}
+
+impl Kind {
+    /// It gives blocks a content.
+    pub(super) fn is_write(self) -> bool {
+        matches!(self, Kind::Write { .. } | Kind::WriteZeroes { .. } | Kind::Fill { .. })
+    }
+
+    /// It has payload for the volume, or from it: cut into I/Os.
+    fn has_payload(self) -> bool {
+        matches!(self, Kind::Read | Kind::Write { .. } | Kind::Fill { .. })
+    }
 }
 
 /// Why a request is answered with an error at once.
@@ -79,7 +104,7 @@ impl Rules {
             let zero = request.offset_bytes == 0 && request.length_bytes == 0;
             return if zero { Ok(kind) } else { Err(refusal(ErrorCode::INVAL, "a flush has no range")) };
         }
-        let changes = matches!(kind, Kind::Write { .. } | Kind::Trim { .. } | Kind::WriteZeroes { .. });
+        let changes = kind.is_write() || matches!(kind, Kind::Trim { .. });
         if changes && self.read_only {
             return Err(refusal(ErrorCode::PERM, "the export is read-only"));
         }
@@ -98,9 +123,9 @@ impl Rules {
             Command::FLUSH => (Kind::Flush, CommandFlags::NONE),
             Command::TRIM => (Kind::Trim { fua }, CommandFlags::NONE),
             Command::WRITE_ZEROES => {
-                let deallocate = !request.flags.has(CommandFlags::NO_HOLE);
+                let keeps = request.flags.has(CommandFlags::NO_HOLE);
                 let known = CommandFlags::NO_HOLE.with(CommandFlags::FAST_ZERO);
-                (Kind::WriteZeroes { fua, deallocate }, known)
+                (if keeps { Kind::Fill { fua } } else { Kind::WriteZeroes { fua } }, known)
             }
             Command::BLOCK_STATUS => {
                 let one = request.flags.has(CommandFlags::REQ_ONE);
@@ -123,7 +148,7 @@ impl Rules {
             offset_bytes.checked_add(u64::from(length_bytes)).is_some_and(|end| end <= self.size_bytes);
         if !inside {
             let error = match kind {
-                Kind::Write { .. } | Kind::WriteZeroes { .. } => ErrorCode::NOSPC,
+                kind if kind.is_write() => ErrorCode::NOSPC,
                 _ => ErrorCode::INVAL,
             };
             return Err(refusal(error, "the range ends beyond the export"));
@@ -154,9 +179,9 @@ impl Rules {
             }
             // "MUST fail quickly with NBD_ENOTSUP unless the request can be serviced in less time than a
             // corresponding NBD_CMD_WRITE": whole pages that may be given back.
-            Kind::WriteZeroes { deallocate, .. } if flags.has(CommandFlags::FAST_ZERO) => {
+            Kind::WriteZeroes { .. } | Kind::Fill { .. } if flags.has(CommandFlags::FAST_ZERO) => {
                 let whole = (offset_bytes as u32 | length_bytes) & (super::PREFERRED_BYTES - 1) == 0;
-                if self.fast_zero && deallocate && whole {
+                if self.fast_zero && whole && matches!(kind, Kind::WriteZeroes { .. }) {
                     return Ok(());
                 }
                 Err(refusal(ErrorCode::NOTSUP, "zeroing would not be faster than writing"))
@@ -218,15 +243,12 @@ impl SlotId {
 impl Slot {
     /// I/Os that it is made of. Only what carries payload is cut.
     fn parts(kind: Kind, length_bytes: u32) -> u16 {
-        match kind {
-            Kind::Read | Kind::Write { .. } => (length_bytes as usize).div_ceil(IO_BYTES_MAX) as u16,
-            _ => 1,
-        }
+        if kind.has_payload() { (length_bytes as usize).div_ceil(IO_BYTES_MAX) as u16 } else { 1 }
     }
 
     /// Offset in the export and length of a part, in bytes.
     pub(super) fn part(&self, part: u16) -> (u64, u32) {
-        if !matches!(self.kind, Kind::Read | Kind::Write { .. }) {
+        if !self.kind.has_payload() {
             return (self.offset_bytes, self.length_bytes);
         }
         let from = u32::from(part) * IO_BYTES_MAX as u32;
@@ -248,10 +270,10 @@ impl Slot {
     pub(super) fn op(&self) -> Op {
         match self.kind {
             Kind::Read => Op::Read,
-            Kind::Write { fua } => Op::Write { fua },
+            Kind::Write { fua } | Kind::Fill { fua } => Op::Write { fua },
             Kind::Flush => Op::Flush,
             Kind::Trim { .. } => Op::Discard,
-            Kind::WriteZeroes { fua, deallocate } => Op::WriteZeroes { fua, deallocate },
+            Kind::WriteZeroes { fua } => Op::WriteZeroes { fua },
             Kind::Status { .. } => Op::Extents,
         }
     }

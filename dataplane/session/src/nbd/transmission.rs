@@ -97,9 +97,20 @@ enum Lane {
     Read,
     /// Needs credits. Holds memory.
     Write,
+    /// Zeroes that are written out: needs memory and credits.
+    Fill,
 }
 
-const LANES: [Lane; 4] = [Lane::Flush, Lane::Status, Lane::Read, Lane::Write];
+const LANES: [Lane; 5] = [Lane::Flush, Lane::Status, Lane::Read, Lane::Write, Lane::Fill];
+/// Parts of one request for zeroes that are under way at once: filling each takes the worker's time.
+const FILLS_MAX: u16 = 2;
+
+impl Lane {
+    /// What is in it needs credits.
+    fn is_paid(self) -> bool {
+        matches!(self, Lane::Read | Lane::Write | Lane::Fill)
+    }
+}
 
 /// A request, or the part of a write, that is ready.
 #[derive(Debug)]
@@ -136,7 +147,7 @@ pub struct Transmission {
     rules: Rules,
     input: Input,
     slots: Slots,
-    lanes: [VecDeque<Ready>; 4],
+    lanes: [VecDeque<Ready>; LANES.len()],
     order: u64,
     gather: Gather,
     output: Output,
@@ -250,7 +261,10 @@ impl Transmission {
             match self.hand_out(lane, pool, sink) {
                 Handed::Out => {}
                 Handed::NoCredits => {
-                    (open[Lane::Read as usize], open[Lane::Write as usize]) = (false, false);
+                    LANES
+                        .into_iter()
+                        .filter(|lane| lane.is_paid())
+                        .for_each(|lane| open[lane as usize] = false);
                     wait = Wait::Credits;
                 }
                 Handed::NoMemory => {
@@ -379,6 +393,7 @@ impl Transmission {
             (Ok(_), Kind::Flush) => self.enqueue(Lane::Flush, id, 0, None),
             (Ok(_), Kind::Status { .. }) => self.enqueue(Lane::Status, id, 0, None),
             (Ok(_), Kind::Read) => self.enqueue(Lane::Read, id, 0, None),
+            (Ok(_), Kind::Fill { .. }) => self.enqueue(Lane::Fill, id, 0, None),
             (Ok(_), Kind::Trim { .. } | Kind::WriteZeroes { .. }) => self.enqueue(Lane::Write, id, 0, None),
         }
         Ok(())
@@ -441,11 +456,14 @@ impl Transmission {
         let Some(ready) = self.lanes[lane as usize].front_mut() else { return Handed::NoRoom };
         let (id, part) = (ready.id, ready.part);
         let Some(slot) = self.slots.find(id).filter(|slot| slot.parts_left > 0) else {
-            // A read of which a part failed has been answered; the rest of it is not needed.
+            // Of a read, or of zeroes, a part has failed: the rest of it is not needed.
             let ready = self.lanes[lane as usize].pop_front();
             self.give_back(ready.and_then(|ready| ready.buffer), pool);
             return Handed::Out;
         };
+        if lane == Lane::Fill && slot.parts_out >= FILLS_MAX {
+            return Handed::NoRoom;
+        }
         let (offset_bytes, bytes) = slot.part(part);
         let op = if lane == Lane::Flush { Op::Flush } else { slot.op() };
         let (received_ns, shift) = (slot.received_ns, self.attach.export.block_size().shift());
@@ -453,24 +471,27 @@ impl Transmission {
         let trace = *slot.trace.get_or_insert_with(|| {
             sink.follow(&Follow { volume, op, lba, bytes: slot.length_bytes, received_ns })
         });
-        let buffer = match lane {
+        let mut buffer = match lane {
             Lane::Flush => None,
             Lane::Write => ready.buffer.take(),
-            Lane::Read | Lane::Status => match self.room_for(lane, id, part, pool) {
+            Lane::Read | Lane::Status | Lane::Fill => match self.room_for(lane, id, part, pool) {
                 Ok(buffer) => Some(buffer),
                 Err(why) => return why,
             },
         };
-        if matches!(lane, Lane::Read | Lane::Write) && !sink.admit(volume, op, lba, bytes) {
+        if lane.is_paid() && !sink.admit(volume, op, lba, bytes) {
             self.put_back(lane, id, part, buffer, pool);
             return Handed::NoCredits;
+        }
+        if let (Lane::Fill, Some(buffer)) = (lane, &mut buffer) {
+            pool.bytes_mut(buffer).fill(0);
         }
         let Some(slot) = self.slots.find(id) else { return Handed::NoRoom };
         slot.parts_left -= 1;
         slot.parts_out += 1;
         self.outstanding += 1;
         match self.lanes[lane as usize].front_mut() {
-            Some(ready) if lane == Lane::Read && slot.parts_left > 0 => ready.part += 1,
+            Some(ready) if matches!(lane, Lane::Read | Lane::Fill) && slot.parts_left > 0 => ready.part += 1,
             _ => drop(self.lanes[lane as usize].pop_front()),
         }
         let (lba, blocks) = if op == Op::Flush { (Lba(0), 0) } else { (lba, bytes >> shift) };
@@ -478,7 +499,7 @@ impl Transmission {
         Handed::Out
     }
 
-    /// A buffer for what the volume is to fill.
+    /// A buffer for what the volume is to fill, or for zeroes.
     fn room_for(&mut self, lane: Lane, id: SlotId, part: u16, pool: &mut IoPool) -> Result<IoBuffer, Handed> {
         let Some(slot) = self.slots.find(id) else { return Err(Handed::NoRoom) };
         if lane == Lane::Read && slot.is_cut() && !self.attach.structured {

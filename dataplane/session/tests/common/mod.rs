@@ -65,10 +65,6 @@ impl Image {
                 self.allocated[pages].fill(true);
             }
             (Op::Extents, Some(buffer)) => self.extents(at.start, at.end, pool.bytes_mut(buffer)),
-            (Op::WriteZeroes { deallocate: false, .. }, None) => {
-                self.bytes[at].fill(0);
-                self.allocated[pages].fill(true);
-            }
             (Op::WriteZeroes { .. } | Op::Discard, None) => {
                 self.bytes[at.clone()].fill(0);
                 let whole = at.start.div_ceil(PAGE)..at.end / PAGE;

@@ -128,6 +128,24 @@ fn what_has_its_place_is_told_in_runs() {
 }
 
 #[test]
+fn zeros_that_are_written_keep_their_place_and_other_zeros_give_it_back() {
+    let disk = disk(1 << 20, BlockSize::B4096);
+    let mut bed = Bed::new(&disk);
+    assert_eq!(bed.write(4, &filled(4 * PAGE, 0)), Status::Ok);
+    let kept = [(4, false), (4, true), (8, false)];
+    for round in 0..2 {
+        assert_eq!(extents(&mut bed, 0, 16, 8), kept, "round {round}");
+        assert_eq!(bed.read(4, 4).bytes, filled(4 * PAGE, 0));
+        bed.checkpoint();
+        bed.kill();
+        bed = Bed::new(&disk);
+    }
+    assert_eq!(bed.run(Op::WriteZeroes { fua: true }, 4, 4, None).status, Status::Ok);
+    assert_eq!(extents(&mut bed, 0, 16, 8), [(16, false)]);
+    bed.kill();
+}
+
+#[test]
 fn a_volume_grows_while_it_serves() {
     let disk = disk(1 << 20, BlockSize::B4096);
     let mut bed = Bed::new(&disk);

@@ -123,7 +123,7 @@ fn run(asks: Vec<Ask>, size: BlockSize, seed: u64, delta_entries_max: usize) {
                 model.set(lba, blocks, value);
             }
             Ask::Trim { lba, blocks } => {
-                let zero = Op::WriteZeroes { fua: blocks % 2 == 0, deallocate: true };
+                let zero = Op::WriteZeroes { fua: blocks % 2 == 0 };
                 bed.submit(if lba % 2 == 0 { Op::Discard } else { zero }, lba, blocks, None);
                 model.set(lba, blocks, 0);
             }

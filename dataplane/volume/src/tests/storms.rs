@@ -143,7 +143,7 @@ fn live(
                     let number = history.changes.len();
                     let fua = pick == 2;
                     let tag = if zero {
-                        let op = Op::WriteZeroes { fua, deallocate: true };
+                        let op = Op::WriteZeroes { fua };
                         bed.submit(op, u64::from(first), blocks, None)
                     } else {
                         let bytes = octets(*next_id, blocks);

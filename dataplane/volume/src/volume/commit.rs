@@ -476,7 +476,7 @@ impl Volume {
             let op = slot.io.as_ref().map(|io| io.op);
             self.mark(index, Step::Looked);
             match op {
-                Some(Op::Write { fua: true } | Op::WriteZeroes { fua: true, .. }) => {
+                Some(Op::Write { fua: true } | Op::WriteZeroes { fua: true }) => {
                     self.commit.waiting.push((batch, index));
                 }
                 _ => self.end(index, Status::Ok, pool),

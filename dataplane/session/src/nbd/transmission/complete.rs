@@ -31,7 +31,11 @@ impl Transmission {
         match slot.kind {
             Kind::Read => self.complete_read(id, part, status, zeroes, buffer, pool),
             Kind::Status { one } => self.complete_status(id, one, refusal, buffer, pool),
-            _ => {
+            kind => {
+                if matches!(kind, Kind::Fill { .. }) && refusal.is_some() {
+                    // The rest is not begun.
+                    slot.parts_left = 0;
+                }
                 self.give_back(buffer, pool);
                 self.settle(id, refusal);
             }
@@ -215,7 +219,7 @@ fn describe(
 
 /// "Error values".
 fn refusal_of(status: Status, kind: Kind) -> Option<Refusal> {
-    let writes = matches!(kind, Kind::Write { .. } | Kind::WriteZeroes { .. });
+    let writes = kind.is_write();
     let (error, why) = match status {
         Status::Ok => return None,
         Status::OutOfRange if writes => (ErrorCode::NOSPC, "the range ends beyond the volume"),

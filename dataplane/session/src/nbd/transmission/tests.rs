@@ -48,8 +48,9 @@ fn nothing_is_allocated_per_request() {
                 _ => 4096 << (cookie % 4),
             };
             let command = Command(command);
-            let request =
-                Request { flags: CommandFlags::NONE, command, cookie, offset_bytes: 0, length_bytes };
+            let keeps = command == Command::WRITE_ZEROES && cookie % 3 == 0;
+            let flags = CommandFlags::NONE.with_if(keeps, CommandFlags::NO_HOLE);
+            let request = Request { flags, command, cookie, offset_bytes: 0, length_bytes };
             bytes.extend(request.octets());
             if command == Command::WRITE {
                 bytes.resize(bytes.len() + length_bytes as usize, 1);

@@ -65,8 +65,8 @@ pub(super) fn plan(
         IoOpcode::WRITE => Op::Write { fua },
         IoOpcode::COMPARE => Op::Compare,
         IoOpcode::FLUSH => Op::Flush,
-        // DEAC.
-        IoOpcode::WRITE_ZEROES => Op::WriteZeroes { fua, deallocate: command.dwords_10_15[2] >> 25 & 1 != 0 },
+        // NVM clause 3.2.8: without DEAC as well, "the controller may deallocate".
+        IoOpcode::WRITE_ZEROES => Op::WriteZeroes { fua },
         IoOpcode::DATASET_MANAGEMENT => Op::Discard,
         _ => return Err(StatusCode::INVALID_OPCODE.into()),
     };
