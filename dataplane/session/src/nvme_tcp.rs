@@ -47,8 +47,8 @@ pub use link::{Event, Link};
 pub use queue::{Queue, QueueError};
 pub use setup::{Attach, Next, Setup, SetupError};
 pub use subsystem::{
-    Access, CONTROLLER_LAST, Hosts, Listed, NAMESPACES_MAX, Namespace, NamespaceError, Subsystem,
-    SubsystemError, SubsystemLimits, Taken, Unknown, is_nqn,
+    Access, CONTROLLER_LAST, ENTRIES_MAX, ENTRIES_MIN, Hosts, Listed, NAMESPACES_MAX, Namespace,
+    NamespaceError, QUEUES_MAX, Subsystem, SubsystemError, SubsystemLimits, Taken, Unknown, is_nqn,
 };
 
 pub use crate::nbd::{Slices, UnknownTag, Wait};
@@ -58,9 +58,6 @@ pub use crate::nbd::{Slices, UnknownTag, Wait};
 const CAPSULE_DATA_BYTES_MAX: u32 = 8192;
 /// Requests for events that a controller keeps (AERL).
 const EVENT_REQUESTS_MAX: usize = 4;
-/// Places of a queue (MQES): twice what Linux asks for unless told otherwise, so that a host can have 128 commands
-/// under way on one queue.
-const ENTRIES_MAX: u32 = 256;
 /// VS: 2.0.0.
 const VERSION: u32 = 0x0002_0000;
 /// MDTS: 1 MiB, in pages of 4 KiB.

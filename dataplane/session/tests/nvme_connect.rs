@@ -106,6 +106,42 @@ fn connect_is_refused_with_the_parameter_that_is_wrong() {
 }
 
 #[test]
+fn a_host_gets_as_many_queues_and_places_as_are_configured() {
+    for (queues_max, entries_max) in [(1, 32), (3, 1024)] {
+        let limits = SubsystemLimits { queues_max, entries_max, ..SubsystemLimits::default() };
+        let mut rig = Rig::with(Hosts::Any, limits, false, 8);
+        let (mut admin, controller) = rig.admin(Agreed::default());
+        let replies = rig.ask(&mut admin, property_get(1, 0, true), &[]);
+        let [Reply::Done { status: 0, result, .. }] = replies[..] else { panic!("{replies:?}") };
+        assert_eq!(result & 0xffff, u64::from(entries_max) - 1, "MQES");
+        let page = rig.data(&mut admin, identify(1, 1, 0));
+        assert_eq!(page[514..516], entries_max.to_le_bytes(), "MAXCMD");
+        let many = Sqe::new(0x09, 1, 0, Sgl::Host(0)).dword(10, 7).dword(11, 99 << 16 | 99);
+        let replies = rig.ask(&mut admin, many, &[]);
+        let [Reply::Done { status: 0, result, .. }] = replies[..] else { panic!("{replies:?}") };
+        assert_eq!(result, u64::from(queues_max - 1) * 0x1_0001);
+        let (last, io) = (queues_max, |queue, places| Wish {
+            entries_less_one: places - 1,
+            ..Wish::io(queue, controller)
+        });
+        assert_eq!(refusal(&mut rig, io(last + 1, entries_max)), (0x182, 42, true));
+        assert_eq!(refusal(&mut rig, io(last, entries_max + 1)), (0x182, 44, true));
+        let (mut queue, reply) = rig.connect(Agreed::default(), io(last, entries_max));
+        assert!(matches!(reply, Reply::Done { status: 0, .. }), "{reply:?}");
+        // So many commands wait there, and one more than a place for each is not read.
+        rig.sink.credits = 0;
+        let commands = (0..=entries_max).map(|id| Agreed::default().capsule(read(id, 0, 1), &[]));
+        let bytes = commands.collect::<Vec<_>>().concat();
+        let took = queue.queue.process_bytes(&bytes, &mut rig.pool, 1);
+        assert_eq!((took, queue.queue.wants_input()), (bytes.len(), false));
+        assert_eq!(queue.queue.process_bytes(&bytes[..8], &mut rig.pool, 1), 0);
+        rig.sink.credits = usize::MAX;
+        assert_eq!(rig.run(&mut queue).len(), 2 * (usize::from(entries_max) + 1));
+        rig.finish(vec![admin, queue]);
+    }
+}
+
+#[test]
 fn what_is_no_connect_command_is_refused_before_anybody_owns_it() {
     let agreed = Agreed { data_digest: true, ..Agreed::default() };
     let data = ADMIN.data();

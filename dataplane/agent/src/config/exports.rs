@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use engine::block::{BlockSize, VOLUME_BYTES_MAX};
 use engine::frame::IoSlabConfig;
 use engine::media::FaultSpec;
-use engine::session::nvme_tcp::{CONTROLLER_LAST, Hosts, NAMESPACES_MAX, SubsystemLimits, is_nqn};
+use engine::session::nvme_tcp::{
+    CONTROLLER_LAST, ENTRIES_MAX, ENTRIES_MIN, Hosts, NAMESPACES_MAX, QUEUES_MAX, SubsystemLimits, is_nqn,
+};
 use engine::throttle::{Limits, Saved};
 use engine::volume::{self, format::LEAF_BYTES};
 use engine::{CONNECTIONS_MAX, SERVED_MAX, ServePlan};
@@ -288,7 +290,7 @@ fn check_subsystems(wanted: &[Wanted]) -> Result<(), LowerError> {
     Ok(())
 }
 
-/// How controllers of subsystems are numbered, and how many there are.
+/// How controllers of subsystems are numbered, how many there are, and what each may have.
 pub(crate) fn controllers(file: &File) -> Result<SubsystemLimits, LowerError> {
     let default = SubsystemLimits::default();
     let first = file.nvme.controller_first.unwrap_or(default.controller_first);
@@ -300,7 +302,21 @@ pub(crate) fn controllers(file: &File) -> Result<SubsystemLimits, LowerError> {
         );
         return Err(error("[nvme]", what));
     }
-    Ok(SubsystemLimits { controller_first: first, controllers_max: count, ..default })
+    let within = |key: &str, value: u16, least: u16, most: u16| match (least..=most).contains(&value) {
+        true => Ok(value),
+        false => Err(error("[nvme]", format!("{key} is {least} to {most}, not {value}"))),
+    };
+    Ok(SubsystemLimits {
+        controller_first: first,
+        controllers_max: count,
+        queues_max: within("queues", file.nvme.queues.unwrap_or(default.queues_max), 1, QUEUES_MAX)?,
+        entries_max: within(
+            "queue_entries",
+            file.nvme.queue_entries.unwrap_or(default.entries_max),
+            ENTRIES_MIN,
+            ENTRIES_MAX,
+        )?,
+    })
 }
 
 /// Leaves of its map that each of so many volumes in files may keep: all together at most a quarter of the payload

@@ -566,6 +566,10 @@ pub struct Nvme {
     pub controller_first: Option<u16>,
     /// Controllers of each subsystem, at most: hosts that are attached to it at once. Default 128.
     pub controllers: Option<u16>,
+    /// I/O queues of each controller, at most, 1 to 127: hosts ask for one per processor. Default 64.
+    pub queues: Option<u16>,
+    /// Places of each queue, at most, 32 to 1024: one less than that many commands are under way. Default 256.
+    pub queue_entries: Option<u16>,
 }
 
 /// `[[export]]`

@@ -19,10 +19,7 @@ use super::errors::ERRORS_MAX;
 use super::features::{DISCOVERY_FEATURES, IO_FEATURES};
 use super::log::LogRequest;
 use super::subsystem::{Access, NAMESPACES_MAX, Namespace, Seat, Subsystem, is_valid};
-use super::{
-    CAPSULE_DATA_BYTES_MAX, DISCOVERY_PAGES_LOG2, ENTRIES_MAX, EVENT_REQUESTS_MAX, TRANSFER_PAGES_LOG2,
-    VERSION,
-};
+use super::{CAPSULE_DATA_BYTES_MAX, DISCOVERY_PAGES_LOG2, EVENT_REQUESTS_MAX, TRANSFER_PAGES_LOG2, VERSION};
 
 /// FR, and the revision in the firmware slot.
 pub(super) const FIRMWARE: &str = env!("CARGO_PKG_VERSION");
@@ -273,7 +270,7 @@ impl Subsystem {
             log_attributes: if is_discovery { 0b100 } else { LOG_ATTRIBUTES },
             error_entries_less_one: ERRORS_MAX as u8 - 1,
             keep_alive_steps: KEEP_ALIVE_STEPS,
-            commands_max: ENTRIES_MAX as u16,
+            commands_max: self.limits.entries_max,
             ana_transition_s: ANA_TRANSITION_S,
             namespaces_max: for_io(NAMESPACES_MAX),
             commands: for_io(COMMANDS.into()) as u16,

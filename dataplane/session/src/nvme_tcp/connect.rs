@@ -3,7 +3,6 @@
 use wire::nvme::fabrics::{CONTROLLER_ANY, InvalidParameter};
 use wire::nvme::{Completion, StatusCode};
 
-use super::ENTRIES_MAX;
 use super::controller::Controller;
 use super::setup::Attach;
 use super::subsystem::{Seat, Subsystem, SubsystemLimits};
@@ -17,7 +16,7 @@ impl Subsystem {
             return Err(Completion { status, ..InvalidParameter::HOST.completion(attach.command) });
         }
         // "If the SQSIZE value is 0h or larger than MQES": a queue of one place can hold no command.
-        if !(2..=ENTRIES_MAX).contains(&attach.connect.entries) {
+        if !(2..=u32::from(self.limits.entries_max)).contains(&attach.connect.entries) {
             return invalid(InvalidParameter::ENTRIES);
         }
         if attach.connect.queue == 0 { self.admit(attach, now_ns) } else { self.add_queue(attach) }
@@ -41,7 +40,7 @@ impl Subsystem {
         self.started_ns.get_or_insert(now_ns);
         self.controller_next = id - controller_first + 1;
         let generation = self.controllers.iter().map(|one| one.generation).max().unwrap_or(0).max(now_ns) + 1;
-        self.controllers.push(Controller::new(id, generation, attach, self.limits.queues_max, now_ns));
+        self.controllers.push(Controller::new(id, generation, attach, self.limits, now_ns));
         Ok(Seat { controller: id, generation, queue: 0 })
     }
 

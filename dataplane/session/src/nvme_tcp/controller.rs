@@ -13,7 +13,8 @@ use super::abort::Aborts;
 use super::errors::Errors;
 use super::features::Features;
 use super::setup::Attach;
-use super::{ENTRIES_MAX, EVENT_REQUESTS_MAX, VERSION};
+use super::subsystem::SubsystemLimits;
+use super::{EVENT_REQUESTS_MAX, VERSION};
 
 /// KAS: the keep-alive timer counts in steps of 1 s.
 pub(super) const KEEP_ALIVE_STEPS: u16 = 10;
@@ -50,7 +51,7 @@ pub(super) struct Controller {
     heard_ns: u64,
     /// I/O queues that are connected: bit n is queue n.
     queues: u128,
-    queues_max: u16,
+    limits: SubsystemLimits,
     pub features: Features,
     pub usage: Usage,
     pub errors: Errors,
@@ -85,7 +86,13 @@ impl Usage {
 }
 
 impl Controller {
-    pub fn new(id: u16, generation: u64, attach: &Attach, queues_max: u16, now_ns: u64) -> Controller {
+    pub fn new(
+        id: u16,
+        generation: u64,
+        attach: &Attach,
+        limits: SubsystemLimits,
+        now_ns: u64,
+    ) -> Controller {
         let mut controller = Controller {
             id,
             generation,
@@ -96,8 +103,8 @@ impl Controller {
             keep_alive_ms: 0,
             heard_ns: now_ns,
             queues: 0,
-            queues_max,
-            features: Features::new(queues_max),
+            limits,
+            features: Features::new(limits.queues_max),
             usage: Usage::default(),
             errors: Errors::default(),
             aborts: Aborts::default(),
@@ -129,7 +136,7 @@ impl Controller {
     }
 
     pub fn queues_granted(&self) -> u16 {
-        self.features.queues().min(self.queues_max)
+        self.features.queues().min(self.limits.queues_max)
     }
 
     /// No I/O queue is there yet.
@@ -192,9 +199,10 @@ impl Controller {
         let (value, has_8_bytes) = match property {
             // MQES, CQR, TO, and the command set NVM; pages of 4 KiB, no more. CRMS: ready means ready with media
             // (CRWMS), which "shall be set to '1' on controllers compliant with [...] 2.0"; no other way (CRIMS).
-            Property::CAP => {
-                (u64::from(ENTRIES_MAX - 1) | 1 << 16 | READY_STEPS << 24 | 1 << 37 | 1 << 59, true)
-            }
+            Property::CAP => (
+                u64::from(self.limits.entries_max - 1) | 1 << 16 | READY_STEPS << 24 | 1 << 37 | 1 << 59,
+                true,
+            ),
             Property::VS => (VERSION.into(), false),
             Property::CC => (self.cc.into(), false),
             Property::CSTS => (self.csts.into(), false),
@@ -228,7 +236,7 @@ impl Controller {
     fn reset(&mut self) {
         self.csts = 0;
         self.queues = 0;
-        self.features = Features::new(self.queues_max);
+        self.features = Features::new(self.limits.queues_max);
         self.requests.clear();
         self.aborts = Aborts::default();
         self.errors.clear();

@@ -173,7 +173,7 @@ impl Queue {
     pub fn new(attach: Attach, local: SocketAddr, subsystem: &mut Subsystem, now_ns: u64) -> Queue {
         let seat = subsystem.seat(&attach, now_ns);
         let has_flow_control = attach.has_flow_control();
-        let entries = attach.connect.entries.min(super::ENTRIES_MAX) as u16;
+        let entries = attach.connect.entries.min(subsystem.limits.entries_max.into()) as u16;
         let items = usize::from(entries) + EVENT_REQUESTS_MAX + ABORTS_MAX + 1;
         let mut queue = Queue {
             seat: seat.ok(),

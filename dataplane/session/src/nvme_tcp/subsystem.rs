@@ -26,6 +26,15 @@ pub const CONTROLLER_LAST: u16 = 0xffef;
 /// so many is some KiB.
 pub const NAMESPACES_MAX: u32 = 256;
 
+/// I/O queues of a controller, at most.
+pub const QUEUES_MAX: u16 = 127;
+
+/// Places that every queue may have: Linux gives its admin queues 32, before it can know of fewer.
+pub const ENTRIES_MIN: u16 = 32;
+
+/// Places of a queue, at most: each takes about half a KiB.
+pub const ENTRIES_MAX: u16 = 1024;
+
 /// Controllers and queues of one subsystem, at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SubsystemLimits {
@@ -33,13 +42,17 @@ pub struct SubsystemLimits {
     pub controller_first: u16,
     /// Controllers: hosts that are attached at once, paths of one host counted apart.
     pub controllers_max: u16,
-    /// I/O queues of a controller, at most 127.
+    /// I/O queues of a controller, at most [`QUEUES_MAX`].
     pub queues_max: u16,
+    /// Places of a queue (MQES, MAXCMD), from [`ENTRIES_MIN`] to [`ENTRIES_MAX`].
+    pub entries_max: u16,
 }
 
 impl Default for SubsystemLimits {
     fn default() -> Self {
-        Self { controller_first: 1, controllers_max: 128, queues_max: 64 }
+        // Places: twice what Linux asks for unless told otherwise, so that a host can have 128 commands under way on
+        // one queue.
+        Self { controller_first: 1, controllers_max: 128, queues_max: 64, entries_max: 256 }
     }
 }
 
@@ -259,7 +272,8 @@ impl Subsystem {
     }
 
     fn with(nqn: &str, serial: &str, hosts: Hosts, content: Content, limits: SubsystemLimits) -> Subsystem {
-        let queues_max = limits.queues_max.clamp(1, 127);
+        let queues_max = limits.queues_max.clamp(1, QUEUES_MAX);
+        let entries_max = limits.entries_max.clamp(ENTRIES_MIN, ENTRIES_MAX);
         let controller_first = limits.controller_first.clamp(1, CONTROLLER_LAST);
         let controllers_max = limits.controllers_max.min(CONTROLLER_LAST - controller_first + 1);
         Subsystem {
@@ -267,7 +281,7 @@ impl Subsystem {
             serial: serial.into(),
             hosts,
             content,
-            limits: SubsystemLimits { controller_first, controllers_max, queues_max },
+            limits: SubsystemLimits { controller_first, controllers_max, queues_max, entries_max },
             controllers: Vec::new(),
             controller_next: 0,
             access_changes: 0,
