@@ -5,11 +5,8 @@
 //! (decision D6). Section names in the comments are those of `doc/proto.md` of the NetworkBlockDevice
 //! project.
 //!
-//! What is served: fixed newstyle with LIST, INFO, GO, EXPORT_NAME, ABORT, STARTTLS, STRUCTURED_REPLY,
-//! LIST_META_CONTEXT and SET_META_CONTEXT (`base:allocation`, or `tidegate:changed` instead); READ (DF, holes), WRITE, FLUSH, TRIM,
-//! WRITE_ZEROES (NO_HOLE keeps the place, FAST_ZERO), BLOCK_STATUS (REQ_ONE), DISC, with FUA on all. What is not: CACHE
-//! (there is no cache that a client could fill), extended headers, RESIZE, and other options, which are
-//! refused as the protocol asks.
+//! docs/protocols.md says which options, commands and flags are served; `tidegate:changed` is a context of copies between
+//! nodes. Others are refused as the protocol asks; CACHE because there is no cache that a client could fill.
 //!
 //! The smallest request is one block of the volume: 512 or 4096 bytes.
 

@@ -9,19 +9,8 @@
 //! Clauses in the comments are those of the NVM Express Base Specification 2.0 ("base"), the NVM Command Set
 //! Specification 1.0 ("NVM") and the TCP Transport Specification 1.0 ("TCP").
 //!
-//! What is served, with Fabrics Connect, Property Get and Set, and Disconnect:
-//!
-//! | | |
-//! |---|---|
-//! | Identify | 00h, 01h, 02h, 03h, 05h, 06h, 07h, 08h, 1Ch |
-//! | Get Log Page | 00h, 01h, 02h, 03h, 04h, 05h, 0Ch, 12h; of a discovery controller 00h, 01h, 12h, 70h |
-//! | Get and Set Features | 01h, 02h, 04h, 05h, 06h, 07h, 0Ah, 0Bh, 0Fh; get 81h |
-//! | other admin commands | Asynchronous Event Request, Keep Alive, Abort |
-//! | I/O | Read, Write, Flush, Write Zeroes (DEAC), Dataset Management (deallocate), Compare; FUA |
-//!
-//! Everything else is Invalid Command Opcode, or Invalid Field in Command, and not to be retried. Not there:
-//! metadata and protection, fused commands, reservations, Write Uncorrectable, Verify, Copy, namespace
-//! management, firmware, authentication. Abort takes back requests for events, and I/O commands that wait: for
+//! docs/protocols.md says which commands, logs, features and properties are served, and how the others are refused.
+//! Abort takes back requests for events, and I/O commands that wait: for
 //! credits, for memory, for their turn. Of what was handed out, or what the host was asked for the payload of, it says
 //! that it was not aborted.
 //!
