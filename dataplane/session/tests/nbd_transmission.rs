@@ -331,8 +331,11 @@ fn zeroes_that_are_to_keep_their_place_are_written_and_are_no_hole() {
     assert_eq!(out, [Op::Write { fua: false }, Op::Write { fua: false }, Op::Read]);
     assert_eq!(rig.sink.asked[0], (Op::Write { fua: false }, Lba(0), MIB));
     let io = rig.sink.ios.remove(0);
+    assert!(!rig.session.wants_step(), "nothing has come back yet");
     rig.answer(io);
+    assert!(rig.session.wants_step(), "nothing else announces that the next part may go");
     assert_eq!(rig.step(), Wait::Credits);
+    assert!(!rig.session.wants_step(), "credits are announced");
     assert_eq!(rig.session.held_bytes(), (1 << 20) + 4096, "what waits holds no memory");
     // The first that fails ends the rest.
     let mut io = rig.sink.ios.remove(0);

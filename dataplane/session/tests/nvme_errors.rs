@@ -95,7 +95,9 @@ fn what_failed_is_in_the_log_with_where_and_why() {
         let out = rig.sink.ios.pop().unwrap();
         let status = Status::Corrupt { lba: Lba(lba), extent: ExtentId(0), offset: 0 };
         let done = Done { volume: out.volume, tag: out.tag, status, zeroes: false, buffer: out.buffer };
+        assert!(!io.queue.wants_step());
         io.queue.complete(done, &mut rig.pool).unwrap();
+        assert!(io.queue.wants_step(), "the controller is to be told");
         assert!(matches!(rig.run(&mut io)[..], [Reply::Done { status: 0x281, more: true, .. }]));
         let newest = log(&mut rig, &mut admin)[0];
         assert_eq!((newest.3, newest.4, newest.5), (posted(0x281), NO_FIELD, said));

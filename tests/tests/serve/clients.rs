@@ -4,7 +4,9 @@ use std::path::Path;
 
 use tests::gateway::folder;
 use tests::netns::client;
+use wire::nbd::transmission::{Command, CommandFlags, ErrorCode};
 
+use crate::client::Client;
 use crate::place::{Place, file, memory};
 
 pub const MIB: usize = 1 << 20;
@@ -72,6 +74,37 @@ fn libnbd_lists_and_copies_both_ways() {
     }
     // From one volume to the other, both ours.
     client(TEST, "nbdcopy", &["--allocated", &place.unix("file"), &place.tcp("memory")]);
+    place.stop();
+}
+
+#[test]
+fn libnbd_finds_no_hole_where_zeroes_were_to_keep_their_place() {
+    const TEST: &str = "libnbd_finds_no_hole_where_zeroes_were_to_keep_their_place";
+    let place = place("serve-no-hole");
+    let (hole, data) = (3, 0);
+    for export in ["file", "small-blocks"] {
+        let mut own = Client::unix(&place.socket(), export);
+        for (flags, zeroed) in [(CommandFlags::NO_HOLE, data), (CommandFlags::NONE, hole)] {
+            let zero = (Command::WRITE_ZEROES, flags.with(CommandFlags::FUA));
+            own.send(zero, MIB as u64, 3 * MIB as u32, &[]).expect("the daemon reads");
+            assert_eq!(own.reply().expect("the daemon answers").error, ErrorCode::OK);
+            let Some(map) = client(TEST, "nbdinfo", &["--map", &place.unix(export)]) else {
+                return place.stop();
+            };
+            // Offset, length, and bits: 1 a hole, 2 zeroes.
+            let kind_at = |at: usize| {
+                let fields = map.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+                let runs =
+                    fields.map(|f| [f[0], f[1], f[2]].map(|field| field.parse::<usize>().expect("a number")));
+                runs.filter(|[from, bytes, _]| (*from..from + bytes).contains(&at)).map(|run| run[2]).next()
+            };
+            let kinds = [MIB - 1, MIB, 4 * MIB - 1, 4 * MIB].map(kind_at);
+            assert_eq!(kinds, [hole, zeroed, zeroed, hole].map(Some), "{flags:?}: {map}");
+            let mut bytes = vec![1; 3 * MIB];
+            own.read(MIB as u64, &mut bytes).expect("it is served");
+            assert!(bytes.iter().all(|&byte| byte == 0));
+        }
+    }
     place.stop();
 }
 

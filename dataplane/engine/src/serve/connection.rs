@@ -390,6 +390,6 @@ impl Connection {
         }
         let has_input = self.readable || !self.rest.is_empty();
         let input = has_input && self.wants_input() && !self.lacks_memory();
-        input || (self.writable && self.has_output())
+        input || (self.writable && self.has_output()) || self.session.wants_step()
     }
 }

@@ -171,6 +171,13 @@ impl Session {
         }
     }
 
+    pub fn wants_step(&self) -> bool {
+        match self {
+            Session::Nbd(session) => session.wants_step(),
+            Session::Nvme(_, queue) => queue.wants_step(),
+        }
+    }
+
     pub fn complete(&mut self, done: Done<IoBuffer>, pool: &mut IoPool) -> Result<(), UnknownTag> {
         match self {
             Session::Nbd(session) => session.complete(done, pool),

@@ -158,6 +158,8 @@ pub struct Transmission {
     moved_bytes: u64,
     mark: Mark,
     is_aborted: bool,
+    /// Since the last step answers came, or something was sent.
+    has_moved: bool,
     /// Followed requests whose answer was sent.
     ended: Vec<TraceId>,
 }
@@ -182,6 +184,7 @@ impl Transmission {
             moved_bytes: 0,
             mark: Mark::default(),
             is_aborted: false,
+            has_moved: false,
             ended: Vec::with_capacity(requests),
             limits,
         }
@@ -255,6 +258,7 @@ impl Transmission {
     /// Hands out what credits and memory allow, in the order in which it came. Call it after every other call
     /// that could have changed that, and when credits or memory came back.
     pub fn step(&mut self, pool: &mut IoPool, sink: &mut impl Sink) -> Wait {
+        self.has_moved = false;
         let mut open = [true; LANES.len()];
         let mut wait = Wait::Nothing;
         while let Some(lane) = self.next_lane(&open) {
@@ -277,6 +281,11 @@ impl Transmission {
         wait
     }
 
+    /// A step may hand something out that waited for answers, or for what was sent: nothing else announces that.
+    pub fn wants_step(&self) -> bool {
+        self.has_moved && self.lanes.iter().any(|lane| !lane.is_empty())
+    }
+
     /// What to send next, as pieces of memory for one vectored send; none when there is nothing.
     pub fn dispatch_bytes<'a>(&'a self, pool: &'a IoPool, slices: &mut Slices<'a>) {
         self.output.dispatch(pool, slices);
@@ -290,6 +299,7 @@ impl Transmission {
     /// Says that the first `bytes` of what [`Self::dispatch_bytes`] shows were sent.
     pub fn sent(&mut self, bytes: usize, pool: &mut IoPool) {
         self.moved_bytes += bytes as u64;
+        self.has_moved |= bytes > 0;
         let mut sent = bytes;
         while let Some((buffer, ends)) = self.output.sent(std::mem::take(&mut sent)) {
             self.give_back(buffer, pool);

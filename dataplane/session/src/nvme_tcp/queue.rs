@@ -163,6 +163,8 @@ pub struct Queue {
     /// All is answered and then the connection is closed.
     is_leaving: bool,
     is_aborted: bool,
+    /// Since the last step answers came, or something was sent.
+    has_moved: bool,
     /// Followed commands whose answer was sent.
     ended: Vec<TraceId>,
 }
@@ -198,6 +200,7 @@ impl Queue {
             over: None,
             is_leaving: false,
             is_aborted: false,
+            has_moved: false,
             ended: Vec::with_capacity(entries.into()),
         };
         match seat {
@@ -266,6 +269,7 @@ impl Queue {
         sink: &mut impl Sink,
         now_ns: u64,
     ) -> Wait {
+        self.has_moved = false;
         self.begin(pool, now_ns);
         self.accept(subsystem, pool);
         let mut open = [true; LANES.len()];
@@ -305,6 +309,12 @@ impl Queue {
         }
     }
 
+    /// A step may hand something out that waited for answers, or for what was sent, or has an error to tell its
+    /// controller: nothing else announces that.
+    pub fn wants_step(&self) -> bool {
+        self.has_moved && (!self.errors.is_empty() || self.lanes.iter().any(|lane| !lane.is_empty()))
+    }
+
     /// What to send next, as pieces of memory for one vectored send; none when there is nothing.
     pub fn dispatch_bytes<'a>(&'a self, pool: &'a IoPool, slices: &mut Slices<'a>) {
         self.output.dispatch(pool, slices);
@@ -318,6 +328,7 @@ impl Queue {
     /// Says that the first `bytes` of what [`Self::dispatch_bytes`] shows were sent.
     pub fn sent(&mut self, bytes: usize, pool: &mut IoPool) {
         self.moved_bytes += bytes as u64;
+        self.has_moved |= bytes > 0;
         let mut sent = bytes;
         while let Some((buffer, ends)) = self.output.sent(std::mem::take(&mut sent)) {
             self.give_back(buffer, pool);

@@ -22,6 +22,7 @@ impl Transmission {
         };
         slot.parts_out -= 1;
         self.outstanding -= 1;
+        self.has_moved = true;
         let refusal = refusal_of(status, slot.kind);
         if let Some(Refusal { error, .. }) = refusal
             && slot.error == ErrorCode::OK

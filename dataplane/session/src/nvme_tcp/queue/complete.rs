@@ -27,6 +27,7 @@ impl Queue {
         };
         slot.parts_out -= 1;
         self.outstanding -= 1;
+        self.has_moved = true;
         let is_write = matches!(slot.work, Work::Io(Op::Write { .. } | Op::WriteZeroes { .. }));
         let refusal = command::refusal_of(status, is_write);
         let (bytes, work) = (slot.bytes as usize, slot.work);
