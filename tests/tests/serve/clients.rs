@@ -1,6 +1,8 @@
 //! Clients that we did not write.
 
+use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 use tests::gateway::folder;
 use tests::netns::client;
@@ -112,8 +114,14 @@ fn libnbd_finds_no_hole_where_zeroes_were_to_keep_their_place() {
 fn fio_verifies_what_it_wrote_at_random() {
     const TEST: &str = "fio_verifies_what_it_wrote_at_random";
     let place = place("serve-fio");
-    for (export, sizes, align) in [("file", "4k-128k", "4k"), ("small-blocks", "512-64k", "512")] {
-        let uri = format!("--uri={}", place.unix(export));
+    let jobs = [
+        (place.unix("file"), "4k-128k", "4k"),
+        (place.tcp("file"), "4k-128k", "4k"),
+        (place.unix("small-blocks"), "512-64k", "512"),
+        (place.tcp("small-blocks"), "512-64k", "512"),
+    ];
+    for (uri, sizes, align) in jobs {
+        let uri = format!("--uri={uri}");
         let (sizes, align) = (format!("--bsrange={sizes}"), format!("--blockalign={align}"));
         let job = ["--name=verify", "--ioengine=nbd", &uri, "--rw=randwrite", &sizes, &align, "--iodepth=32"];
         let check = ["--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--size=48m", "--fsync=64"];
@@ -125,9 +133,74 @@ fn fio_verifies_what_it_wrote_at_random() {
     place.stop();
 }
 
+/// A trim that is to be durable is answered behind a flush of its own, which nothing but the answer to the trim announces.
 #[test]
-fn qemu_converts_and_compares() {
-    const TEST: &str = "qemu_converts_and_compares";
+fn a_durable_trim_is_answered_though_its_client_says_no_more() {
+    let place = place("serve-trim");
+    for export in ["file", "small-blocks", "memory"] {
+        let socket = UnixStream::connect(place.socket()).expect("the daemon listens");
+        socket.set_read_timeout(Some(Duration::from_secs(20))).expect("a limit");
+        let mut client = Client::new(Box::new(socket), export).expect("it has the export");
+        for round in 0..20 {
+            client.write(0, &vec![7; MIB]).expect("written");
+            let cookie = client.send((Command::TRIM, CommandFlags::FUA), 0, MIB as u32, &[]).expect("sent");
+            let answered = client.answer().unwrap_or_else(|why| panic!("{export}, round {round}: {why}"));
+            assert_eq!(answered, cookie);
+        }
+    }
+    place.stop();
+}
+
+/// What the tools of libnbd do not do: each command with its flags, and what has its place.
+const SCRIPT: &str = r#"
+import nbd
+
+MIB = 1 << 20
+for uri in URIS:
+    h = nbd.NBD()
+    h.add_meta_context("base:allocation")
+    h.connect_uri(uri)
+    block = h.get_block_size(nbd.SIZE_MINIMUM)
+    data = bytes((i * 7 + (i >> 9)) & 0xff for i in range(3 * MIB + block))
+    h.pwrite(data, block)
+    assert h.pread(len(data), block) == data
+    h.pwrite(data[:MIB], 8 * MIB, nbd.CMD_FLAG_FUA)
+    h.trim(MIB, 8 * MIB, nbd.CMD_FLAG_FUA)
+    h.zero(block, 2 * MIB)
+    assert h.pread(block, 2 * MIB) == bytes(block)
+    assert h.pread(MIB, 8 * MIB) == bytes(MIB)
+    h.flush()
+    entries = []
+    h.block_status(16 * MIB, 0, lambda context, at, some, err: entries.extend(some))
+    assert entries[0::2] and sum(entries[0::2]) <= 16 * MIB, entries
+    try:
+        h.set_strict_mode(0)
+        h.pread(block, h.get_size())
+        assert False, "beyond its end"
+    except nbd.Error as error:
+        assert error.errno == "EINVAL", error
+    cookies = [h.aio_pread(nbd.Buffer(4096), 4096 * i) for i in range(500)]
+    while h.aio_in_flight() > 0:
+        h.poll(-1)
+    assert all(h.aio_command_completed(cookie) for cookie in cookies)
+    h.shutdown()
+"#;
+
+#[test]
+fn scripts_of_libnbd_reach_every_medium() {
+    let place = place("serve-nbdsh");
+    let exports = ["file", "small-blocks", "memory"];
+    let uris: Vec<String> =
+        exports.into_iter().flat_map(|export| [place.tcp(export), place.unix(export)]).collect();
+    // The file of Debian, whatever other Python the machine has.
+    let script = format!("URIS = {uris:?}\n{SCRIPT}");
+    client("scripts_of_libnbd_reach_every_medium", "/usr/bin/python3", &["-c", &script]);
+    place.stop();
+}
+
+#[test]
+fn qemu_converts_compares_and_runs_its_bench() {
+    const TEST: &str = "qemu_converts_compares_and_runs_its_bench";
     let place = place("serve-qemu");
     let source = place.folder.join("source");
     image(&source, 64 * MIB);
@@ -140,6 +213,10 @@ fn qemu_converts_and_compares() {
         let back = place.folder.join("back.qcow2");
         client(TEST, "qemu-img", &["convert", "-f", "raw", "-O", "qcow2", &uri, text(&back)]);
         client(TEST, "qemu-img", &["compare", "-f", "raw", "-F", "qcow2", text(&source), text(&back)]);
+        let bench = ["bench", "-f", "raw", "-c", "2000", "-d", "32", "-s", "4096"];
+        client(TEST, "qemu-img", &[&bench[..], &[&uri]].concat());
+        let writes = ["-w", "--pattern=165", "--flush-interval=100"];
+        client(TEST, "qemu-img", &[&bench[..], &writes[..], &[&uri]].concat());
     }
     place.stop();
 }

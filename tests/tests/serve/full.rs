@@ -2,9 +2,14 @@
 //! and no byte is wrong, before and after a restart.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::Duration;
 
+use bench::load::{self, Figures, Spec, Uri};
 use tests::disk::SmallDisk;
-use tests::gateway::{daemon, folder};
+use tests::gateway::{daemon, folder, full};
 use tests::netns::{client, skip};
 use tests::random::Random;
 use wire::nbd::transmission::{Command, CommandFlags, ErrorCode};
@@ -110,4 +115,76 @@ fn a_disk_that_runs_full_costs_new_pages_and_nothing_else() {
     let mounted = disk.at().to_owned();
     drop(disk);
     std::fs::remove_dir_all(mounted).expect("the folder can be removed");
+}
+
+/// Pages at random all over a volume that is much larger than its disk, with many under way, until that is full.
+#[test]
+fn a_disk_that_runs_full_under_load_returns_no_wrong_byte() {
+    let test = "a_disk_that_runs_full_under_load_returns_no_wrong_byte";
+    let (disk_bytes, size) = if full() { (4_u64 << 30, "1TiB") } else { (384 << 20, "32GiB") };
+    let at = folder("serve-full-load");
+    let disk = match SmallDisk::mount_ext4(&at.join("mounted"), disk_bytes) {
+        Ok(disk) => disk,
+        Err(why) => return skip(test, &why),
+    };
+    let directory = disk.at().join("thin");
+    let thin = file("thin", &directory, size, 4096);
+    let mut place = Place::secured(at.clone(), "serve-full-load", "", &[&thin]);
+    let uri: Uri = place.tcp("thin").parse().expect("an address");
+    let spec = |seed| Spec {
+        connections: 2,
+        depth: 32,
+        verify: true,
+        read_back: true,
+        seed,
+        duration: Duration::from_secs(600),
+        ..Spec::new(uri.clone())
+    };
+
+    // Until half of the disk is used, it is used for what was written.
+    let payload = disk_bytes / 2;
+    let half = Spec { read_percent: 0, requests_max: Some(payload / 4096), ..spec(1) };
+    let figures = load::run(&half, &mut |_| ControlFlow::Continue(())).expect("it goes to its end");
+    assert!(
+        figures.errors.is_empty() && figures.mismatch_count == 0,
+        "{:?} {:?}",
+        figures.errors,
+        figures.mismatches
+    );
+    let used = used_bytes(&directory);
+    let ahead = if full() { 0 } else { ROOM_AHEAD };
+    let ratio = used.saturating_sub(ahead) as f64 / (figures.writes * 4096) as f64;
+    println!("{test}: {} MiB written, {} MiB used: {ratio:.3}", payload >> 20, used >> 20);
+    assert!(ratio <= 1.25, "{ratio} times the payload");
+
+    // Then until there is no more room, and beyond.
+    let (mut refused, end) = (0, disk_bytes / 4096);
+    let more = Spec { read_percent: 30, requests_max: Some(end), ..spec(2) };
+    let figures = load::run(&more, &mut |figures: &Figures| {
+        refused = figures.errors.values().sum();
+        if refused > 10_000 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    let figures = figures.expect("it goes to its end");
+    assert_eq!(figures.errors.keys().collect::<Vec<_>>(), [&ErrorCode::NOSPC.0], "{:?}", figures.errors);
+    assert_eq!(figures.mismatch_count, 0, "{:?}", figures.mismatches);
+    println!(
+        "{test}: {} writes and {} reads, {} writes refused",
+        figures.writes,
+        figures.reads,
+        figures.errors[&ErrorCode::NOSPC.0]
+    );
+    place.end();
+    client(test, &daemon().to_string_lossy(), &["volume", "check", &directory.to_string_lossy()]);
+    drop(disk);
+    place.remove();
+}
+
+/// What a volume holds ready whatever was written to it, segments of its log and slices of its extents: much beside the
+/// little that the short form writes.
+const ROOM_AHEAD: u64 = 128 << 20;
+
+/// Room that a volume takes on its disk.
+fn used_bytes(directory: &Path) -> u64 {
+    let files = std::fs::read_dir(directory).expect("it is there");
+    files.map(|file| file.expect("listed").metadata().expect("it is there").blocks() * 512).sum()
 }
