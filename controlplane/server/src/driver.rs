@@ -1,8 +1,12 @@
 //! The one thread that owns the core.
 //!
-//! What others want goes into one bounded queue. A turn takes what is there, steps the core for each, makes the
-//! writes of all these steps durable together, and only then sends, answers and asks. So nobody hears of
-//! anything that a crash could undo, and a burst costs one sync of the disk.
+//! What others want goes into two bounded queues: what nodes and policies say, and what people ask for. A turn takes
+//! what is there, steps the core for each, makes the writes of all these steps durable together, and only then sends,
+//! answers and asks. So nobody hears of anything that a crash could undo, and a burst costs one sync of the disk.
+//!
+//! Heartbeats and what nodes say of instructions have room of their own and come first: of what waits, one job in
+//! [`PEOPLE_SHARE`] is a person's, and a turn has [`PEOPLE_MAX`] of them at most. A link has places for
+//! [`LINK_PLACES`] messages; who says more waits in its own stream, so no node crowds out another.
 //!
 //! A store elsewhere may be away ([`Turns::commit`]). Then the core stands still where it is, whoever asks hears so at
 //! once, and the same writes are tried until they are known to be durable.
@@ -16,9 +20,9 @@ use std::time::{Duration, Instant};
 
 use contract::{Answer, FromNode, Refused, Request, ToNode};
 use control_core::{Core, Effects, Input, Key, Record};
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
 use store::{KeyRange, Store, StoreError};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tracing::{error, info, warn};
 use verdict::{Decided, Verdict};
 
@@ -26,8 +30,16 @@ use crate::alarms::Alarms;
 use crate::policies::Policies;
 use crate::writes::Writes;
 
-/// What waits for the core at most.
-const QUEUE: usize = 4096;
+/// What nodes and policies said that waits for the core at most.
+const NODES_QUEUE: usize = 8192;
+/// What people asked for that waits for the core at most.
+const PEOPLE_QUEUE: usize = 2048;
+/// Messages of one link that wait for the core at most.
+const LINK_PLACES: usize = 2;
+/// Of what waits in both queues, one in so many is a person's.
+const PEOPLE_SHARE: usize = 8;
+/// Jobs of people in one turn at most: so long a heartbeat that comes meanwhile waits.
+const PEOPLE_MAX: usize = 64;
 /// Steps that become durable together at most.
 const STEPS_MAX: usize = 256;
 /// Entries read at once when the store is read.
@@ -42,12 +54,19 @@ type Look = Box<dyn FnOnce(&Core) + Send>;
 
 enum Job {
     Opened { session: u64, to: mpsc::Sender<ToNode> },
-    Said { session: u64, message: FromNode },
+    Said { session: u64, message: FromNode, _place: OwnedSemaphorePermit },
     Closed { session: u64 },
     Request { request: Request, reply: oneshot::Sender<Result<Answer, Refused>> },
     Decided { ask: u64, decided: Decided<Verdict> },
     Look(Look),
     Stop,
+}
+
+impl Job {
+    /// Whether somebody asked for it.
+    fn is_of_people(&self) -> bool {
+        matches!(self, Job::Request { .. } | Job::Look(_) | Job::Stop)
+    }
 }
 
 /// It cannot be done now: try again soon.
@@ -90,23 +109,57 @@ pub enum Ended {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// Another control plane has the store.
-    #[error("another control plane has taken over; this one must not decide any more")]
+    #[error(
+        "another control plane has taken over its store, and this one must not decide any more; run one for each store, in \
+         etcd each with a prefix of its own"
+    )]
     Overtaken,
 }
 
 /// Talks to the thread of the core; clones talk to the same one.
 #[derive(Clone)]
 pub struct Driver {
-    jobs: Sender<Job>,
+    nodes: Sender<Job>,
+    people: Sender<Job>,
     away: Away,
     alarms: Alarms,
 }
 
 /// The other end, until it is started.
 pub struct Seat {
-    jobs: Receiver<Job>,
+    jobs: Jobs,
     away: Away,
     alarms: Alarms,
+}
+
+/// What waits for the core.
+struct Jobs {
+    nodes: Receiver<Job>,
+    people: Receiver<Job>,
+}
+
+impl Jobs {
+    /// The next one that is there, in step `step` of a turn; without people's if they had theirs.
+    fn next(&self, step: usize, with_people: bool) -> Option<Job> {
+        if !with_people {
+            return self.nodes.try_recv().ok();
+        }
+        let is_theirs = step % PEOPLE_SHARE == PEOPLE_SHARE - 1;
+        let (first, then) = if is_theirs { (&self.people, &self.nodes) } else { (&self.nodes, &self.people) };
+        first.try_recv().or_else(|_| then.try_recv()).ok()
+    }
+
+    /// The next one, as soon as there is one.
+    fn wait(&self, wait: Duration) -> Result<Job, RecvTimeoutError> {
+        if let Ok(job) = self.nodes.try_recv() {
+            return Ok(job);
+        }
+        select! {
+            recv(self.nodes) -> job => job.map_err(RecvTimeoutError::from),
+            recv(self.people) -> job => job.map_err(RecvTimeoutError::from),
+            default(wait) => Err(RecvTimeoutError::Timeout),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -115,7 +168,7 @@ impl Seat {
     pub fn next_decided(&self, patience: Duration) -> Option<u64> {
         let end = Instant::now() + patience;
         loop {
-            if let Job::Decided { ask, .. } = self.jobs.recv_deadline(end).ok()? {
+            if let Job::Decided { ask, .. } = self.jobs.nodes.recv_deadline(end).ok()? {
                 return Some(ask);
             }
         }
@@ -139,9 +192,11 @@ impl Away {
 impl Driver {
     /// A driver whose thread is not started yet, so that what it uses can know it.
     pub fn new() -> (Driver, Seat) {
-        let (sender, jobs) = bounded(QUEUE);
+        let (nodes, from_nodes) = bounded(NODES_QUEUE);
+        let (people, from_people) = bounded(PEOPLE_QUEUE);
         let (away, alarms) = (Away::default(), Alarms::default());
-        let driver = Driver { jobs: sender, away: away.clone(), alarms: alarms.clone() };
+        let driver = Driver { nodes, people, away: away.clone(), alarms: alarms.clone() };
+        let jobs = Jobs { nodes: from_nodes, people: from_people };
         (driver, Seat { jobs, away, alarms })
     }
 
@@ -150,13 +205,12 @@ impl Driver {
         self.alarms.clone()
     }
 
+    /// Puts a job of people, which would have to wait for the store.
     fn put(&self, job: Job) -> Result<(), Busy> {
-        self.jobs.try_send(job).map_err(|_| Busy::Full)
-    }
-
-    /// Puts a job that would have to wait for the store.
-    fn put_unless_away(&self, job: Job) -> Result<(), Busy> {
-        self.away.why().map_or_else(|| self.put(job), Err)
+        match self.away.why() {
+            Some(away) => Err(away),
+            None => self.people.try_send(job).map_err(|_| Busy::Full),
+        }
     }
 
     /// Why a job was let go.
@@ -165,30 +219,24 @@ impl Driver {
     }
 
     /// A node is connected; what it should hear goes to `to`.
-    pub fn opened(&self, session: u64, to: mpsc::Sender<ToNode>) -> Result<(), Busy> {
-        self.put_unless_away(Job::Opened { session, to })
-    }
-
-    /// A node said something. It may be lost: nodes say how things are, again and again.
-    pub fn said(&self, session: u64, message: FromNode) -> Result<(), Busy> {
-        self.put(Job::Said { session, message })
-    }
-
-    /// A connection ended. Waits for its place, since this is said once; the queue is always being emptied.
-    pub fn closed(&self, session: u64) {
-        // No thread of the core any more: nothing to tell.
-        let _ = self.jobs.send(Job::Closed { session });
+    pub fn opened(&self, session: u64, to: mpsc::Sender<ToNode>) -> Result<Link, Busy> {
+        if let Some(away) = self.away.why() {
+            return Err(away);
+        }
+        self.nodes.try_send(Job::Opened { session, to }).map_err(|_| Busy::Full)?;
+        let (nodes, places) = (self.nodes.clone(), Arc::new(Semaphore::new(LINK_PLACES)));
+        Ok(Link { session, nodes, places })
     }
 
     /// A policy answered. Waits for its place.
     pub fn decided(&self, ask: u64, decided: Decided<Verdict>) {
-        let _ = self.jobs.send(Job::Decided { ask, decided });
+        let _ = self.nodes.send(Job::Decided { ask, decided });
     }
 
     /// Asks for something.
     pub async fn request(&self, request: Request) -> Result<Result<Answer, Refused>, Busy> {
         let (reply, answer) = oneshot::channel();
-        self.put_unless_away(Job::Request { request, reply })?;
+        self.put(Job::Request { request, reply })?;
         answer.await.map_err(|_let_go| self.let_go())
     }
 
@@ -202,13 +250,37 @@ impl Driver {
             // Whoever looked may have given up.
             let _ = reply.send(look(core));
         });
-        self.put_unless_away(Job::Look(look))?;
+        self.put(Job::Look(look))?;
         answer.await.map_err(|_let_go| self.let_go())
     }
 
     /// Ends the thread of the core after what waits now.
     pub fn stop(&self) {
-        let _ = self.jobs.send(Job::Stop);
+        let _ = self.people.send(Job::Stop);
+    }
+}
+
+/// A node that is connected.
+pub struct Link {
+    session: u64,
+    nodes: Sender<Job>,
+    places: Arc<Semaphore>,
+}
+
+impl Link {
+    /// The node said something. Waits while it has said too much that was not looked at yet; an error if there is no
+    /// room all the same: whatever it was is lost.
+    pub async fn said(&self, message: FromNode) -> Result<(), Busy> {
+        // INVARIANT: nobody closes the semaphore.
+        let place = Arc::clone(&self.places).acquire_owned().await.map_err(|_| Busy::Full)?;
+        let job = Job::Said { session: self.session, message, _place: place };
+        self.nodes.try_send(job).map_err(|_| Busy::Full)
+    }
+
+    /// It is gone. Waits for its place, since this is said once; the queue is always being emptied.
+    pub fn closed(&self) {
+        // No thread of the core any more: nothing to tell.
+        let _ = self.nodes.send(Job::Closed { session: self.session });
     }
 }
 
@@ -294,13 +366,13 @@ struct Turns {
 }
 
 impl Turns {
-    fn run(mut self, jobs: &Receiver<Job>) -> Result<(), Ended> {
+    fn run(mut self, jobs: &Jobs) -> Result<(), Ended> {
         let mut wake_ms = 0;
         let mut passed = Instant::now();
         while !self.stopping {
             let (mut effects, mut looks) = (Effects::default(), Vec::new());
             let wait = Duration::from_millis(wake_ms).saturating_sub(self.started.elapsed());
-            let mut next = match self.kept.pop_front().map_or_else(|| jobs.recv_timeout(wait), Ok) {
+            let mut next = match self.kept.pop_front().map_or_else(|| jobs.wait(wait), Ok) {
                 Ok(job) => Some(job),
                 Err(RecvTimeoutError::Timeout) => {
                     self.step(Input::Tick, &mut effects)?;
@@ -308,12 +380,11 @@ impl Turns {
                 }
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             };
-            for _ in 0..STEPS_MAX {
-                let Some(job) =
-                    next.take().or_else(|| self.kept.pop_front()).or_else(|| jobs.try_recv().ok())
-                else {
-                    break;
-                };
+            let mut of_people = 0;
+            for step in 0..STEPS_MAX {
+                let more = || jobs.next(step, of_people < PEOPLE_MAX);
+                let Some(job) = next.take().or_else(|| self.kept.pop_front()).or_else(more) else { break };
+                of_people += usize::from(job.is_of_people());
                 match job {
                     Job::Look(look) => looks.push(look),
                     Job::Stop => {
@@ -344,7 +415,7 @@ impl Turns {
                 self.sessions.insert(session, to);
                 return Ok(());
             }
-            Job::Said { session, message } => Input::Node { session, message },
+            Job::Said { session, message, .. } => Input::Node { session, message },
             Job::Closed { session } => {
                 self.sessions.remove(&session);
                 Input::Closed { session }
@@ -363,7 +434,7 @@ impl Turns {
 
     /// Makes durable what was written. While the store is away it is tried again and again, and everybody hears so;
     /// false if the daemon is to end meanwhile: what was written then is as if it had ended before.
-    fn commit(&mut self, jobs: &Receiver<Job>, looks: &mut Vec<Look>) -> Result<bool, Ended> {
+    fn commit(&mut self, jobs: &Jobs, looks: &mut Vec<Look>) -> Result<bool, Ended> {
         let mut since = None;
         loop {
             let why = match self.writes.commit() {
@@ -381,7 +452,7 @@ impl Turns {
             looks.clear();
             let again = Instant::now() + AGAIN;
             loop {
-                match jobs.recv_deadline(again) {
+                match jobs.wait(again.saturating_duration_since(Instant::now())) {
                     Err(RecvTimeoutError::Timeout) => break,
                     Ok(Job::Stop) | Err(RecvTimeoutError::Disconnected) => return Ok(false),
                     // Askers hear why, and nodes say how things are again.
@@ -434,3 +505,6 @@ impl Turns {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,7 +17,7 @@ use tracing::{info, warn};
 
 use crate::api::Shell;
 use crate::doors::Peer;
-use crate::driver::Driver;
+use crate::driver::Link;
 
 /// The latest report of each node that is linked, by name.
 #[derive(Clone, Default)]
@@ -67,8 +67,8 @@ pub async fn link(
     let session = SESSIONS.fetch_add(1, Ordering::Relaxed);
     let answer = southbound::answer(request, move |heard| {
         let (to, say) = mpsc::channel(southbound::QUEUE);
-        if shell.driver.opened(session, to).is_ok() {
-            tokio::spawn(listen(shell.driver, shell.live, session, peer, heard));
+        if let Ok(link) = shell.driver.opened(session, to) {
+            tokio::spawn(listen(link, shell.live, session, peer, heard));
         }
         // Without a place in the queue the sender is dropped: the link ends at once and the node dials again.
         ReceiverStream::new(say)
@@ -77,7 +77,7 @@ pub async fn link(
 }
 
 /// Hears a node until it is gone.
-async fn listen(driver: Driver, live: Live, session: u64, peer: Peer, mut heard: southbound::FromNodes) {
+async fn listen(link: Link, live: Live, session: u64, peer: Peer, mut heard: southbound::FromNodes) {
     let mut name: Option<Name> = None;
     let why = loop {
         let message = match heard.message().await {
@@ -96,14 +96,19 @@ async fn listen(driver: Driver, live: Live, session: u64, peer: Peer, mut heard:
                 }
             }
         }
-        if driver.said(session, message).is_err() {
-            warn!("a report was not taken: the control plane has more to do than it can take");
+        let is_report = matches!(message, FromNode::Report(_));
+        match link.said(message).await {
+            Ok(()) => {}
+            // It says how it is again and again.
+            Err(_) if is_report => warn!("a report was not taken: there are more nodes than can be heard"),
+            // It says who it is once for each link.
+            Err(why) => break why.to_string(),
         }
     };
     info!(node = name.as_ref().map_or("?", Name::as_str), "link ended: {why}");
     live.closed(session);
     // May wait for a place in the queue.
-    let told = tokio::task::spawn_blocking(move || driver.closed(session)).await;
+    let told = tokio::task::spawn_blocking(move || link.closed()).await;
     if told.is_err() {
         warn!("the end of a link was not told");
     }
