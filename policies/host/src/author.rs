@@ -150,6 +150,9 @@ pub struct Timed {
     pub native_p99_ns: u64,
 }
 
+/// Rows of the questions that `tidegate policy bench` asks.
+pub const BENCH_ROWS: [usize; 3] = [10, 1_000, 10_000];
+
 /// Times a policy beside the native default on questions of several sizes.
 pub fn bench(policy: &Policy, rows: &[usize], decisions: usize) -> Result<Vec<Timed>, AuthorError> {
     let mut results: Vec<Timed> = Vec::new();

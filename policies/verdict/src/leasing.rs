@@ -203,12 +203,14 @@ impl UpdateWeights {
 /// Shares that sum to exactly one whole: rounded down, and the rest to those who lost most by that. All
 /// zero means that all are equal.
 pub fn normalised(raw: &[u128]) -> Vec<u32> {
-    // Scaled down so that no product overflows: 2^96 times a million and times the rows fits.
+    // Scaled down so that neither a product nor the sum overflows 64 bits: a guest pays dearly for divisions of more.
+    let spare = (u64::BITS - u64::from(PPM).leading_zeros()).max(usize::BITS - raw.len().leading_zeros());
     let largest = raw.iter().copied().max().unwrap_or(0);
-    let shift = 128_u32.saturating_sub(largest.leading_zeros()).saturating_sub(64);
-    let raw: Vec<u128> = raw.iter().map(|&value| if largest == 0 { 1 } else { value >> shift }).collect();
-    let sum: u128 = raw.iter().sum::<u128>().max(1);
-    let whole = u128::from(PPM);
+    let shift = (u128::BITS - largest.leading_zeros()).saturating_sub(u64::BITS - spare);
+    let raw: Vec<u64> =
+        raw.iter().map(|&value| if largest == 0 { 1 } else { (value >> shift) as u64 }).collect();
+    let sum: u64 = raw.iter().sum::<u64>().max(1);
+    let whole = u64::from(PPM);
     let mut shares: Vec<u32> = raw.iter().map(|&value| (value * whole / sum) as u32).collect();
     let mut order: Vec<usize> = (0..raw.len()).collect();
     order.sort_by_cached_key(|&row| std::cmp::Reverse(raw[row] * whole % sum));

@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::process::Command;
 
-use host::author::{AuthorError, bench, check, component_of, new, replay_file};
-use host::{Options, Start};
+use host::author::{AuthorError, BENCH_ROWS, bench, check, component_of, new, replay_file};
+use host::{Engine, Limits, Options, Start};
 use verdict::Kind;
 
 use crate::{Folder, Rig, engine, pairs};
@@ -75,6 +75,23 @@ fn bench_times_each_function_beside_the_native_default() {
     assert!(
         timed.iter().all(|timed| timed.decisions == 10 && timed.p50_ns > 0 && timed.p50_ns <= timed.p99_ns)
     );
+}
+
+#[test]
+fn every_shipped_policy_decides_about_as_many_as_the_kit_measures_with_half_its_fuel() {
+    let folder = Folder::new("author-sizes");
+    let production = Engine::new(Limits::default()).expect("WebAssembly runs here");
+    let mut most = Vec::new();
+    for (name, _) in shipped::all() {
+        let policy = check(&production, &write_component(&folder, name), vec![]).expect("it is admitted");
+        // Twice, since what a policy remembers of the first time may cost it the second time.
+        for timed in bench(&policy, &[*BENCH_ROWS.last().expect("sizes")], 4).expect("it answers") {
+            most.push((timed.fuel_max, name, timed.function));
+        }
+    }
+    most.sort_unstable();
+    let limit = Limits::default().fuel / 2;
+    assert!(most.last().is_some_and(|(fuel, ..)| *fuel <= limit), "at most {limit}: {most:?}");
 }
 
 #[test]
