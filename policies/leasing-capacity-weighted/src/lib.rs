@@ -1,6 +1,9 @@
 //! Weighs producers by their capacity, corrected by how busy they are beside the others and by what fails. The
 //! correction is smoothed, so that new leases do not all run to whoever was idle a moment ago and back.
 //!
+//! How busy a producer is it says itself, and it may lie. Where consumers are heard about it, its word counts as far as
+//! they bear it out: one that is busier than usual is slower than usual too, and the other way round.
+//!
 //! For a need it revokes the largest leases: the fewest holders are disturbed.
 
 use std::collections::BTreeMap;
@@ -15,6 +18,9 @@ const PRODUCERS_MAX: usize = 65_536;
 
 /// The correction that leaves a producer its capacity's weight.
 const EVEN: u64 = PPM as u64;
+
+/// So much a producer's word on its use counts though its consumers see nothing of it.
+const SLACK: u64 = EVEN / 25;
 
 /// The policy.
 #[derive(Debug)]
@@ -65,13 +71,13 @@ impl Policy for CapacityWeighted {
 impl Leasing for CapacityWeighted {
     fn update_weights(&mut self, now: Tick, producers: &Producers) -> Weights {
         let elapsed_ms = now.now_ms.saturating_sub(self.updated_ms);
-        let mean_use = mean_utilisation(producers);
+        let usual = Usual::of(producers);
         let mut corrections = BTreeMap::new();
         let mut raw = Vec::with_capacity(producers.len());
         let mut ttl_ms = Vec::with_capacity(producers.len());
         for (row, &producer) in producers.producer.iter().enumerate().take(PRODUCERS_MAX) {
             let stale = producers.report_age_ms[row] > self.stale_ms;
-            let target = if stale { EVEN / 2 } else { target(producers, row, mean_use) };
+            let target = if stale { EVEN / 2 } else { target(producers, row, usual) };
             let before = self.correction.get(&producer).copied().unwrap_or(EVEN);
             let correction = self.towards(before, target, elapsed_ms);
             corrections.insert(producer, correction);
@@ -89,7 +95,7 @@ impl Leasing for CapacityWeighted {
                 ..Default::default()
             };
         }
-        let why = format!("by capacity, corrected towards a mean use of {} %", mean_use / 10_000);
+        let why = format!("by capacity, corrected towards the usual use of {} %", usual.use_ppm / 10_000);
         Weights { abstain: false, weight_ppm: normalised(&raw), ttl_ms, why }
     }
 
@@ -117,19 +123,49 @@ impl CapacityWeighted {
     }
 }
 
-/// What is in use of all capacity, in millionths.
-fn mean_utilisation(producers: &Producers) -> u64 {
-    let capacity: u128 = producers.capacity.iter().map(|&capacity| u128::from(capacity)).sum();
-    let in_use = producers.capacity.iter().zip(&producers.utilisation_ppm);
-    let in_use: u128 = in_use.map(|(&capacity, &share)| u128::from(capacity) * u128::from(share)).sum();
-    (in_use / capacity.max(1)) as u64
+/// What is usual among producers: the middle, which one of them that lies cannot move far.
+#[derive(Clone, Copy)]
+struct Usual {
+    use_ppm: u64,
+    /// As consumers see it; 0 if none was heard.
+    response_us: u64,
 }
 
-/// The correction that a producer's report asks for: up to a half more or less by its use beside the mean, and
+impl Usual {
+    fn of(producers: &Producers) -> Usual {
+        let response_us = producers.response_us.iter().copied().filter(|&us| us > 0).collect();
+        Usual {
+            use_ppm: middle(producers.utilisation_ppm.iter().map(|&ppm| ppm.min(PPM).into()).collect()),
+            response_us: middle(response_us),
+        }
+    }
+
+    /// How far above the usual use, or below it, consumers bear a producer out.
+    fn borne_out(self, response_us: u64) -> (u64, u64) {
+        if response_us == 0 || self.response_us == 0 {
+            return (EVEN, EVEN);
+        }
+        let share = |us: u64| (u128::from(us) * u128::from(EVEN) / u128::from(self.response_us)) as u64;
+        let slower = share(response_us.saturating_sub(self.response_us).min(self.response_us));
+        let faster = share(self.response_us.saturating_sub(response_us));
+        (SLACK + slower, SLACK + faster)
+    }
+}
+
+/// The middle one; of two, what is between them. 0 of nothing.
+fn middle(mut values: Vec<u64>) -> u64 {
+    values.sort_unstable();
+    let at = |row: usize| values.get(row).copied().unwrap_or(0);
+    at(values.len().saturating_sub(1) / 2).midpoint(at(values.len() / 2))
+}
+
+/// The correction that a producer's report asks for: up to a half more or less by its use beside what is usual, and
 /// to nothing as errors reach one in ten.
-fn target(producers: &Producers, row: usize, mean_use: u64) -> u64 {
+fn target(producers: &Producers, row: usize, usual: Usual) -> u64 {
     let utilisation = u64::from(producers.utilisation_ppm[row].min(PPM));
-    let by_use = (EVEN + mean_use.min(EVEN)).saturating_sub(utilisation).clamp(EVEN / 2, EVEN * 3 / 2);
+    let (above, below) = usual.borne_out(producers.response_us[row]);
+    let utilisation = utilisation.clamp(usual.use_ppm.saturating_sub(below), usual.use_ppm + above);
+    let by_use = (EVEN + usual.use_ppm).saturating_sub(utilisation).clamp(EVEN / 2, EVEN * 3 / 2);
     let sound = EVEN.saturating_sub(u64::from(producers.error_ppm[row]) * 10);
     by_use * sound / EVEN
 }
@@ -194,6 +230,38 @@ mod tests {
             let variance = late.iter().map(|share| (share - mean).powi(2)).sum::<f64>() / late.len() as f64;
             assert!(variance.sqrt() / mean < 0.1, "row {row} swings: {}", variance.sqrt() / mean);
         }
+    }
+
+    #[test]
+    fn a_producer_that_lies_about_its_use_moves_its_weight_by_less_than_a_twentieth() {
+        let settled = |view: &Producers| {
+            let mut policy = policy();
+            policy.update_weights(at(0), view);
+            policy.update_weights(at(60_000), view).weight_ppm
+        };
+        for honest in [0, 300_000, 800_000, PPM] {
+            let before = settled(&producers([honest; 4]));
+            for (row, lie) in [(0, 0), (0, PPM), (3, 0), (3, PPM)] {
+                let mut view = producers([honest; 4]);
+                view.utilisation_ppm[row] = lie;
+                let (was, is) = (f64::from(before[row]), f64::from(settled(&view)[row]));
+                assert!((is - was).abs() < was * 0.05, "{honest} and {lie}: {was} became {is}");
+                // Of its consumers too few were heard to say anything else.
+                view.response_us[row] = 0;
+                let alone = f64::from(settled(&view)[row]);
+                assert!((alone - was).abs() >= (is - was).abs(), "{alone} {is} {was}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_consumers_see_too_counts_in_full() {
+        let mut policy = policy();
+        let mut view = producers([900_000, 300_000, 300_000, 300_000]);
+        view.response_us[0] = 170;
+        policy.update_weights(at(0), &view);
+        let weights = policy.update_weights(at(60_000), &view).weight_ppm;
+        assert!(weights[0] * 2 < weights[1] + 1_000, "{weights:?}");
     }
 
     #[test]
