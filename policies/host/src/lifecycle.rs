@@ -20,7 +20,7 @@ use crate::digest::PolicyId;
 use crate::engine::Engine;
 use crate::fault::{Fault, FaultClass};
 use crate::guest::{Guest, State};
-use crate::log::{Log, LogError, LogOptions, Record};
+use crate::log::{self, Log, LogError, LogOptions, Record};
 use crate::policy::{AdmitError, Candidate, Gate, Policy};
 use crate::seat::{Live, Place, Places, Seat, lock};
 use crate::shadow::Shadow;
@@ -128,6 +128,13 @@ struct Journal {
 }
 
 #[derive(Debug, Default)]
+impl Journal {
+    fn failed(&mut self, error: &LogError) {
+        self.errors += 1;
+        self.last_error = Some(error.to_string());
+    }
+}
+
 struct Control {
     library: Vec<Arc<Policy>>,
     courses: [Course; Kind::ALL.len()],
@@ -180,15 +187,24 @@ struct Installed {
 impl Policies {
     /// None yet: the native defaults decide.
     pub fn new(engine: Engine, gate: Gate, options: Options) -> Result<Policies, LogError> {
-        let log = options.log.clone().map(Log::open).transpose()?;
+        let mut journal = Journal::default();
+        let mut last = 0;
+        if let Some(options) = &options.log {
+            journal.log = Some(Log::open(options.clone())?);
+            // Numbers go on, so that who is told one finds one decision. A log that cannot be read stops nobody.
+            match log::last_number(&options.folder) {
+                Ok(number) => last = number,
+                Err(error) => journal.failed(&error),
+            }
+        }
         let shared = Shared {
             engine,
             gate,
             options,
             native: Arc::from("native"),
             control: Mutex::default(),
-            log: Mutex::new(Journal { log, ..Journal::default() }),
-            decisions: AtomicU64::new(0),
+            log: Mutex::new(journal),
+            decisions: AtomicU64::new(last),
             kinds: Default::default(),
         };
         Ok(Policies { shared: Arc::new(shared) })
@@ -495,8 +511,7 @@ impl Shared {
         let mut journal = lock(&self.log);
         let outcome = journal.log.as_mut().map(|log| log.append(&record));
         if let Some(Err(error)) = outcome {
-            journal.errors += 1;
-            journal.last_error = Some(error.to_string());
+            journal.failed(&error);
         }
     }
 

@@ -69,7 +69,7 @@ pub struct StateRecord {
 /// See [`Record::Decision`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DecisionRecord {
-    /// Rises by one per decision of this control plane.
+    /// Rises by one per decision of this control plane, also across its restarts.
     pub number: u64,
     /// Which policy thread.
     pub seat: u32,
@@ -255,6 +255,11 @@ pub fn newest(
     Ok(found.into())
 }
 
+/// The number of the newest decision; 0 of none.
+pub(crate) fn last_number(folder: &Path) -> Result<u64, LogError> {
+    Ok(newest(folder, 1, |_| true)?.last().map_or(0, |one| one.number))
+}
+
 /// See [`read`].
 #[derive(Debug)]
 pub struct Reader {
@@ -271,6 +276,8 @@ impl Iterator for Reader {
                 let path = self.waiting.pop()?;
                 match open(&path) {
                     Ok(file) => self.current = Some((path, file)),
+                    // A crash came before its first eight bytes.
+                    Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
                     Err(error) => return Some(Err(LogError::at(&path, error))),
                 }
                 continue;

@@ -51,6 +51,24 @@ fn a_replay_is_bit_identical_for_the_same_version_and_lists_what_differs_for_ano
 }
 
 #[test]
+fn numbers_of_decisions_go_on_after_a_restart() {
+    let folder = Folder::new("log-numbers");
+    let mut numbers = Vec::new();
+    for start in 0..3 {
+        let mut rig = rig(&folder);
+        numbers.extend((0..5).map(|number| rig.decide(Kind::Leasing, number).2.by.decision));
+        drop(rig);
+        if start == 0 {
+            // A crash between making a file and writing its first bytes.
+            fs::write(folder.log().folder.join("decisions-00000009.log"), b"TGD").expect("ours");
+        }
+    }
+    assert_eq!(numbers, (1..=15).collect::<Vec<u64>>());
+    let logged = newest(&folder.log().folder, 100, |_| true).expect("the log can be read");
+    assert_eq!(logged.iter().map(|one| one.number).collect::<Vec<u64>>(), numbers);
+}
+
+#[test]
 fn a_log_of_many_swaps_replays_whole_and_shows_that_all_state_went_along() {
     const SWAPS: u64 = 12;
     let folder = Folder::new("replay-swaps");
