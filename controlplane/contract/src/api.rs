@@ -304,6 +304,9 @@ pub struct Status {
     pub tenants: u64,
     /// How many there are.
     pub nodes: u64,
+    /// Of which are lost: what they have counts for nothing until they are back.
+    #[serde(default)]
+    pub nodes_lost: u64,
     /// How many there are.
     pub volumes: u64,
     /// Operations that are not over.

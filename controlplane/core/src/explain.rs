@@ -212,6 +212,11 @@ impl Core {
             because(format!("firm: {}", account.firm)),
             because(format!("revocable: {}; on its way out: {}", account.revocable, account.leaving)),
         ];
+        if node.state == NodeState::Lost {
+            let what = "it is lost: what it has counts for nothing until it is back; start it again, or `tidegate \
+                        node remove` it when its volumes are elsewhere";
+            reasons.push(because(what.into()));
+        }
         if node.cordoned {
             reasons.push(because("it is cordoned: it gets nothing new".into()));
         }

@@ -1,14 +1,15 @@
 //! What of each node is reserved: firm, revocable, and on its way out (F6, F7; decision D11).
 //!
 //! - Firm reservations of the fleet stay within its capacity less the contingency, and the contingency is the
-//!   largest node. A failover draws on it: it moves a firm reservation, so the sum does not grow.
+//!   largest node. A failover draws on it: it moves a firm reservation, so the sum does not grow. A lost node gives
+//!   nobody anything: until it is back, the fleet promises by what the others have, and keeps a contingency of that.
 //! - Revocable ones fill what firm ones leave of a node. When firm ones need it, they are revoked: told, given
 //!   grace, then ended. Room that is on its way out is not free before it is out.
 //!
 //! Invariants: the account of a node is the sum over its leases; the firm sum of a node never exceeds its capacity
 //! as it was when the last one was granted. Capacity that shrinks drains.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use contract::{Class, Lease, LeaseState, NodeId, Resources};
 
@@ -64,8 +65,10 @@ impl Account {
 #[derive(Clone, Debug, Default)]
 pub struct Accounts {
     nodes: BTreeMap<NodeId, Account>,
-    capacity: Resources,
-    largest: Resources,
+    lost: BTreeSet<NodeId>,
+    /// What can be firm of all nodes together.
+    promise: Resources,
+    contingency: Resources,
     firm: Resources,
 }
 
@@ -76,8 +79,19 @@ impl Accounts {
         self.sum_up();
     }
 
+    /// A node is lost, or back.
+    pub fn set_lost(&mut self, id: NodeId, lost: bool) {
+        if lost {
+            self.lost.insert(id)
+        } else {
+            self.lost.remove(&id)
+        };
+        self.sum_up();
+    }
+
     /// Forgets a node.
     pub fn remove_node(&mut self, id: NodeId) {
+        self.lost.remove(&id);
         if let Some(gone) = self.nodes.remove(&id) {
             self.firm = self.firm.minus(gone.firm);
         }
@@ -85,9 +99,12 @@ impl Accounts {
     }
 
     fn sum_up(&mut self) {
-        let capacities = self.nodes.values().map(|account| account.capacity);
-        self.capacity = capacities.clone().fold(Resources::NONE, Resources::plus);
-        self.largest = capacities.fold(Resources::NONE, Resources::max);
+        let (all, _) = promise(self.nodes.values());
+        let there = self.nodes.iter().filter(|(id, _)| !self.lost.contains(id));
+        let (there, contingency) = promise(there.map(|(_, account)| account));
+        // Not more than holds again when all are back, however few are there now.
+        self.promise = all.minus(all.minus(there));
+        self.contingency = contingency;
     }
 
     /// The account of a node.
@@ -100,9 +117,9 @@ impl Accounts {
         self.nodes.iter().map(|(id, account)| (*id, account))
     }
 
-    /// What is kept for the loss of the largest node. A single node has nobody to keep it for.
+    /// What is kept for the loss of the largest node that is there.
     pub fn contingency(&self) -> Resources {
-        if self.nodes.len() < 2 { Resources::NONE } else { self.largest }
+        self.contingency
     }
 
     /// All that is firm.
@@ -112,7 +129,7 @@ impl Accounts {
 
     /// What the fleet may still promise.
     pub fn fleet_room(&self) -> Resources {
-        self.capacity.minus(self.contingency()).minus(self.firm)
+        self.promise.minus(self.firm)
     }
 
     /// Whether a node can take a lease. `moved`: a firm one that is already counted elsewhere and will end there,
@@ -143,6 +160,16 @@ impl Accounts {
             self.firm = self.firm.minus(lease.resources);
         }
     }
+}
+
+/// What of some nodes can be firm, and what is kept for the loss of the largest. A single node has nobody to keep it for.
+fn promise<'a>(accounts: impl Iterator<Item = &'a Account>) -> (Resources, Resources) {
+    let (mut sum, mut largest, mut count) = (Resources::NONE, Resources::NONE, 0);
+    for account in accounts {
+        (sum, largest, count) = (sum.plus(account.capacity), largest.max(account.capacity), count + 1);
+    }
+    let contingency = if count < 2 { Resources::NONE } else { largest };
+    (sum.minus(contingency), contingency)
 }
 
 #[cfg(test)]

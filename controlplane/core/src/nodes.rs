@@ -197,6 +197,7 @@ impl Core {
         let info = node.info.clone();
         self.index.nodes.insert(info.name.clone(), id);
         self.accounts.set_node(id, info.capacity);
+        self.accounts.set_lost(id, node.state == NodeState::Lost);
         let pools: Vec<Name> = info.pools.iter().map(|pool| pool.name.clone()).collect();
         for pool in &info.pools {
             // A pool that one node calls its own is not shared, whatever others say.
@@ -227,6 +228,10 @@ impl Core {
             if suspicion && state != NodeState::Lost { self.nodes.touch(id) } else { self.nodes.change(id) };
         if let Some(node) = node {
             node.state = state;
+        }
+        let lost = state == NodeState::Lost;
+        if lost || before == Some(NodeState::Lost) {
+            self.accounts.set_lost(id, lost);
         }
         match state {
             NodeState::Lost => {

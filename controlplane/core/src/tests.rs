@@ -111,6 +111,34 @@ fn a_lost_node_is_revoked_reserved_granted_and_published_in_this_order() {
 }
 
 #[test]
+fn a_fleet_promises_nothing_of_a_node_that_is_lost() {
+    let mut fleet = Fleet::with_capacities(&[1_000; 3], Config::default());
+    let tenant = fleet.tenant();
+    let create = |text: &str| Command::VolumeCreate {
+        name: name(text),
+        tenant,
+        size_bytes: 4_096,
+        pool: name("shared"),
+        class: Class::Firm,
+        limits: iops(800),
+        on: None,
+    };
+    fleet.request(create("a")).expect("2,000 of 3,000 can be promised");
+    fleet.run(1_000);
+    fleet.kill(0);
+    fleet.run(5_000);
+    let refused = fleet.request(create("b")).unwrap_err().to_string();
+    assert!(refused.contains("room for 200 "), "{refused}");
+    // Nor after a restart of the control plane.
+    fleet.restart();
+    fleet.run(100);
+    fleet.request(create("b")).unwrap_err();
+    fleet.revive(0);
+    fleet.run(5_000);
+    fleet.request(create("b")).expect("it is back");
+}
+
+#[test]
 fn without_room_nobody_loses_a_lease_and_somebody_is_alarmed() {
     let mut fleet = Fleet::with_capacities(&[1_000, 400, 1_000], Config::default());
     // The largest node is kept free in the sum, but no single one can take what another loses.

@@ -13,7 +13,7 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use axum::{Extension, Json, Router};
-use contract::{Answer, Node, Refused, Request, Volume};
+use contract::{Answer, Node, NodeState, Refused, Request, Volume};
 use control_core::Core;
 use control_core::explain::About;
 use schemars::JsonSchema;
@@ -235,6 +235,7 @@ async fn status(State(shell): State<Shell>) -> Result<Json<contract::Status>, No
             now_ms: core.now_ms(),
             tenants: core.tenants().count() as u64,
             nodes: core.nodes().count() as u64,
+            nodes_lost: core.nodes().filter(|node| node.state == NodeState::Lost).count() as u64,
             volumes: core.volumes().count() as u64,
             operations_open: open.count() as u64,
             leases: core.leases().count() as u64,

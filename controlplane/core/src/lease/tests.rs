@@ -50,6 +50,24 @@ fn one_node_has_no_contingency() {
 }
 
 #[test]
+fn a_lost_node_is_no_capacity_and_the_others_keep_a_contingency() {
+    let mut accounts = three_nodes();
+    accounts.add(&lease(1, 2, 40, Class::Firm));
+    assert_eq!(accounts.fleet_room(), iops(250 - 100 - 40));
+    accounts.set_lost(NodeId(1), true);
+    assert_eq!((accounts.contingency(), accounts.fleet_room()), (iops(100), iops(150 - 100 - 40)));
+    accounts.set_lost(NodeId(2), true);
+    assert_eq!((accounts.contingency(), accounts.fleet_room()), (Resources::NONE, iops(50 - 40)));
+    accounts.set_lost(NodeId(1), false);
+    accounts.set_lost(NodeId(2), false);
+    assert_eq!(accounts.fleet_room(), iops(250 - 100 - 40));
+    accounts.set_lost(NodeId(1), true);
+    accounts.remove_node(NodeId(1));
+    accounts.set_node(NodeId(1), iops(100));
+    assert_eq!(accounts.contingency(), iops(100), "a node that is new is there");
+}
+
+#[test]
 fn revocable_leases_fill_what_is_kept_and_are_not_free_before_they_are_out() {
     let mut accounts = three_nodes();
     let mut victim = lease(1, 2, 90, Class::Revocable);
