@@ -228,7 +228,7 @@ pub struct Answer {
 #[serde(rename_all = "snake_case")]
 pub enum Refused {
     /// There is none.
-    #[error("there is no {0}")]
+    #[error("there is no {0}; `{list}` shows those that are there", list = list_of(.0))]
     NotFound(String),
     /// There is one already.
     #[error("{0} is there already; choose another name")]
@@ -266,6 +266,16 @@ pub enum Refused {
         /// When it may be worth asking again.
         retry_after_ms: u64,
     },
+}
+
+/// What lists things of the sort that a text like `volume/7` begins with.
+pub fn list_of(named: &str) -> String {
+    let sort = named.split(['/', ' ']).next().unwrap_or_default();
+    match sort {
+        // Pools are listed with the nodes that have them.
+        "pool" => "tidegate -o json node list".to_owned(),
+        sort => format!("tidegate {sort} list"),
+    }
 }
 
 /// Why something is as it is.

@@ -323,7 +323,9 @@ impl Core {
         let makes =
             matches!(work.kind(), OperationKind::Create | OperationKind::Delete | OperationKind::Clone);
         if !makes && matches!(state, Some(VolumeState::Deleting | VolumeState::Failed)) {
-            return Err(Refused::Conflict(format!("{volume} is being deleted or could not be made")));
+            return Err(Refused::Conflict(format!(
+                "{volume} is being deleted or could not be made; `tidegate explain {volume}` says why"
+            )));
         }
         let trigger = Trigger::Request;
         let what = Registration { kind, volume, trigger, work, target, deadline_ms };
@@ -383,8 +385,10 @@ impl Core {
         size_is_possible(size_bytes)?;
         let Some(volume) = self.volumes.get(id) else { return Err(missing(&id)()) };
         if size_bytes < volume.size_bytes {
-            let why =
-                format!("{id} has {} bytes, and a volume that is in use cannot shrink", volume.size_bytes);
+            let why = format!(
+                "{id} has {} bytes, and a volume cannot shrink; make a smaller one and copy what is in it",
+                volume.size_bytes
+            );
             return Err(Refused::Invalid(why));
         }
         self.ask_for(id, Work::Resize { size_bytes }, None, None)
@@ -432,7 +436,9 @@ impl Core {
     fn volume_clone(&mut self, from: VolumeId, name: Name) -> Result<Answer, Refused> {
         let Some(read) = self.volumes.get(from) else { return Err(missing(&from)()) };
         if read.state == VolumeState::Deleting || read.state == VolumeState::Failed {
-            return Err(Refused::Conflict(format!("{from} is being deleted or could not be made")));
+            return Err(Refused::Conflict(format!(
+                "{from} is being deleted or could not be made; `tidegate explain {from}` says why"
+            )));
         }
         let read = read.clone();
         let copy = self.new_volume(name, read.tenant, read.size_bytes, read.pool, read.class, read.limits)?;
@@ -459,7 +465,9 @@ impl Core {
                 return Err(missing(&to)());
             }
             if head.is_some_and(|head| head.node == to) {
-                return Err(Refused::Invalid(format!("{id} is on {to} already")));
+                return Err(Refused::Invalid(format!(
+                    "{id} is on {to} already; name another node, or none to have one chosen"
+                )));
             }
         }
         self.ask_for(id, Work::MoveNode { at_once }, to, deadline_ms)
@@ -494,7 +502,8 @@ impl Core {
         let (firm, room) = (self.accounts.firm(), without.fleet_room().plus(without.firm()));
         if !firm.fits(room) {
             return Err(Refused::Conflict(format!(
-                "without {id} the fleet could promise {room} beside its contingency, and {firm} is promised"
+                "without {id} the fleet could promise {room} beside its contingency, and {firm} is promised; add a node, or \
+                 lower limits of volumes"
             )));
         }
         self.accounts = without;
@@ -511,7 +520,7 @@ impl Core {
     fn operation_cancel(&mut self, id: contract::OperationId) -> Result<Answer, Refused> {
         let operation = self.operations.get(id).ok_or_else(missing(&id))?;
         if operation.work == Work::Failover {
-            return Err(Refused::Conflict("a failover is not given up; its volume would stay lost".into()));
+            return Err(Refused::Conflict("a failover is not given up, since its volume would stay lost; `tidegate explain` says what it waits for".into()));
         }
         let is_begun = matches!(operation.phase, Phase::Scheduled | Phase::Running);
         if matches!(operation.work, Work::MoveNode { .. }) && operation.granted.is_none() && is_begun {
@@ -520,11 +529,17 @@ impl Core {
             return Ok(Answer { operation: Some(id), ..Answer::default() });
         }
         if !matches!(operation.phase, Phase::Waiting) {
-            return Err(Refused::Conflict(format!("{id} runs already or is over")));
+            return Err(Refused::Conflict(format!(
+                "{id} runs already or is over; `tidegate operation get {}` shows how far it is",
+                id.0
+            )));
         }
         let deletes = matches!(operation.work, Work::Delete { .. });
         if deletes {
-            return Err(Refused::Conflict(format!("{} is being deleted already", operation.volume)));
+            return Err(Refused::Conflict(format!(
+                "{} is being deleted already, and that is not taken back; make it anew",
+                operation.volume
+            )));
         }
         self.finish(id, Phase::Cancelled, Some("somebody gave it up"));
         Ok(Answer { operation: Some(id), ..Answer::default() })
@@ -544,7 +559,7 @@ impl Core {
         self.condition(kind, volume, trigger);
         let open = self.index.open_events.get(&(kind, Subject::Volume(volume)));
         let Some(event) = open.and_then(|id| self.events.get(*id)) else {
-            return Err(Refused::Conflict("it was dealt with just now, or there is nothing to do".into()));
+            return Err(Refused::Conflict("it was dealt with just now, or there is nothing to do; `tidegate event list` shows what was done".into()));
         };
         let Event { id, operation, status, .. } = *event;
         debug_assert!(status == EventStatus::Open && self.meta.last.event >= before);

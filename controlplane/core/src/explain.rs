@@ -221,7 +221,7 @@ impl Core {
             reasons.push(because("it is cordoned: it gets nothing new".into()));
         }
         if self.liveness.is_shut() {
-            reasons.push(because("the valve is shut: nobody is declared lost".into()));
+            reasons.push(because("the valve is shut: nobody is declared lost; `tidegate node open-valve` if they are gone indeed".into()));
         }
         for (dim, scope, used) in self.ledger.uses() {
             if scope == contract::Scope::Node(id) {

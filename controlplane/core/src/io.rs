@@ -130,27 +130,28 @@ pub enum Alarm {
 impl std::fmt::Display for Alarm {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Alarm::NodeLost(node) => write!(f, "{node} is lost"),
+            Alarm::NodeLost(node) => write!(f, "{node} is lost, and others take over what they can; start it again, or `tidegate node remove` it"),
             Alarm::NodeRefused { name, why } => write!(f, "the node {name} is not taken in: {why}"),
             Alarm::ValveShut { silent, of } => write!(
                 f,
-                "{silent} of {of} nodes fell silent at once; nobody is judged until they are heard or the valve is opened"
+                "{silent} of {of} nodes fell silent at once; nobody is judged until they are heard; if they are gone indeed, \
+                 `tidegate node open-valve`"
             ),
-            Alarm::Starving(id) => write!(f, "{id} could run but the scheduling policy passes it over"),
+            Alarm::Starving(id) => write!(f, "{id} could run but the scheduling policy passes it over; `tidegate policy activate` another"),
             Alarm::NoRoom(volume) => {
                 write!(f, "no node has room for {volume}; no lease was revoked; free some or add a node")
             }
             Alarm::OutOfReach(volume) => {
-                write!(f, "the files of {volume} are on a lost node and nowhere else")
+                write!(f, "the files of {volume} are on a lost node and nowhere else; start that node again")
             }
             Alarm::Policy { function, why } => {
-                write!(f, "the native default answered {function} instead of the policy: {why}")
+                write!(f, "the native default answered {function} instead of the policy: {why}; `tidegate policy rollback` goes back")
             }
             Alarm::LateMove { operation, why } => {
-                write!(f, "{operation} was to begin by now and has not: {why}")
+                write!(f, "{operation} was to begin by now and has not: {why}; `tidegate explain {operation}` says more")
             }
-            Alarm::NoWeights => f.write_str("every producer has weight 0; all are taken as equal"),
-            Alarm::GaveUp { operation, why } => write!(f, "{operation} was given up: {why}"),
+            Alarm::NoWeights => f.write_str("every producer has weight 0 and all are taken as equal; `tidegate policy activate` another leasing policy"),
+            Alarm::GaveUp { operation, why } => write!(f, "{operation} was given up: {why}; see to that and ask for it again"),
         }
     }
 }

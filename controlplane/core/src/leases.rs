@@ -464,7 +464,9 @@ impl Core {
         let lease = self.leases.get(id).ok_or_else(|| Refused::NotFound(id.to_string()))?;
         match &lease.holder {
             Holder::Consumer(name) if name == consumer => Ok(lease),
-            holder => Err(Refused::Conflict(format!("{id} is held by {holder}"))),
+            holder => Err(Refused::Conflict(format!(
+                "{id} is held by {holder}; `tidegate lease list` shows whose others are"
+            ))),
         }
     }
 

@@ -572,6 +572,29 @@ fn a_failed_step_is_taken_back_and_the_volume_stays_where_it_was() {
 }
 
 #[test]
+fn every_alarm_says_what_to_do() {
+    let (why, operation) = (String::from("the reason"), OperationId(1));
+    let name = name("n");
+    for alarm in [
+        Alarm::NodeLost(NodeId(1)),
+        Alarm::ValveShut { silent: 3, of: 4 },
+        Alarm::Starving(operation),
+        Alarm::NoRoom(contract::VolumeId(1)),
+        Alarm::OutOfReach(contract::VolumeId(1)),
+        Alarm::Policy { function: "schedule", why: why.clone() },
+        Alarm::LateMove { operation, why: why.clone() },
+        Alarm::NoWeights,
+        Alarm::GaveUp { operation, why: why.clone() },
+        Alarm::NodeRefused { name, why },
+    ] {
+        // Why a node is refused says it itself.
+        let (said, is_whole) = (alarm.to_string(), !matches!(alarm, Alarm::NodeRefused { .. }));
+        let next = ["`tidegate ", "start ", "free some", "ask for it again"];
+        assert!(!is_whole || next.iter().any(|next| said.contains(next)), "{said}");
+    }
+}
+
+#[test]
 fn nonsense_from_people_changes_nothing_and_says_why() {
     let mut fleet = Fleet::new(2, Config::default());
     let volume = fleet.volume("a", "own", iops(10));

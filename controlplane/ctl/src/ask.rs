@@ -29,7 +29,7 @@ pub enum Failure {
     #[error("{0}")]
     Operation(String),
     /// What was compared is not the same.
-    #[error("{0} decisions differ")]
+    #[error("{0} decisions differ; each is printed above")]
     Different(u64),
     /// Anything else.
     #[error("{0}")]
@@ -207,7 +207,8 @@ impl Asker {
         let mut body = self.client.open(&format!("/v1/watch?prefix={}", encoded(prefix))).await?;
         let mut kept = String::new();
         while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|error| Failure::Other(format!("the watch ended: {error}")))?;
+            let frame =
+                frame.map_err(|error| Failure::Other(format!("the watch ended: {error}; run it again")))?;
             let Some(bytes) = frame.data_ref() else { continue };
             kept.push_str(&String::from_utf8_lossy(bytes));
             while let Some((line, rest)) = kept.split_once('\n') {
@@ -217,7 +218,7 @@ impl Asker {
                 kept = rest.to_owned();
             }
         }
-        Err(Failure::Other("the control plane ended the watch".to_owned()))
+        Err(Failure::Other("the control plane ended the watch; run it again".to_owned()))
     }
 }
 

@@ -82,7 +82,7 @@ pub enum AskError {
     #[error("the control plane's answer makes no sense: {0}; is it of another version?")]
     Broken(String),
     /// It took too long.
-    #[error("the control plane has not answered for {} s", PATIENCE.as_secs())]
+    #[error("the control plane has not answered for {} s; `tidegate status` and its log say how it is", PATIENCE.as_secs())]
     Silent,
     /// It says no.
     #[error("{message}")]

@@ -113,7 +113,10 @@ fn judge(tokens: &Tokens, peer: &Peer, headers: &HeaderMap, uri: &Uri) -> Option
         let host = text(header::HOST).or_else(|| uri.host()).unwrap_or_default();
         // A node's link has no name of its own and cannot come from a browser.
         if !is_loopback_name(host) && uri.path() != southbound::PATH {
-            return Some(api::refusal(StatusCode::FORBIDDEN, "the Host is not of this machine"));
+            return Some(api::refusal(
+                StatusCode::FORBIDDEN,
+                "the Host is not of this machine; ask for localhost, or for the address that listen.at has",
+            ));
         }
     }
     None

@@ -200,11 +200,11 @@ async fn explain(State(shell): State<Shell>, Named(id): Named) -> Result<Json<co
     });
     let explained = explained.await.map_err(busy)?.map_err(|error: contract::IdError| {
         if matches!(id.split_once('/'), Some(("volume" | "node", _))) {
-            return refusal(StatusCode::NOT_FOUND, format!("there is no {id}"));
+            return objects::missing(&id);
         }
         refusal(StatusCode::UNPROCESSABLE_ENTITY, error.to_string())
     })?;
-    explained.map(Json).ok_or_else(|| refusal(StatusCode::NOT_FOUND, format!("there is no {id}")))
+    explained.map(Json).ok_or_else(|| objects::missing(&id))
 }
 
 /// What has a name, by that.

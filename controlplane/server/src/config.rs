@@ -106,7 +106,7 @@ pub struct Policies {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// Not there, or not ours to read.
-    #[error("cannot read {}: {source}", path.display())]
+    #[error("cannot read {}: {source}; name the file with --config; docs/controlplane.example.toml has all keys", path.display())]
     Io {
         /// The file.
         path: PathBuf,
@@ -165,20 +165,20 @@ pub fn read(path: &Path) -> Result<Config, ConfigError> {
 
 fn check(file: File) -> Result<Config, String> {
     if !file.directory.is_absolute() {
-        return Err(format!("directory = {:?} is not an absolute path", file.directory));
+        return Err(format!("directory = {:?} is not an absolute path; write it from / on", file.directory));
     }
     let listen = &file.listen;
     if listen.at.is_empty() {
-        return Err("listen.at is empty: nobody could reach the control plane".to_owned());
+        return Err("listen.at is empty: nobody could reach the control plane; leave it out, or name a socket or an address".to_owned());
     }
     if listen.certificate.is_some() != listen.key.is_some() {
-        return Err("listen.certificate and listen.key belong together".to_owned());
+        return Err("listen.certificate and listen.key belong together; set both or neither".to_owned());
     }
     check_store(&file.store)?;
     let places = listen.at.iter().map(|text| place(listen, text)).collect::<Result<_, _>>()?;
     let (suspect, lost) = (file.liveness.suspect_after_ms, file.liveness.lost_after_ms);
     if suspect.unwrap_or(750) >= lost.unwrap_or(1_500) {
-        return Err("liveness.suspect_after_ms must be less than liveness.lost_after_ms".to_owned());
+        return Err("liveness.suspect_after_ms must be less than liveness.lost_after_ms; lower it, or raise the other".to_owned());
     }
     let trust = trust(&file.policies)?;
     Ok(Config { file, places, trust })
@@ -215,7 +215,8 @@ fn check_store(store: &Kept) -> Result<(), String> {
     if store.etcd.is_empty() {
         let more = store.prefix.is_some() || more.iter().any(|path| path.is_some());
         return if more {
-            Err("[store] has keys for etcd, but store.etcd names no member".into())
+            Err("[store] has keys for etcd, but store.etcd names no member; name one, or leave [store] out"
+                .into())
         } else {
             Ok(())
         };
@@ -231,7 +232,7 @@ fn check_store(store: &Kept) -> Result<(), String> {
 
 fn check_etcd(store: &Kept) -> Result<(), String> {
     if store.certificate.is_some() != store.key.is_some() {
-        return Err("store.certificate and store.key belong together".into());
+        return Err("store.certificate and store.key belong together; set both or neither".into());
     }
     let prefix = store.prefix.as_deref().unwrap_or(PREFIX);
     if prefix.is_empty()

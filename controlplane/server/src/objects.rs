@@ -4,8 +4,8 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use contract::{
-    Event, EventId, Lease, LeaseId, Limit, Node, NodeId, Operation, OperationId, Tenant, TenantId, Volume,
-    VolumeId,
+    Event, EventId, Lease, LeaseId, Limit, Node, NodeId, Operation, OperationId, Refused, Tenant, TenantId,
+    Volume, VolumeId,
 };
 use control_core::Core;
 use schemars::JsonSchema;
@@ -21,6 +21,8 @@ const LIST_DEFAULT: usize = 1_000;
 
 /// A sort of objects.
 pub trait Sort: Clone + Serialize + JsonSchema + Send + 'static {
+    /// What its ids begin with.
+    const SORT: &'static str;
     /// All there are, by id.
     fn all(core: &Core) -> impl Iterator<Item = &Self>;
     /// The one of that number.
@@ -36,6 +38,8 @@ pub trait Sort: Clone + Serialize + JsonSchema + Send + 'static {
 macro_rules! sort {
     ($sort:ty, $id:ident, $all:ident, $one:ident $(, $($name:ident).+)?) => {
         impl Sort for $sort {
+            const SORT: &'static str = stringify!($one);
+
             fn all(core: &Core) -> impl Iterator<Item = &Self> {
                 core.$all()
             }
@@ -128,7 +132,13 @@ pub fn find<'a, T: Sort>(core: &'a Core, id: &str) -> Option<&'a T> {
     numbered.or_else(|| T::all(core).find(|one| one.name() == Some(id)))
 }
 
+/// There is none, and where those are shown that are there.
+pub fn missing(named: &str) -> No {
+    refusal(StatusCode::NOT_FOUND, Refused::NotFound(named.to_owned()).to_string())
+}
+
 async fn one<T: Sort>(State(shell): State<Shell>, Named(id): Named) -> Result<Json<T>, No> {
-    let found = shell.driver.look(move |core| find::<T>(core, &id).cloned()).await.map_err(busy)?;
-    found.map(Json).ok_or_else(|| refusal(StatusCode::NOT_FOUND, "there is none of that id or name"))
+    let wanted = id.clone();
+    let found = shell.driver.look(move |core| find::<T>(core, &wanted).cloned()).await.map_err(busy)?;
+    found.map(Json).ok_or_else(|| missing(&format!("{}/{id}", T::SORT)))
 }

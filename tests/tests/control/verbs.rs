@@ -20,8 +20,20 @@ fn verbs_of_objects_do_what_they_say_and_failures_have_their_codes() {
     for (name, id) in [("volume/disk", "volume/1"), ("node/one", "node/1")] {
         assert_eq!(cluster.tidegate(&["explain", name])["about"], id);
     }
-    let (code, _) = cluster.try_tidegate(&["explain", "volume/no thing"]).expect_err("there is none");
-    assert_eq!(code, 3);
+    for (sort, get) in [
+        ("volume", &["volume", "get", "nothing"][..]),
+        ("node", &["node", "get", "nothing"]),
+        ("operation", &["operation", "get", "99"]),
+        ("tenant", &["tenant", "delete", "nothing"]),
+        ("volume", &["explain", "volume/no thing"]),
+        ("lease", &["explain", "lease/99"]),
+    ] {
+        let (code, said) = cluster.try_tidegate(get).expect_err("there is none");
+        assert_eq!(code, 3, "{get:?}: {said}");
+        let next = format!("`tidegate {sort} list` shows those that are there");
+        assert!(said.contains(&next), "{get:?}: {said}");
+        cluster.tidegate(&[sort, "list"]);
+    }
     cluster.tidegate(&["limit", "put", "copy-slots", "node/one", "2"]);
     cluster.tidegate(&["limit", "put", "operations", "kind/scrub", "0"]);
     let limits = cluster.said(&["limit", "list"]);

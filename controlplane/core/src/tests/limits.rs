@@ -77,7 +77,10 @@ fn limits_are_of_what_is_there_and_no_more_than_can_be_kept() {
     fleet.request(delete(Dim::CopySlots, link(2, 1))).expect("it is there");
     assert_eq!(fleet.core.ledger().max(Dim::CopySlots, link(1, 2)), Some(1), "the default");
     let refused = fleet.request(delete(Dim::CopySlots, link(2, 1))).unwrap_err().to_string();
-    assert_eq!(refused, "there is no limit of copy-slots at link/1-2");
+    assert_eq!(
+        refused,
+        "there is no limit of copy-slots at link/1-2; `tidegate limit list` shows those that are there"
+    );
     // They go with what they are of, also after a restart.
     fleet.request(put(Dim::BytesPerS, Scope::Volume(volume), 1 << 30)).expect("fine");
     fleet.request(put(Dim::Iops, Scope::Fleet, 1 << 30)).expect("fine");
