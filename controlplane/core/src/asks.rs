@@ -22,10 +22,19 @@ pub(crate) enum Purpose {
     Weights(Vec<NodeId>),
     /// Room on a node: which lease each row is.
     Victims(NodeId, Vec<LeaseId>),
-    /// The load of a volume that will be moved.
-    Profile(OperationId),
+    /// The load of a volume that will be moved; of seconds, or of longer than these show.
+    Profile(OperationId, Span),
     /// When it is moved.
     Time(OperationId),
+}
+
+/// Of what a profile is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Span {
+    /// The last minutes, second by second.
+    Fine,
+    /// Days.
+    Coarse,
 }
 
 #[derive(Clone, Debug)]
@@ -119,7 +128,9 @@ impl Core {
             (Purpose::Victims(node, leases), _, Verdict::PickVictims(answer)) => {
                 self.take_victims(node, &leases, &answer, &by);
             }
-            (Purpose::Profile(id), _, Verdict::BuildProfile(answer)) => self.take_profile(id, answer, by),
+            (Purpose::Profile(id, span), _, Verdict::BuildProfile(answer)) => {
+                self.take_profile(id, span, answer, by);
+            }
             (Purpose::Time(id), Question::ChooseTime(question), Verdict::ChooseTime(answer)) => {
                 self.take_time(id, question, &answer, &by);
             }

@@ -63,6 +63,8 @@ pub struct Config {
     pub hand_over_us: u64,
     /// Shortest and longest period that is looked for in the load of a volume.
     pub period_ms: (u64, u64),
+    /// Blackouts of moves above this are refused while there is a choice.
+    pub blackout_max_us: u64,
     /// Volumes whose load is remembered second by second.
     pub fine_histories_max: usize,
     /// Tenants, nodes, volumes, leases of consumers, waiting operations, each.
@@ -140,7 +142,8 @@ impl Default for Config {
             ttl_max_ms: 600_000,
             move_deadline_ms: 3_600_000,
             hand_over_us: 50_000,
-            period_ms: (10_000, 600_000),
+            period_ms: (10_000, 86_400_000),
+            blackout_max_us: 5_000_000,
             fine_histories_max: 10_000,
             limits: Limits::default(),
         }

@@ -12,6 +12,15 @@ const FINE_LEN: usize = 600;
 /// Five minutes each: a week.
 const COARSE_LEN: usize = 2_016;
 const COARSE_MS: u64 = 300_000;
+/// Samples that are shown of a longer time, each a mean of several then: so many a policy looks at.
+const SHOWN_MAX: usize = 512;
+/// Fewer of five minutes show nothing.
+const COARSE_MIN: usize = 8;
+
+/// Longest period that is looked for among seconds; longer ones show in five minutes.
+pub const FINE_PERIOD_MAX_MS: u64 = FINE_LEN as u64 * FINE_MS;
+/// Longest period that can be looked for at all: half of what is remembered, so that it is seen twice.
+pub const PERIOD_MAX_MS: u64 = COARSE_LEN as u64 * COARSE_MS / 2;
 
 /// Load in the interval that began at `at_ms`. Rates of bytes are kept in KiB, so that a sample is small.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -97,17 +106,39 @@ impl Histories {
 
     /// What a policy sees: seconds if there is at least a minute of them, else five minutes.
     pub fn samples(&self, volume: VolumeId) -> Samples {
-        let mut samples = Samples::default();
-        let Some(history) = self.volumes.get(&volume) else { return samples };
+        let Some(history) = self.volumes.get(&volume) else { return Samples::default() };
         let fine = history.fine.as_ref().filter(|fine| fine.len() >= 60 || history.coarse.is_empty());
-        for sample in fine.unwrap_or(&history.coarse) {
-            samples.at_ms.push(sample.at_ms);
-            samples.iops.push(sample.iops.into());
-            samples.bytes_per_s.push(u64::from(sample.kib_per_s) << 10);
-            samples.dirty_bytes_per_s.push(u64::from(sample.dirty_kib_per_s) << 10);
-        }
-        samples
+        shown(fine.unwrap_or(&history.coarse), 1)
     }
+
+    /// What a policy sees when seconds show no pattern: five minutes, or means of several once there are more than it
+    /// looks at. With the shortest period that these can show; none if there are too few, or if no seconds were seen.
+    pub fn coarse(&self, volume: VolumeId) -> Option<(Samples, u64)> {
+        let history = self.volumes.get(&volume).filter(|history| history.fine.is_some())?;
+        let of_each = history.coarse.len().div_ceil(SHOWN_MAX).max(1);
+        let enough = history.coarse.len() >= COARSE_MIN;
+        enough.then(|| (shown(&history.coarse, of_each), 2 * COARSE_MS * of_each as u64))
+    }
+}
+
+/// As a policy is told it: the mean of each `of_each` that follow each other.
+fn shown(all: &VecDeque<Sample>, of_each: usize) -> Samples {
+    let mut samples = Samples::default();
+    let mut all = all.iter().peekable();
+    while let Some(first) = all.peek() {
+        samples.at_ms.push(first.at_ms);
+        let (mut count, mut iops, mut kib, mut dirty) = (0, 0, 0, 0);
+        for sample in all.by_ref().take(of_each) {
+            count += 1;
+            iops += u64::from(sample.iops);
+            kib += u64::from(sample.kib_per_s);
+            dirty += u64::from(sample.dirty_kib_per_s);
+        }
+        samples.iops.push(iops / count);
+        samples.bytes_per_s.push((kib / count) << 10);
+        samples.dirty_bytes_per_s.push((dirty / count) << 10);
+    }
+    samples
 }
 
 impl History {
@@ -188,6 +219,32 @@ mod tests {
         assert!(all.volumes[&VolumeId(1)].fine.is_none() && all.volumes[&VolumeId(2)].fine.is_some());
         all.remove(VolumeId(2));
         assert_eq!(all.fine, 0);
+    }
+
+    #[test]
+    fn a_week_is_shown_in_as_many_samples_as_a_policy_looks_at() {
+        let mut all = Histories::default();
+        let mut at = |seconds: std::ops::RangeInclusive<u64>, step: u64| {
+            for second in seconds.step_by(step as usize) {
+                // Busy in every second hour.
+                let iops = if second / 3_600 % 2 == 0 { 100 } else { 10 };
+                all.sample(&report(1, iops), second * 1_000, 1);
+            }
+            all.coarse(VolumeId(1))
+        };
+        assert_eq!(at(1..=1_000, 1), None, "too little");
+        let (samples, shortest) = at(1_001..=20_000, 1).expect("five hours");
+        assert_eq!((samples.iops[0], samples.iops[20], shortest), (100, 10, 600_000));
+        // Once a minute is enough to count as a mean.
+        let (samples, shortest) = at(20_001..=700_000, 60).expect("a week");
+        assert!(
+            samples.iops.len() <= SHOWN_MAX && shortest >= 1_200_000,
+            "{} {shortest}",
+            samples.iops.len()
+        );
+        let span = samples.at_ms.last().expect("many") - samples.at_ms[0];
+        assert!(span > 2 * 86_400_000 && samples.iops.contains(&100) && samples.iops.contains(&10), "{span}");
+        assert_eq!(all.coarse(VolumeId(2)), None);
     }
 
     #[test]

@@ -55,6 +55,7 @@ use contract::{
 };
 
 pub use config::{Config, Limits};
+pub use history::PERIOD_MAX_MS;
 pub use io::{Alarm, Ask, Counters, Effects, Input, Reply};
 pub use record::{Key, Meta, Record, Write};
 

@@ -1,6 +1,7 @@
 //! When a volume is moved (F14, decision D12): at the time that disturbs least, as the migration policy sees it.
 //!
-//! 1. The load of the volume as it was ([`crate::history`]) goes to the policy, which makes a profile of it.
+//! 1. The load of the volume as it was ([`crate::history`]) goes to the policy, which makes a profile of it: of seconds, and
+//!    if these show no pattern, of the days before.
 //! 2. Several future times, none of which meets a reservation of the link between the two nodes, go to the policy with
 //!    that profile; it estimates the blackout of each and chooses.
 //! 3. The host checks the choice against the reservations of now, reserves the link, and records the plan in the
@@ -20,7 +21,8 @@ use contract::{
 };
 use verdict::{BuildProfile, Choice, ChooseTime, Forecast, PPM, Profile, Question, Rules, Timing, Transfer};
 
-use crate::asks::Purpose;
+use crate::asks::{Purpose, Span};
+use crate::history::FINE_PERIOD_MAX_MS;
 use crate::{Alarm, Core, Timer};
 
 /// Times that are offered.
@@ -29,8 +31,8 @@ const CANDIDATES_MAX: usize = 64;
 const PERIODS_MAX: u64 = 32;
 /// A time is quiet below this share of the mean load.
 const QUIET_PPM: u32 = PPM / 2;
-/// Blackouts above this are refused while there is a choice.
-const BLACKOUT_MAX_US: u64 = 5_000_000;
+/// What happens in one second says nothing of a slot that is longer than this.
+const COMPARED_SLOT_MAX_MS: u64 = 60_000;
 /// Seconds in which the load was not as forecast, less those in which it was, after which a plan is made anew.
 const MISSES_MAX: u32 = 10;
 /// Time between two plans of one move.
@@ -177,8 +179,10 @@ impl Core {
         operation.blocked_on = Some(Blocked::Policy { policy: PolicyKind::Migration, why: String::new() });
         let volume = operation.volume;
         self.plans.unplanned.remove(&id);
-        let question = BuildProfile { samples: self.histories.samples(volume), rules: self.rules() };
-        self.ask(Purpose::Profile(id), Question::BuildProfile(question));
+        let (shortest, longest) = self.config.period_ms;
+        let rules = self.rules(shortest, longest.min(FINE_PERIOD_MAX_MS.max(shortest)));
+        let question = BuildProfile { samples: self.histories.samples(volume), rules };
+        self.ask(Purpose::Profile(id, Span::Fine), Question::BuildProfile(question));
     }
 
     /// Sets by when a move must have begun, if nobody said, and when it is late.
@@ -249,13 +253,22 @@ impl Core {
         self.plans.late.remove(&id);
     }
 
-    fn rules(&self) -> Rules {
-        Rules {
-            quiet_below_ppm: QUIET_PPM,
-            blackout_max_us: BLACKOUT_MAX_US,
-            period_min_ms: self.config.period_ms.0,
-            period_max_ms: self.config.period_ms.1,
+    fn rules(&self, period_min_ms: u64, period_max_ms: u64) -> Rules {
+        let blackout_max_us = self.config.blackout_max_us;
+        Rules { quiet_below_ppm: QUIET_PPM, blackout_max_us, period_min_ms, period_max_ms }
+    }
+
+    /// Asks for the pattern of days, if there is a history of them.
+    fn ask_for_days(&mut self, id: OperationId) -> bool {
+        let Some(operation) = self.operations.get(id) else { return false };
+        let Some((samples, shortest)) = self.histories.coarse(operation.volume) else { return false };
+        let longest = self.config.period_ms.1;
+        if shortest > longest {
+            return false;
         }
+        let question = BuildProfile { samples, rules: self.rules(shortest, longest) };
+        self.ask(Purpose::Profile(id, Span::Coarse), Question::BuildProfile(question));
+        true
     }
 
     fn cannot_plan(&mut self, id: OperationId, blocked: Blocked) {
@@ -279,8 +292,11 @@ impl Core {
     }
 
     /// The policy made a profile.
-    pub(crate) fn take_profile(&mut self, id: OperationId, profile: Profile, by: PolicyRef) {
+    pub(crate) fn take_profile(&mut self, id: OperationId, span: Span, profile: Profile, by: PolicyRef) {
         if self.operations.get(id).is_none_or(|operation| operation.phase != Phase::Waiting) {
+            return;
+        }
+        if span == Span::Fine && profile.slots() <= 1 && self.ask_for_days(id) {
             return;
         }
         let at_ms = self.now();
@@ -317,7 +333,7 @@ impl Core {
             size_bytes: if shared { 0 } else { volume.size_bytes },
             hand_over_us: self.config.hand_over_us,
             deadline_ms,
-            blackout_max_us: BLACKOUT_MAX_US,
+            blackout_max_us: self.config.blackout_max_us,
             quiet_below_ppm: QUIET_PPM,
         };
         let rate = self.rate_of(operation.source);
@@ -334,8 +350,9 @@ impl Core {
     fn times(&self, id: OperationId, link: Link, profile: &Profile, deadline: u64) -> Vec<u64> {
         let (now, long) = (self.now(), self.copy_ms(id));
         let period = profile.slot_ms.max(1).saturating_mul(profile.slots().max(1) as u64).max(16_000);
-        let apart = (period / 16).max(1_000);
         let last = deadline.min(now.saturating_add(period.saturating_mul(PERIODS_MAX)));
+        // Several until the deadline, however long the period is.
+        let apart = (period / 16).min(last.saturating_sub(now) / 16).max(1_000);
         let mut times = Vec::new();
         let mut at = now.saturating_add(1_000);
         while at <= last && times.len() < CANDIDATES_MAX {
@@ -407,6 +424,9 @@ impl Core {
     pub(crate) fn compare_with_plan(&mut self, report: &VolumeReport, now_ms: u64) {
         let Some(planned) = self.plans.planned.get_mut(&report.volume) else { return };
         let profile = &planned.profile;
+        if profile.slot_ms > COMPARED_SLOT_MAX_MS {
+            return;
+        }
         // What is reported now was done in the second before, of which the forecast may have two slots.
         let is_missed = |at_ms: u64| {
             let forecast = profile.iops.get(profile.slot_at(at_ms)).copied().unwrap_or(0);

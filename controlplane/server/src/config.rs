@@ -26,6 +26,12 @@ pub struct File {
     /// How much work is done at once.
     #[serde(default)]
     pub work: Work,
+    /// How leases are revoked.
+    #[serde(default)]
+    pub leases: Leases,
+    /// When volumes move.
+    #[serde(default)]
+    pub migration: Migration,
     /// Whose policies may run.
     #[serde(default)]
     pub policies: Policies,
@@ -82,6 +88,8 @@ pub struct Liveness {
     pub suspect_after_ms: Option<u64>,
     /// Silence after which a node is lost, ms. Default 1500.
     pub lost_after_ms: Option<u64>,
+    /// How long a lost node must be heard without a gap before it is trusted again, ms. Default 1000.
+    pub return_after_ms: Option<u64>,
 }
 
 /// `[work]`
@@ -92,6 +100,28 @@ pub struct Work {
     pub copy_slots_per_node: Option<u64>,
     /// Rate of one bulk copy, scrub or wipe, bytes per second. Default 200000000.
     pub copy_bytes_per_s: Option<u64>,
+    /// How long an operation waits for a lost node before it is given up, s. Default 300.
+    pub patience_s: Option<u64>,
+}
+
+/// `[leases]`
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Leases {
+    /// Longest time that holders of a revoked lease have to go before they are made to, ms. Default 500.
+    pub grace_ms: Option<u32>,
+}
+
+/// `[migration]`
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Migration {
+    /// Longest period that is looked for in the load of a volume, s. Default 86400, a day.
+    pub period_max_s: Option<u64>,
+    /// A move must have begun within so long unless it says otherwise, s. Default 3600.
+    pub deadline_s: Option<u64>,
+    /// Moves that would keep hosts waiting for longer are refused while there is a choice, ms. Default 5000.
+    pub blackout_max_ms: Option<u64>,
 }
 
 /// `[policies]`
@@ -176,12 +206,39 @@ fn check(file: File) -> Result<Config, String> {
     }
     check_store(&file.store)?;
     let places = listen.at.iter().map(|text| place(listen, text)).collect::<Result<_, _>>()?;
+    check_bounds(&file)?;
     let (suspect, lost) = (file.liveness.suspect_after_ms, file.liveness.lost_after_ms);
     if suspect.unwrap_or(750) >= lost.unwrap_or(1_500) {
         return Err("liveness.suspect_after_ms must be less than liveness.lost_after_ms; lower it, or raise the other".to_owned());
     }
     let trust = trust(&file.policies)?;
     Ok(Config { file, places, trust })
+}
+
+/// Numbers that are possible, each with what is allowed.
+fn check_bounds(file: &File) -> Result<(), String> {
+    const DAY_S: u64 = 86_400;
+    let File { liveness, work, leases, migration, .. } = file;
+    let longest_period_s = control_core::PERIOD_MAX_MS / 1_000;
+    for (key, value, min, max) in [
+        ("liveness.suspect_after_ms", liveness.suspect_after_ms, 100, 60_000),
+        ("liveness.lost_after_ms", liveness.lost_after_ms, 200, 600_000),
+        ("liveness.return_after_ms", liveness.return_after_ms, 100, 600_000),
+        ("work.copy_slots_per_node", work.copy_slots_per_node, 1, 1_024),
+        ("work.copy_bytes_per_s", work.copy_bytes_per_s, 1 << 20, 1 << 40),
+        ("work.patience_s", work.patience_s, 1, 7 * DAY_S),
+        ("leases.grace_ms", leases.grace_ms.map(u64::from), 0, 60_000),
+        ("migration.period_max_s", migration.period_max_s, 60, longest_period_s),
+        ("migration.deadline_s", migration.deadline_s, 1, 30 * DAY_S),
+        ("migration.blackout_max_ms", migration.blackout_max_ms, 1, 3_600_000),
+    ] {
+        if let Some(value) = value.filter(|value| !(min..=max).contains(value)) {
+            return Err(format!(
+                "{key} = {value} is not possible; set it to {min} to {max}, or leave it out"
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Keys of those whose policies may run, at most.
@@ -301,6 +358,33 @@ mod tests {
         checked("directory = \"/x\"\n[listen]\nat = [\"[::1]:0\"]\n").unwrap();
     }
 
+    const EXAMPLE: &str = include_str!("../../../docs/controlplane.example.toml");
+
+    #[test]
+    fn the_example_has_every_key_with_the_default_that_holds() {
+        // With everything that is commented out: what it shows is what holds without it.
+        let shown: String = EXAMPLE
+            .lines()
+            .map(|line| line.strip_prefix("# ").filter(|rest| is_key(rest)).unwrap_or(line).to_owned() + "\n")
+            .collect();
+        let shown: File = toml::from_str(&shown).expect("it is as a file is written");
+        let bare = checked(EXAMPLE).expect("it can be used as it is");
+        check_bounds(&shown).expect("its defaults are possible");
+        let of_shown = crate::run::core_config(&Config { file: shown.clone(), ..bare.clone() });
+        let seed = of_shown.seed;
+        assert_eq!(of_shown, control_core::Config { seed, ..crate::run::core_config(&bare) });
+        assert_eq!(of_shown, control_core::Config { seed, ask: true, ..control_core::Config::default() });
+        // Keys that are there and not shown would be none here.
+        let said = format!("{shown:?}");
+        assert!(!said.contains("None"), "{said}");
+    }
+
+    /// Whether a comment is a key with its default.
+    fn is_key(text: &str) -> bool {
+        let key = text.split_once(" = ").map_or("", |(key, _)| key);
+        !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+    }
+
     #[test]
     fn what_cannot_be_right_is_named() {
         for (text, what) in [
@@ -310,6 +394,10 @@ mod tests {
             ("directory = \"/x\"\n[listen]\nat = [\"localhost\"]", "neither"),
             ("directory = \"/x\"\n[listen]\nkey = \"k\"", "belong together"),
             ("directory = \"/x\"\n[liveness]\nlost_after_ms = 700", "less than"),
+            ("directory = \"/x\"\n[liveness]\nlost_after_ms = 0", "200 to 600000"),
+            ("directory = \"/x\"\n[leases]\ngrace_ms = 100000", "0 to 60000"),
+            ("directory = \"/x\"\n[migration]\nperiod_max_s = 400000", "60 to 302400"),
+            ("directory = \"/x\"\n[migration]\nperiod = 1", "unknown field"),
             ("directory = \"/x\"\n[store]\nprefix = \"a/\"", "names no member"),
             ("directory = \"/x\"\n[store]\nredb = \"a\"", "unknown field"),
             ("directory = \"/x\"\n[policies]\nkeys = [\"abc\"]", "tail -c 32 | base64"),

@@ -174,14 +174,22 @@ fn open_etcd(_: &config::Kept) -> Result<Arc<dyn Store>, RunError> {
     unreachable!("a configuration with etcd was taken without it")
 }
 
-fn core_config(config: &Config) -> control_core::Config {
+/// What the file says of the core.
+pub fn core_config(config: &Config) -> control_core::Config {
     let default = control_core::Config::default();
-    let (liveness, work) = (&config.file.liveness, &config.file.work);
+    let config::File { liveness, work, leases, migration, .. } = &config.file;
+    let longest = migration.period_max_s.map_or(default.period_ms.1, |seconds| seconds * 1_000);
     control_core::Config {
         seed: seed(),
         ask: true,
         suspect_after_ms: liveness.suspect_after_ms.unwrap_or(default.suspect_after_ms),
         lost_after_ms: liveness.lost_after_ms.unwrap_or(default.lost_after_ms),
+        return_after_ms: liveness.return_after_ms.unwrap_or(default.return_after_ms),
+        patience_ms: work.patience_s.map_or(default.patience_ms, |seconds| seconds * 1_000),
+        grace_max_ms: leases.grace_ms.unwrap_or(default.grace_max_ms),
+        period_ms: (default.period_ms.0, longest),
+        move_deadline_ms: migration.deadline_s.map_or(default.move_deadline_ms, |seconds| seconds * 1_000),
+        blackout_max_us: migration.blackout_max_ms.map_or(default.blackout_max_us, |ms| ms * 1_000),
         copy_slots_per_node: work.copy_slots_per_node.unwrap_or(default.copy_slots_per_node),
         copy_bytes_per_s: work.copy_bytes_per_s.unwrap_or(default.copy_bytes_per_s),
         ..default

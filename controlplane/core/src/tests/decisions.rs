@@ -1,7 +1,7 @@
 //! Who decided what, and why, is found where it shows.
 
-use contract::{Class, Command, Explanation, NodeId, Phase};
-use verdict::{By, Decided, Verdict};
+use contract::{Class, Command, Explanation, NodeId, Phase, VolumeReport};
+use verdict::{By, Decided, Question, Verdict};
 
 use super::fleet::{Fleet, iops};
 use crate::explain::About;
@@ -69,6 +69,66 @@ fn who_made_the_profile_of_a_move_is_said_with_its_plan_and_after() {
     assert_eq!(fleet.phase(id), Phase::Done);
     let done = fleet.core.explain(About::Operation(id)).expect("there");
     assert!(is_said(&done, "no tide was found"), "{done:#?}");
+}
+
+#[test]
+fn a_pattern_of_hours_is_learnt_when_minutes_show_none() {
+    const HOUR_MS: u64 = 3_600_000;
+    let mut fleet = Fleet::new(2, Config { ask: true, ..Config::default() });
+    let volume = fleet.create("a", "own", Class::Firm, iops(10)).volume.expect("made");
+    run(&mut fleet, 2_000);
+    let report = VolumeReport {
+        volume,
+        epoch: contract::Epoch(1),
+        worker: 0,
+        serving: contract::Serving::Active,
+        nqn: String::new(),
+        size_bytes: 1 << 30,
+        iops: 0,
+        bytes_per_s: 0,
+        dirty_bytes_per_s: 0,
+        p99_us: 0,
+        errors: 0,
+        credits: contract::Credits::default(),
+    };
+    // A day of it, as its node would have said it each second; looked at more seldom.
+    for second in (0..86_400).step_by(20) {
+        let iops = if second / 3_600 % 2 == 0 { 900 } else { 10 };
+        fleet.core.histories.sample(&VolumeReport { iops, ..report.clone() }, second * 1_000, 10);
+    }
+    let to_move = Command::VolumeMove { volume, to: None, at_once: false, deadline_ms: Some(4 * HOUR_MS) };
+    let id = fleet.request(to_move).expect("fine").operation.expect("work");
+    let mut asked = Vec::new();
+    let mut offered = Vec::new();
+    for _ in 0..10 {
+        fleet.run(50);
+        for ask in std::mem::take(&mut fleet.asks) {
+            let mut verdict = ask.question.native(ask.tick);
+            if let Question::BuildProfile(question) = &ask.question {
+                asked.push((question.rules.period_min_ms, question.rules.period_max_ms));
+            }
+            // It finds hours where it sees days.
+            if let (Question::BuildProfile(question), Verdict::BuildProfile(profile), 2) =
+                (&ask.question, &mut verdict, asked.len())
+            {
+                assert!(question.samples.iops.contains(&900) && question.samples.iops.contains(&10));
+                (profile.slot_ms, profile.iops) = (HOUR_MS, vec![900, 10]);
+                profile.dirty_bytes_per_s = vec![1 << 20, 0];
+                profile.why = "every second hour".into();
+            }
+            if let Question::ChooseTime(question) = &ask.question {
+                assert_eq!(question.profile.slots(), 2);
+                offered.clone_from(&question.candidates_ms);
+            }
+            let by = By { policy: "moon@3".into(), decision: 41, instead: None };
+            fleet.step(Input::Decided { ask: ask.id, decided: Decided { verdict, by } });
+        }
+    }
+    assert_eq!(asked, [(10_000, 600_000), (600_000, 86_400_000)]);
+    let apart = offered.windows(2).map(|two| two[1] - two[0]).max().expect("several times");
+    assert!(offered.len() >= 8 && apart <= HOUR_MS, "{offered:?}");
+    let planned = fleet.core.explain(About::Operation(id)).expect("there");
+    assert!(is_said(&planned, "every second hour"), "{planned:#?}");
 }
 
 #[test]
