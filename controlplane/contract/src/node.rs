@@ -157,7 +157,8 @@ pub struct VolumeReport {
     pub iops: u32,
     /// Payload in the last second.
     pub bytes_per_s: u64,
-    /// Bytes written in the last second for the first time since the second before.
+    /// Bytes written in the last second. What is written twice counts twice: it is the most that a copy that runs meanwhile
+    /// has to copy again.
     pub dirty_bytes_per_s: u64,
     /// 99th percentile of its latency, microseconds.
     pub p99_us: u32,

@@ -30,7 +30,8 @@ pub struct Samples {
     pub iops: Vec<u64>,
     /// Bytes per second.
     pub bytes_per_s: Vec<u64>,
-    /// Bytes per second that differ from what was there.
+    /// Bytes written per second. What is written twice counts twice, so blackouts are shorter than estimated, never longer
+    /// for this.
     pub dirty_bytes_per_s: Vec<u64>,
 }
 
