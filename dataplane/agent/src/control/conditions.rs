@@ -27,7 +27,8 @@ pub struct Seen {
     pub used_ppm: u32,
     /// Pages that were not as they had been written, since it was opened.
     pub pages_corrupt: u64,
-    /// Times that its medium had no room, since it was opened.
+    /// Times that its medium had no room, since it was opened. A volume grows ahead, while it has some room for what waits to
+    /// be written and for more: so this is met before a write is refused for it.
     pub expansions_refused: u64,
 }
 
