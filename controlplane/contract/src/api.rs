@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{EventId, LeaseId, Name, NodeId, OperationId, Revision, TenantId, Version, VolumeId};
 use crate::node::{StepReport, VolumeReport};
-use crate::object::{Class, EventKind, Lease, PolicyRef, Trigger};
+use crate::object::{Class, EventKind, Lease, Trigger};
+use crate::operation::PolicyRef;
 use crate::resources::{Dim, Limit, Resources, Scope, VolumeLimits};
 use crate::rule::Rule;
 
@@ -269,7 +270,7 @@ pub enum Refused {
 }
 
 /// What lists things of the sort that a text like `volume/7` begins with.
-pub fn list_of(named: &str) -> String {
+fn list_of(named: &str) -> String {
     let sort = named.split(['/', ' ']).next().unwrap_or_default();
     match sort {
         // Pools are listed with the nodes that have them.

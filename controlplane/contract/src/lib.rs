@@ -5,7 +5,7 @@
 //!
 //! - [`ids`] names things: an id is a number for good, a [`Name`] is what people call it.
 //! - [`resources`] counts: what a node has, what a step needs, what a limit allows.
-//! - [`object`] is what is kept: tenants, volumes, nodes, events, operations, leases.
+//! - [`object`] is what is kept: tenants, volumes, nodes, events, leases; [`operation`] is work in steps.
 //! - [`node`] is what a node and the control plane tell each other.
 //! - [`api`] is what people and programs may ask for, and what they are answered.
 //!
@@ -19,6 +19,7 @@ pub mod api;
 pub mod ids;
 pub mod node;
 pub mod object;
+pub mod operation;
 pub mod resources;
 pub mod rule;
 
@@ -34,9 +35,11 @@ pub use node::{
     NodeStep, Placed, RefusedRules, Role, Serving, StepReport, TenantRules, ToNode, ToNodeBody, VolumeReport,
 };
 pub use object::{
-    Blocked, Class, Event, EventKind, EventStatus, Grounds, Head, Holder, Lease, LeaseState, Node, NodeState,
-    Operation, OperationKind, Phase, Plan, PolicyKind, PolicyRef, Pool, Progress, Step, Subject, Tenant,
-    Trigger, Volume, VolumeState, Work,
+    Class, Event, EventKind, EventStatus, Head, Holder, Lease, LeaseState, Node, NodeState, Pool, Subject,
+    Tenant, Trigger, Volume, VolumeState,
+};
+pub use operation::{
+    Blocked, Grounds, Operation, OperationKind, Phase, Plan, PolicyKind, PolicyRef, Progress, Step, Work,
 };
 pub use resources::{Bucket, Dim, Limit, Resources, Scope, Usage, VolumeLimits};
 pub use rule::Rule;

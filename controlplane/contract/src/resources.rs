@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{NodeId, TenantId, VolumeId};
-use crate::object::OperationKind;
+use crate::operation::OperationKind;
 
 /// What a lease reserves of a node, and what a node has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
