@@ -287,14 +287,14 @@ impl Policies {
         let mut control = lock(&shared.control);
         let kind = policy.kind();
         let seats = control.seats();
-        let mut locked: Vec<_> = seats.iter().map(|seat| seat.lock(kind)).collect();
+        let mut locked: Vec<_> = seats.iter().map(|seat| (seat.seat, seat.lock(kind))).collect();
         let mut shadows = Vec::new();
-        for place in &mut locked {
-            let state = place.active.as_mut().and_then(|live| live.export().0);
+        for (seat, place) in &mut locked {
+            let state = place.active.as_mut().and_then(|live| live.export(shared, *seat).0);
             let guest = policy.start(state.as_ref()).map_err(|fault| control.refused(policy, fault))?;
             shadows.push(Shadow::new(policy.clone(), Some(guest), state));
         }
-        for (place, shadow) in locked.iter_mut().zip(shadows) {
+        for ((_, place), shadow) in locked.iter_mut().zip(shadows) {
             place.shadow = Some(shadow);
         }
         drop(locked);
@@ -599,7 +599,7 @@ impl Shared {
         let mut installed =
             Installed { before: BTreeMap::new(), seats: seats.len(), state_bytes: 0, held_ns: 0 };
         for ((seat, place), guest) in locked.iter_mut().zip(fresh) {
-            let now = place.active.as_mut().and_then(|live| live.export().0);
+            let now = place.active.as_mut().and_then(|live| live.export(self, *seat).0);
             if let Some(state) = &now {
                 installed.before.insert(*seat, state.clone());
             }

@@ -48,6 +48,8 @@ pub(crate) struct Live {
     guest: Option<Guest>,
     /// What it last exported, or started from.
     state: Option<State>,
+    /// It has exported that, and was asked nothing since.
+    is_said: bool,
     since_checkpoint: u32,
 }
 
@@ -66,7 +68,8 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Seat {
     /// What the active policy of a kind has come to here.
     pub fn state(&self, kind: Kind) -> Option<State> {
-        self.places.lock(kind).active.as_mut().and_then(|live| live.export().0)
+        let mut place = self.places.lock(kind);
+        place.active.as_mut().and_then(|live| live.export(&self.shared, self.places.seat).0)
     }
 
     /// Has the active policy of a kind go on here from what one had come to before. False: none is active.
@@ -181,7 +184,7 @@ impl Live {
     /// Without an instance yet; the first decision makes one.
     pub(crate) fn waiting(policy: Arc<Policy>, state: Option<State>) -> Live {
         let label = Arc::from(policy.id().to_string());
-        Live { policy, label, guest: None, state, since_checkpoint: 0 }
+        Live { policy, label, guest: None, state, is_said: false, since_checkpoint: 0 }
     }
 
     pub(crate) fn state_bytes(&self) -> usize {
@@ -193,10 +196,16 @@ impl Live {
     }
 
     /// What it has come to. A policy that cannot say, says what it last said.
-    pub(crate) fn export(&mut self) -> (Option<State>, Option<Fault>) {
+    ///
+    /// Saying it costs its memory something, and so the next decision its fuel: a replay has it said at the same times.
+    pub(crate) fn export(&mut self, shared: &Shared, seat: u32) -> (Option<State>, Option<Fault>) {
+        if self.is_said {
+            return (self.state.clone(), None);
+        }
         let fault = match self.guest.as_mut().map(Guest::export_state) {
             Some(Ok(state)) => {
-                self.state = Some(state);
+                (self.state, self.is_said, self.since_checkpoint) = (Some(state), true, 0);
+                self.log_state(shared, seat, false);
                 None
             }
             Some(Err(fault)) => {
@@ -254,6 +263,7 @@ impl Live {
             self.since_checkpoint = 0;
             self.log_state(shared, seat, true);
         }
+        self.is_said = false;
         let Some(guest) = &mut self.guest else {
             return Err((Fault::Start("there is no instance".into()), Spent::default()));
         };
@@ -267,10 +277,6 @@ impl Live {
             return None;
         }
         self.since_checkpoint = 0;
-        let (_, fault) = self.export();
-        if fault.is_none() {
-            self.log_state(shared, seat, false);
-        }
-        fault
+        self.export(shared, seat).1
     }
 }

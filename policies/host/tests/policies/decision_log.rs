@@ -51,6 +51,31 @@ fn a_replay_is_bit_identical_for_the_same_version_and_lists_what_differs_for_ano
 }
 
 #[test]
+fn a_replay_is_identical_however_often_a_policy_said_what_it_has_come_to() {
+    let folder = Folder::new("replay-said");
+    let mut rig = Rig::with(Options { log: Some(folder.log()), ..Options::default() });
+    let policy = rig.push("leasing-capacity-weighted", &[]);
+    let other = rig.push("leasing-pack-tight", &[]);
+    rig.policies.activate(&policy, Start::Fresh).expect("it starts");
+    for number in 0..60 {
+        rig.decide(Kind::Leasing, number);
+        // As a control plane keeps it from time to time, a shadow begins with it, and an activation that fails asks for it.
+        match number % 4 {
+            1 => drop(rig.seat.state(Kind::Leasing)),
+            2 => rig.policies.shadow(&other).expect("it reads the state"),
+            _ => {}
+        }
+    }
+    let same = replay(&folder.log().folder, &policy).expect("the log can be read");
+    assert!(same.is_identical() && same.decisions == 60, "{:?}", same.differences.first());
+    // Nobody was asked since, so there is nothing new to say.
+    let states = same.states;
+    (0..9).for_each(|_| drop(rig.seat.state(Kind::Leasing)));
+    let again = replay(&folder.log().folder, &policy).expect("the log can be read");
+    assert!(again.is_identical() && again.states <= states + 1);
+}
+
+#[test]
 fn numbers_of_decisions_go_on_after_a_restart() {
     let folder = Folder::new("log-numbers");
     let mut numbers = Vec::new();
