@@ -93,6 +93,11 @@ pub enum PolicyCommand {
         /// Of which kind
         kind: KindArg,
     },
+    /// Remove one that was pushed and is not in use, with its files
+    Remove {
+        /// Name or digest; of several the one that was pushed last
+        policy: String,
+    },
     /// Show what decides, what is ready, and what happened
     List,
     /// Show the newest decisions
@@ -145,7 +150,11 @@ pub async fn run(asker: &Asker, command: PolicyCommand) -> Result<(), Failure> {
             if asker.json {
                 return asker.json(&json!({ "folder": folder }));
             }
-            print(&format!("{}: read its README.md next\n", folder.display()))
+            let file = folder.join("src/lib.rs");
+            print(&format!(
+                "{} is the policy; how it is built and checked stands at its top\n",
+                file.display()
+            ))
         }
         PolicyCommand::Check { file, config } => {
             let policy = author::check(&engine()?, &file, config).map_err(other)?;
@@ -157,7 +166,7 @@ pub async fn run(asker: &Asker, command: PolicyCommand) -> Result<(), Failure> {
         }
         PolicyCommand::Bench { file, config, decisions } => {
             let policy = author::check(&engine()?, &file, config).map_err(other)?;
-            let timed = author::bench(&policy, &[10, 1_000, 10_000], decisions).map_err(other)?;
+            let timed = author::bench(&policy, &author::BENCH_ROWS, decisions).map_err(other)?;
             asker.show(&timed, bench_table)
         }
         PolicyCommand::Replay { log, with, config } => {
@@ -179,6 +188,10 @@ pub async fn run(asker: &Asker, command: PolicyCommand) -> Result<(), Failure> {
         PolicyCommand::Rollback { kind } => {
             let asked = json!({ "kind": kind.kind().name() });
             asker.show_one(&asker.client.post::<Value>("/v1/policies/rollback", &asked).await?)
+        }
+        PolicyCommand::Remove { policy } => {
+            let asked = json!({ "policy": policy });
+            asker.show_one(&asker.client.post::<Value>("/v1/policies/remove", &asked).await?)
         }
         PolicyCommand::List => list(asker).await,
         PolicyCommand::Log { kind, limit } => {

@@ -200,6 +200,38 @@ impl Policies {
         Ok(done.into())
     }
 
+    /// Removes a policy that nobody uses, with its files.
+    fn remove(&self, name: &str) -> Result<Removed, No> {
+        let policy = self.find(name)?;
+        let id = policy.id();
+        if is_shipped(id) {
+            let what =
+                format!("{id} is part of the control plane and stays; only what was pushed is removed");
+            return Err(refusal(StatusCode::CONFLICT, what));
+        }
+        // A choice that could not be restored is a choice.
+        if self.missing(policy.kind()).as_ref() == Some(id) {
+            let kind = policy.kind();
+            let what =
+                format!("{id} was chosen for {kind}; `tidegate policy rollback {kind}`, and remove it then");
+            return Err(refusal(StatusCode::CONFLICT, what));
+        }
+        let was_before = self.0.host.previous(policy.kind()).iter().any(|version| version.id() == id);
+        self.0.host.remove(&policy).map_err(|why| {
+            let stays = !matches!(why, host::RemoveError::Compiled { .. });
+            let status = if stays { StatusCode::CONFLICT } else { StatusCode::INTERNAL_SERVER_ERROR };
+            refusal(status, why.to_string())
+        })?;
+        if was_before {
+            self.remember(policy.kind()).map_err(unkept)?;
+        }
+        self.remove_files(id).map_err(|why| {
+            let what = format!("{id} is removed, and back after a restart: {why}; remove that file by hand");
+            refusal(StatusCode::INTERNAL_SERVER_ERROR, what)
+        })?;
+        Ok(Removed { removed: id.to_string() })
+    }
+
     fn roll_back(&self, kind: Kind) -> Result<Activated, No> {
         // What decides in place of a choice that could not be restored is what was before that.
         if let Some(before) = self.missing(kind) {
@@ -237,6 +269,12 @@ impl Policies {
     }
 }
 
+/// Whether this program has it.
+fn is_shipped(id: &host::PolicyId) -> bool {
+    let is_plain = id.config == host::Digest::of_config(&[]);
+    is_plain && shipped::all().any(|(_, component)| host::Digest::of(component) == id.digest)
+}
+
 fn conflict(why: ActivateError) -> No {
     refusal(StatusCode::CONFLICT, why.to_string())
 }
@@ -267,6 +305,12 @@ impl From<host::Activation> for Activated {
         let (active, before) = (done.active.to_string(), done.before.to_string());
         Activated { active, before, threads: seats, state_bytes, held_ns }
     }
+}
+
+/// What is gone.
+#[derive(Serialize, JsonSchema)]
+struct Removed {
+    removed: String,
 }
 
 /// A policy that is ready.
@@ -334,6 +378,8 @@ pub fn routes() -> Vec<Route> {
         Route::post("/v1/policies/shadow", shadow).about("Ask a policy beside the active one, or no more");
     let activate = Route::post("/v1/policies/activate", activate).about("Have a policy decide from now on");
     let back = Route::post("/v1/policies/rollback", rollback).about("Have the version before decide again");
+    let remove = Route::post("/v1/policies/remove", remove)
+        .about("Remove a policy that was pushed and is not in use, with its files");
     let log = Route::get("/v1/policies/log", log).about("The newest decisions, oldest first");
     let (conflict, missing) = (StatusCode::CONFLICT, StatusCode::NOT_FOUND);
     vec![
@@ -342,6 +388,7 @@ pub fn routes() -> Vec<Route> {
         shadow.takes::<Shadowed>().answers::<Shadowing>().refuses([conflict, missing]),
         activate.takes::<Activate>().answers::<Activated>().refuses([conflict, missing]),
         back.takes::<Rollback>().answers::<Activated>().refuses([conflict]),
+        remove.takes::<Remove>().answers::<Removed>().refuses([conflict, missing]),
         log.asks::<Which>().answers::<Decisions>(),
     ]
 }
@@ -463,6 +510,25 @@ async fn shadow(
         }
     });
     let outcome = outcome.await;
+    audited(&shell, &peer, said, &outcome);
+    outcome.map(Json)
+}
+
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Remove {
+    /// Name or digest; of several the one that was pushed last.
+    policy: String,
+}
+
+async fn remove(
+    State(shell): State<Shell>,
+    Extension(peer): Extension<Peer>,
+    Body(asked): Body<Remove>,
+) -> Result<Json<Removed>, No> {
+    let said = json!({ "policy_remove": &asked });
+    let policies = shell.policies.clone();
+    let outcome = away(move || policies.remove(&asked.policy)).await;
     audited(&shell, &peer, said, &outcome);
     outcome.map(Json)
 }

@@ -71,6 +71,16 @@ impl Cache {
         }
     }
 
+    pub(crate) fn remove(&self, engine: &Engine, digest: Digest) -> Result<(), String> {
+        let path = self.file(engine, digest);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(format!("{}: {error}", path.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
     pub(crate) fn keep(&self, engine: &Engine, digest: Digest, component: &Component) -> Result<(), String> {
         let path = self.file(engine, digest);
         let code = component.serialize().map_err(|error| format!("{}: {error:#}", path.display()))?;

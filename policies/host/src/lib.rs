@@ -35,6 +35,7 @@ pub use digest::{Digest, PolicyId};
 pub use engine::{Engine, EngineError, Limits};
 pub use fault::{Fault, FaultClass};
 pub use guest::State;
+pub use lifecycle::library::{LIBRARY_MAX, RemoveError};
 pub use lifecycle::{ActivateError, Activation, Options, Policies, Start};
 pub use policy::{Admission, AdmitError, Candidate, Config, Gate, Policy};
 pub use seat::Seat;

@@ -8,6 +8,8 @@
 //! Lock order: control, then places by number of their seat, then the log. Nobody waits for control while holding a
 //! place.
 
+pub mod library;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
@@ -16,18 +18,14 @@ use std::time::Instant;
 use thiserror::Error;
 use verdict::Kind;
 
-use crate::digest::PolicyId;
 use crate::engine::Engine;
 use crate::fault::{Fault, FaultClass};
 use crate::guest::{Guest, State};
 use crate::log::{self, Log, LogError, LogOptions, Record};
-use crate::policy::{AdmitError, Candidate, Gate, Policy};
+use crate::policy::{Gate, Policy};
 use crate::seat::{Live, Place, Places, Seat, lock};
 use crate::shadow::Shadow;
 use crate::status::{Counters, KindStatus, LifeEvent, PolicyStatus, ShadowStatus, Status, wall_ms};
-
-/// Policies that are kept ready; those that neither run nor may be gone back to leave first.
-const LIBRARY_MAX: usize = 64;
 
 /// Events that are kept in memory.
 const EVENTS_MAX: usize = 256;
@@ -66,7 +64,10 @@ pub enum Start {
 #[derive(Debug, Error)]
 pub enum ActivateError {
     /// A new instance does not start; the old version goes on.
-    #[error("{policy} is not activated, and {stays} goes on: {fault}")]
+    #[error(
+        "{policy} is not activated, and {stays} goes on: {fault}; mend it, or where the state is the matter activate it \
+         with --fresh"
+    )]
     Refused {
         /// The new version.
         policy: String,
@@ -75,6 +76,9 @@ pub enum ActivateError {
         /// Why.
         fault: Fault,
     },
+    /// It is not there any more.
+    #[error("{0} was removed meanwhile; push it again")]
+    Removed(String),
     /// There is nothing to go back to.
     #[error("the native default decides about {0} already; there is nothing to go back to")]
     NothingBefore(Kind),
@@ -127,7 +131,6 @@ struct Journal {
     last_error: Option<String>,
 }
 
-#[derive(Debug, Default)]
 impl Journal {
     fn failed(&mut self, error: &LogError) {
         self.errors += 1;
@@ -135,6 +138,7 @@ impl Journal {
     }
 }
 
+#[derive(Debug, Default)]
 struct Control {
     library: Vec<Arc<Policy>>,
     courses: [Course; Kind::ALL.len()],
@@ -231,45 +235,6 @@ impl Policies {
         Seat { shared, places }
     }
 
-    /// Admits a policy and keeps it ready. Nothing changes for decisions.
-    pub fn push(&self, candidate: &Candidate<'_>) -> Result<Arc<Policy>, AdmitError> {
-        let policy = self.shared.gate.admit(&self.shared.engine, candidate)?;
-        Ok(self.take_in(policy))
-    }
-
-    fn take_in(&self, policy: Arc<Policy>) -> Arc<Policy> {
-        let mut control = lock(&self.shared.control);
-        if let Some(known) = control.library.iter().find(|known| known.id() == policy.id()) {
-            return known.clone();
-        }
-        control.reap();
-        control.library.push(policy.clone());
-        self.shared.tell(&mut control, policy.kind(), format!("{} is pushed", policy.id()));
-        policy
-    }
-
-    /// The same for a component that is part of the program that asks: who trusts that one trusts this, and nobody signs
-    /// it for each of those who run it.
-    pub fn push_own(&self, component: &[u8]) -> Result<Arc<Policy>, AdmitError> {
-        let candidate = Candidate { component, ..Candidate::default() };
-        let policy = self.shared.gate.admit_own(&self.shared.engine, &candidate)?;
-        Ok(self.take_in(policy))
-    }
-
-    /// The policy of that name or digest; of several the one that was pushed last.
-    pub fn find(&self, name_or_digest: &str) -> Option<Arc<Policy>> {
-        self.find_by(|id| {
-            id.name == name_or_digest
-                || (name_or_digest.len() >= 6 && id.digest.to_string().starts_with(name_or_digest))
-        })
-    }
-
-    /// The policy whose id is asked for; of several the one that was pushed last.
-    pub fn find_by(&self, fits: impl Fn(&PolicyId) -> bool) -> Option<Arc<Policy>> {
-        let control = lock(&self.shared.control);
-        control.library.iter().rev().find(|policy| fits(policy.id())).cloned()
-    }
-
     /// What decides; `None` is the native default.
     pub fn active(&self, kind: Kind) -> Option<Arc<Policy>> {
         lock(&self.shared.control).courses[kind as usize].active.clone()
@@ -286,6 +251,7 @@ impl Policies {
         let shared = &self.shared;
         let mut control = lock(&shared.control);
         let kind = policy.kind();
+        control.has(policy)?;
         let seats = control.seats();
         let mut locked: Vec<_> = seats.iter().map(|seat| (seat.seat, seat.lock(kind))).collect();
         let mut shadows = Vec::new();
@@ -318,6 +284,7 @@ impl Policies {
         let shared = &self.shared;
         let mut control = lock(&shared.control);
         let kind = policy.kind();
+        control.has(policy)?;
         let from = if start == Start::Carry { Source::Active } else { Source::Nothing };
         let installed = match shared.install(&mut control, kind, Some(policy), from) {
             Ok(installed) => installed,
@@ -411,6 +378,12 @@ impl Control {
         active.as_ref().map_or_else(|| native.clone(), |policy| Arc::from(policy.id().to_string()))
     }
 
+    /// A policy that is put to use is one that is there.
+    fn has(&self, policy: &Policy) -> Result<(), ActivateError> {
+        let is_there = self.library.iter().any(|known| known.id() == policy.id());
+        if is_there { Ok(()) } else { Err(ActivateError::Removed(policy.id().to_string())) }
+    }
+
     fn refused(&self, policy: &Policy, fault: Fault) -> ActivateError {
         let stays = self.label(policy.kind(), &Arc::from("the native default")).to_string();
         ActivateError::Refused { policy: policy.id().to_string(), stays, fault }
@@ -437,25 +410,6 @@ impl Control {
             seat.lock(kind).shadow = None;
         }
         self.courses[kind as usize].shadow.take().is_some()
-    }
-
-    /// Makes room in the library.
-    fn reap(&mut self) {
-        while self.library.len() >= LIBRARY_MAX {
-            let in_use = |policy: &Arc<Policy>| {
-                self.courses.iter().any(|course| {
-                    let before = course.previous.iter().map(|version| &version.policy);
-                    course
-                        .active
-                        .iter()
-                        .chain(&course.shadow)
-                        .chain(before)
-                        .any(|used| used.id() == policy.id())
-                })
-            };
-            let Some(at) = self.library.iter().position(|policy| !in_use(policy)) else { return };
-            self.library.remove(at);
-        }
     }
 }
 

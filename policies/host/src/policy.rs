@@ -110,6 +110,14 @@ pub enum AdmitError {
     /// It does not start or does not hand over its state.
     #[error("{0}")]
     Life(Fault),
+    /// There are enough.
+    #[error(
+        "{max} policies are ready already; `tidegate policy list` shows them: `tidegate policy remove` one, then push again"
+    )]
+    Full {
+        /// Most.
+        max: usize,
+    },
 }
 
 /// A policy that may run.

@@ -19,6 +19,7 @@ mod networks;
 #[path = "../serve/nvme.rs"]
 #[allow(dead_code, reason = "the tests of serving use all of it")]
 mod nvme;
+mod policies;
 mod profiles;
 mod resize;
 mod restart;

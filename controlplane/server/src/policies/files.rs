@@ -56,6 +56,12 @@ impl Policies {
             // It was compiled when it became active.
             self.push_shipped(|_| true);
         }
+        // There is room for these, however many others lie there.
+        let is_chosen = |path: &Path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            chosen.iter().any(|digest| name.starts_with(&digest.to_string()))
+        };
+        pushed.sort_by_key(|(path, _)| !is_chosen(path));
         for (path, beside) in pushed {
             self.left_out(&path, self.read_pushed(&path, beside));
         }
@@ -116,6 +122,21 @@ impl Policies {
             return Ok(());
         };
         self.write(policy.id(), component, &Beside { config: Config::new(), signature: None, shipped: true })
+    }
+
+    /// Removes what is kept of a policy.
+    pub(super) fn remove_files(&self, id: &PolicyId) -> Result<(), String> {
+        let path = self.path(id);
+        // What is read at the start is the component: it goes first.
+        for path in [&path, &path.with_extension("json")] {
+            match std::fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(format!("{}: {error}", path.display()));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     fn path(&self, id: &PolicyId) -> PathBuf {

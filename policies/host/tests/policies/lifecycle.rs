@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use host::Start;
+use host::{Cache, Candidate, Gate, LIBRARY_MAX, Options, Policies, Start};
 use verdict::Kind;
 
-use crate::Rig;
+use crate::{Folder, Rig, engine, pairs};
 
 #[test]
 fn a_shadow_is_asked_and_compared_and_decides_nothing() {
@@ -95,6 +95,60 @@ fn every_policy_thread_runs_what_is_active_and_a_new_one_too() {
     assert_eq!(seats, BTreeSet::from([1, 3]));
     assert!(running.iter().all(|(_, label)| label.starts_with("scheduling-urgent-first 0.1.0 (")));
     drop(third);
+}
+
+#[test]
+fn what_is_in_use_stays_and_what_is_not_is_removed() {
+    let mut rig = Rig::new();
+    let first = rig.push("leasing-capacity-weighted", &[]);
+    let second = rig.push("leasing-pack-tight", &[]);
+    let third = rig.push("leasing-pack-tight", &[("ttl-ms", "7000")]);
+    rig.policies.activate(&first, Start::Fresh).expect("it starts");
+    rig.policies.activate(&second, Start::Carry).expect("it takes over");
+    rig.policies.shadow(&third).expect("it starts");
+    for (used, word) in [(&second, "tidegate policy rollback leasing"), (&third, "shadow --stop leasing")] {
+        let refused = rig.policies.remove(used).unwrap_err().to_string();
+        assert!(refused.contains(word), "{refused}");
+    }
+    rig.policies.stop_shadow(Kind::Leasing);
+    rig.policies.remove(&third).expect("nobody asks it");
+    assert_eq!(rig.policies.find("leasing-pack-tight").expect("the other one").id(), second.id());
+    let gone = rig.policies.activate(&third, Start::Carry).unwrap_err().to_string();
+    assert!(gone.contains("push it again"), "{gone}");
+    // Nobody goes back to what is removed.
+    rig.policies.remove(&first).expect("it does not decide");
+    rig.policies.roll_back(Kind::Leasing).expect("to the native default");
+    assert!(rig.policies.active(Kind::Leasing).is_none());
+    let (.., decided) = rig.decide(Kind::Leasing, 0);
+    assert_eq!(&*decided.by.policy, "native");
+}
+
+#[test]
+fn there_is_a_bound_on_what_is_ready_and_it_says_what_to_do() {
+    let folder = Folder::new("library");
+    // All of them run the same code.
+    let gate =
+        Gate { cache: Some(Cache::open(&folder.0.join("compiled")).expect("ours")), ..Gate::default() };
+    let policies = Policies::new(engine(), gate, Options::default()).expect("without a log");
+    let component = shipped::component("leasing-pack-tight").expect("built with this test");
+    let push = |number: usize| {
+        let config = pairs(&[("ttl-ms", &(5_000 + number).to_string())]);
+        policies.push(&Candidate { component, signature: None, config })
+    };
+    let compiled = || std::fs::read_dir(folder.0.join("compiled")).expect("ours").count();
+    let all: Vec<_> = (0..LIBRARY_MAX).map(|number| push(number).expect("there is room")).collect();
+    let refused = push(LIBRARY_MAX).unwrap_err().to_string();
+    assert!(refused.contains("tidegate policy remove"), "{refused}");
+    assert_eq!(push(3).expect("it is there already").id(), all[3].id());
+    policies.remove(&all[0]).expect("nobody uses it");
+    push(LIBRARY_MAX).expect("there is room again");
+    let own = shipped::component("scheduling-urgent-first").expect("built with this test");
+    policies.push_own(own).expect("what the program has itself finds room");
+    assert_eq!(compiled(), 2);
+    for number in 1..=LIBRARY_MAX {
+        policies.remove(&push(number).expect("it is there")).expect("nobody uses it");
+        assert_eq!(compiled(), if number < LIBRARY_MAX { 2 } else { 1 }, "its code goes with the last one");
+    }
 }
 
 #[test]
