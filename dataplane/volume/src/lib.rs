@@ -16,8 +16,7 @@
 //! their order; what is answered to a flush is on stable media; every queue is bounded.
 //!
 //! Not yet: joining leaves that became nearly empty; moving live pages out of extents that are nearly empty; making a
-//! volume smaller while it serves; splitting a discard of very many pages over several checkpoints (until one ends,
-//! each page waits in memory, 8 bytes).
+//! volume smaller while it serves.
 
 #![forbid(unsafe_code)]
 
