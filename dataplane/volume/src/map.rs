@@ -4,8 +4,8 @@
 //! leaves, then in the leaf that covers it. Leaves are never changed: a merge writes new ones. So a write
 //! never reads a leaf, and memory holds one line per leaf, not per page.
 //!
-//! Invariants: a page stands in at most one of a delta's two tables; holes do not touch or overlap each other;
-//! the first leaf covers from page 0, so that every page is covered as soon as there is a leaf.
+//! Invariants: a page that stands in both tables of a delta was mapped after it became a hole; holes do not touch or
+//! overlap each other; the first leaf covers from page 0, so that every page is covered as soon as there is a leaf.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Bound::{Excluded, Unbounded};

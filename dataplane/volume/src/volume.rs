@@ -413,6 +413,9 @@ impl Volume {
             return self.dones.push_back(io.done(status));
         };
         let write = io.op.is_write();
+        if write {
+            self.merge.go_on();
+        }
         let flush = io.op == Op::Flush;
         let span = if flush { Span::default() } else { Span::new(self.size, io.lba, io.blocks) };
         let slot = &mut self.slots[index as usize];

@@ -1,11 +1,11 @@
 //! Discards of more than one checkpoint frees: a part at a time, with nothing forgotten in between.
 
-use block::{BlockSize, Op, Status};
+use block::{Act, BlockSize, FileName, Op, Status};
 
 use super::{Bed, disk, filled, small};
 use crate::crash::CrashDisk;
 use crate::format::LEAF_ENTRIES;
-use crate::{Config, store};
+use crate::{Config, Stats, store};
 
 const PAGE: usize = 4096;
 const PAGES: u64 = 8 * LEAF_ENTRIES as u64;
@@ -52,13 +52,8 @@ fn check(bed: &mut Bed, what: &str) {
     }
 }
 
-#[test]
-fn a_discard_of_much_frees_a_part_with_each_checkpoint() {
-    let disk = full();
-    let mut bed = Bed::open(&disk, config()).expect("opens");
-    let before = bed.volume().stats();
-    assert!(before.leaves >= 8, "{} leaves", before.leaves);
-    empty(&mut bed);
+/// Goes on until nothing moves; no step gives back more than one checkpoint frees.
+fn settle(bed: &mut Bed) -> Stats {
     let mut last = bed.volume().stats();
     loop {
         bed.step();
@@ -69,9 +64,19 @@ fn a_discard_of_much_frees_a_part_with_each_checkpoint() {
         match bed.next_request() {
             Some(request) => bed.carry_out(request),
             None if bed.volume().wants_step() => {}
-            None => break,
+            None => return last,
         }
     }
+}
+
+#[test]
+fn a_discard_of_much_frees_a_part_with_each_checkpoint() {
+    let disk = full();
+    let mut bed = Bed::open(&disk, config()).expect("opens");
+    let before = bed.volume().stats();
+    assert!(before.leaves >= 8, "{} leaves", before.leaves);
+    empty(&mut bed);
+    let last = settle(&mut bed);
     assert!(last.checkpoints - before.checkpoints >= 8, "{} checkpoints", last.checkpoints);
     assert!(last.slots_punched - before.slots_punched > PAGES - 200, "{} given back", last.slots_punched);
     check(&mut bed, "when all is done");
@@ -110,4 +115,65 @@ fn what_was_discarded_stays_so_whenever_the_owner_dies() {
         steps += 5;
     }
     assert!(steps > 50, "{steps} steps");
+}
+
+#[test]
+fn without_room_for_a_segment_too_a_discard_is_freed_a_part_at_a_time() {
+    let disk = full();
+    let mut bed = Bed::open(&disk, config()).expect("opens");
+    let before = bed.volume().stats();
+    empty(&mut bed);
+    disk.refuse_creates(true);
+    let last = settle(&mut bed);
+    assert!(last.checkpoints - before.checkpoints >= 8, "{} checkpoints", last.checkpoints);
+    check(&mut bed, "without room for a segment");
+    bed.kill();
+    disk.refuse_creates(false);
+    let mut next = Bed::open(&disk.crash(false, |_, _| false), config()).expect("opens");
+    check(&mut next, "as the next owner finds it");
+    next.kill();
+}
+
+#[test]
+fn no_checkpoint_is_begun_while_the_segment_is_made_that_it_needs() {
+    let disk = full();
+    let mut bed = Bed::open(&disk, config()).expect("opens");
+    empty(&mut bed);
+    let is_of_segment = |act: &Act| matches!(act, Act::Create { name: FileName::Log { .. }, .. });
+    let mut held = Vec::new();
+    let before = loop {
+        bed.step();
+        match bed.next_request() {
+            Some(request) if is_of_segment(&request.act) => held.push(request),
+            Some(request) => bed.carry_out(request),
+            None if bed.volume().wants_step() => {}
+            None => break bed.volume().stats(),
+        }
+    };
+    assert!(!held.is_empty() && before.leaves > 1, "it waits, without being asked again");
+    held.into_iter().for_each(|request| bed.carry_out(request));
+    let last = settle(&mut bed);
+    assert!(last.checkpoints > before.checkpoints && last.leaves as usize == KEPT.len(), "{last:?}");
+    check(&mut bed, "when all is done");
+    bed.kill();
+}
+
+#[test]
+fn what_is_to_come_to_rest_waits_for_one_checkpoint_of_a_discard() {
+    let disk = full();
+    let mut bed = Bed::open(&disk, config()).expect("opens");
+    empty(&mut bed);
+    let before = bed.volume().stats();
+    bed.volume().checkpoint();
+    settle(&mut bed);
+    let rests = bed.volume().stats();
+    assert!(bed.volume().is_settled() && rests.checkpoints - before.checkpoints <= 2, "{rests:?}");
+    assert!(rests.leaves > 4, "the rest of it waits: {rests:?}");
+    check(&mut bed, "at rest");
+    let mut next = Bed::open(&disk.crash(false, |_, _| false), config()).expect("opens");
+    check(&mut next, "as the next owner finds it");
+    next.kill();
+    assert_eq!(bed.write(KEPT[0], &filled(PAGE, 2)), Status::Ok);
+    assert_eq!(settle(&mut bed).leaves as usize, KEPT.len(), "it goes on when something is written");
+    bed.kill();
 }

@@ -185,6 +185,14 @@ impl Commit {
         }
     }
 
+    /// Whether the segment that comes next, or without room for one the current one, takes so many holes.
+    pub fn room_again(&self, holes: usize, segment_bytes: u32) -> bool {
+        let offset = if matches!(self.next, Next::Refused { .. }) { self.offset } else { 0 };
+        // Where memory is short, batches are of one page.
+        let per_page = (PAGE_BYTES - HEADER_BYTES) / HOLE_RECORD_BYTES;
+        holes.div_ceil(per_page) * PAGE_BYTES <= (segment_bytes - offset) as usize
+    }
+
     /// Logs holes again, before anything else.
     pub fn log_again(&mut self, holes: impl Iterator<Item = (u64, u64)>) {
         self.again.extend(holes);
@@ -267,6 +275,7 @@ impl Volume {
     }
 
     pub(super) fn segment_made(&mut self, result: Result<(), Fault>) {
+        self.merge.segment_made();
         let at_ns = self.now_ns.max(1);
         match (self.commit.next, result) {
             (Next::Creating(file), Ok(())) => self.allocate_segment(file),
@@ -291,7 +300,8 @@ impl Volume {
     /// Writes the records of all that wait, as many as fit, in one batch.
     fn write_batch(&mut self, pool: &mut IoPool) {
         self.commit.lacks_memory = false;
-        let full = self.map.delta.len() >= 2 * self.config.delta_entries_max;
+        let most = 2 * self.config.delta_entries_max;
+        let full = self.map.delta.len() >= most + self.merge.rest().min(most);
         let front = match (self.commit.again.front(), self.commit.to_log.front()) {
             (Some(_), _) => Some(HOLE_RECORD_BYTES),
             (None, Some(&index)) if !full => Some(Self::record_bytes(&self.slots[index as usize])),

@@ -70,6 +70,12 @@ pub(super) struct Merge {
     sides: [Option<FileId>; 2],
     /// One should begin as soon as it can.
     pub wanted: bool,
+    /// Holes in the delta that the last one left to the next.
+    rest: usize,
+    /// They wait until something is written: what is to come to rest is not held up by them.
+    resting: bool,
+    /// It waits until a segment of the log is made.
+    awaits_segment: bool,
     /// Pages discarded since the last one began.
     discarded_pages: u64,
     /// The size in blocks that the volume is to have.
@@ -98,6 +104,9 @@ impl Merge {
             number,
             sides: [None, None],
             wanted: false,
+            rest: 0,
+            resting: false,
+            awaits_segment: false,
             discarded_pages: 0,
             blocks: None,
             written_blocks: None,
@@ -139,10 +148,29 @@ impl Merge {
         self.refusal() != Refusal::None || !self.is_under_way() && !self.wants_step()
     }
 
+    /// Something is written: what rested goes on.
+    pub fn go_on(&mut self) {
+        self.resting = false;
+    }
+
+    /// A segment was made, or there is no room for one.
+    pub fn segment_made(&mut self) {
+        self.awaits_segment = false;
+    }
+
+    /// Entries of the delta that are there only because holes wait for their turn.
+    pub fn rest(&self) -> usize {
+        self.rest
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.wanted || self.rest > 0 && !self.resting
+    }
+
     /// True when it goes on without an answer of the medium.
     pub fn wants_step(&self) -> bool {
         match &self.stage {
-            Stage::Idle => self.wanted || !self.leftovers.is_empty(),
+            Stage::Idle => self.is_wanted() && !self.awaits_segment || !self.leftovers.is_empty(),
             Stage::Leaves | Stage::Refused(_) => true,
             Stage::Body(body) => !body.is_busy(),
             _ => false,
@@ -165,9 +193,11 @@ impl Merge {
 }
 
 impl Volume {
-    /// Begins a checkpoint as soon as the log allows, unless nothing changed.
+    /// Begins a checkpoint as soon as the log allows, unless nothing changed. Holes that it leaves to others stand in the
+    /// log, durable, until something is written again.
     pub fn checkpoint(&mut self) {
         self.merge.wanted |= !self.map.delta.is_empty();
+        self.merge.resting = true;
     }
 
     /// Makes the volume larger while it serves; [`Volume::blocks`] says so when it is durable.
@@ -206,34 +236,40 @@ impl Volume {
     }
 
     fn begin_merge(&mut self) {
-        let long = self.map.delta.len() >= self.config.delta_entries_max
+        let long = self.map.delta.len() >= self.config.delta_entries_max + self.merge.rest
             || self.commit.segment_count() > self.config.log_segments_max;
         let nothing = self.map.delta.is_empty() && self.merge.blocks.is_none();
-        if !(long || self.merge.wanted) || nothing || self.commit.is_writing() {
+        if !(long || self.merge.is_wanted()) || nothing || self.commit.is_writing() {
+            return;
+        }
+        let cut = self.cut();
+        self.merge.awaits_segment = cut.is_some() && self.commit.next_room().is_none();
+        if self.merge.awaits_segment {
             return;
         }
         // A new segment, so that the old ones can go; without room for one, what follows stays in this one.
-        let next = self.commit.rotate();
-        let rotated = next.is_some();
-        let Some(segment) = next.or(self.commit.segment()) else { return };
-        self.merge.discarded_pages = 0;
+        let Some(segment) = self.commit.rotate().or(self.commit.segment()) else { return };
+        (self.merge.wanted, self.merge.discarded_pages) = (false, 0);
         (self.merge.batch, self.merge.segment, self.merge.cursor) = (self.commit.completed, segment, 0);
-        let rest = if rotated { self.rest_of_holes() } else { Delta::default() };
+        let rest = cut.map_or_else(Delta::default, |page| self.map.delta.split_holes(page));
         self.commit.log_again(rest.holes());
-        self.merge.wanted = !rest.is_empty();
+        self.merge.rest = rest.len();
         self.map.merging = Some(std::mem::replace(&mut self.map.delta, rest));
         self.merge.stage = Stage::Leaves;
     }
 
-    /// Takes holes out of the delta that are more than one checkpoint should free: what it frees is held in memory, and
-    /// released in one step.
-    fn rest_of_holes(&mut self) -> Delta {
-        let most = self.config.delta_entries_max as u64;
-        if self.map.delta.holes().map(|(first, end)| end - first).sum::<u64>() <= most {
-            return Delta::default();
+    /// The page from which on holes are left to another checkpoint, if they are more than one should free: what it frees
+    /// is held in memory, and released in one step. None where the log has no room to name them again.
+    fn cut(&self) -> Option<u64> {
+        let delta = &self.map.delta;
+        // A checkpoint writes the table of leaves, whatever it frees.
+        let most = self.config.delta_entries_max.max(self.map.index.len()) as u64;
+        if delta.holes().map(|(first, end)| end - first).sum::<u64>() <= most {
+            return None;
         }
-        let reach = self.map.index.reach(self.map.delta.holes(), most);
-        reach.map_or_else(Delta::default, |page| self.map.delta.split_holes(page))
+        // No page and no hole of the delta makes more than one hole more.
+        let has_room = self.commit.room_again(delta.len() + 1, self.config.log_segment_bytes);
+        has_room.then(|| self.map.index.reach(delta.holes(), most)).flatten()
     }
 
     /// All leaves are written: they, what they refer to, and what is logged again must be durable before the checkpoint
