@@ -32,6 +32,7 @@ mod freeze;
 mod hands;
 mod homes;
 mod moving;
+mod pump;
 mod session;
 mod stream;
 mod target;
@@ -40,11 +41,11 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use ::session::nvme_tcp::{Access, Subsystem};
-use block::{Done, IO_BYTES_MAX, Io, Lba, Op, Tag, TraceId, VolumeId};
+use block::{IO_BYTES_MAX, Io, Lba, Op, Tag, TraceId, VolumeId};
 use frame::{IO_REGION_BYTES, IoBuffer, IoPool, IoShare, IoSlab, IoSlabConfig};
 use media::{FaultSpec, FileMedia, Media};
 use throttle::{Limits, ParkLimits, Shaper, ShaperConfig};
-use trace::{Medium, Stage, Tracer};
+use trace::Tracer;
 use tracing::{debug, warn};
 
 use crate::clock::Stopwatch;
@@ -59,7 +60,7 @@ pub use self::session::Guest;
 use self::session::Session;
 pub use connection::Arrival;
 use connection::{Ask, Connection, Received};
-use follow::{Follower, Stamp};
+use follow::Stamp;
 use hands::Hands;
 pub use moving::{MoveError, Moved};
 pub(crate) use moving::{Moves, Reply as MoveReply};
@@ -136,6 +137,8 @@ pub(crate) struct Server {
     targets: Vec<Option<Box<Target>>>,
     /// Volumes with something to do.
     busy: Vec<u32>,
+    /// Volumes for whose requests the files had no room.
+    crowded: Vec<u32>,
     connections: Vec<Option<Connection>>,
     free: Vec<u32>,
     connections_max: u32,
@@ -189,6 +192,7 @@ impl Server {
             finished: Vec::new(),
             targets: Vec::new(),
             busy: Vec::new(),
+            crowded: Vec::new(),
             connections: Vec::new(),
             free: Vec::new(),
             connections_max,
@@ -453,32 +457,6 @@ impl Server {
         })
     }
 
-    /// Takes what the files have answered.
-    fn complete(&mut self, watch: &Stopwatch) -> usize {
-        let count = self.finished.len();
-        let mut follower = Follower { tracer: &mut self.tracer, watch };
-        let mut finished = std::mem::take(&mut self.finished);
-        for answer in finished.drain(..) {
-            let volume = answer.volume;
-            match self.targets.get_mut(volume.0 as usize).and_then(Option::as_mut) {
-                Some(target) => {
-                    target.complete(answer, &mut self.pool, watch.turn_ns(), &mut follower);
-                    if !std::mem::replace(&mut target.listed, true) {
-                        self.busy.push(volume.0);
-                    }
-                }
-                None => answer.buffer.into_iter().for_each(|buffer| self.pool.free(buffer)),
-            }
-        }
-        self.finished = finished;
-        if let Some(files) = &mut self.files {
-            for notice in files.notices() {
-                warn!("{notice}");
-            }
-        }
-        count
-    }
-
     /// Receives on the connections whose turn it is and hands out what credits and memory allow.
     fn receive(&mut self, watch: &Stopwatch) -> usize {
         let now_ns = watch.turn_ns();
@@ -557,64 +535,6 @@ impl Server {
             }
         }
         self.pool.set_share(None);
-        moved
-    }
-
-    /// Moves the volumes on, and answers.
-    fn pump(&mut self, watch: &Stopwatch) -> usize {
-        let now_ns = watch.turn_ns();
-        let mut moved = 0;
-        let mut kept = 0;
-        for at in 0..self.busy.len() {
-            let number = self.busy[at];
-            let Some(target) = self.targets[number as usize].as_mut() else { continue };
-            if target.quiesced && !target.is_busy() {
-                target.listed = false;
-                continue;
-            }
-            let mut follower = Follower { tracer: &mut self.tracer, watch };
-            target.pump(self.files.as_mut(), &mut self.pool, now_ns, &mut follower);
-            let mut stamp = Stamp::new(watch);
-            while let Some(done) = target.finished() {
-                moved += 1;
-                let flight = self.flights[done.tag.0 as usize];
-                self.flights_free.push(done.tag.0 as u32);
-                if let Some((lba, blocks)) = flight.range {
-                    target.changed(lba, blocks);
-                }
-                if flight.trace.0 != 0 {
-                    // Volumes in files have said themselves how far their medium came.
-                    if target.medium() != Medium::File {
-                        self.tracer.step(flight.trace, Stage::Media, stamp.ns());
-                    }
-                    self.tracer.answered(flight.trace, done.status);
-                    if flight.range.is_some() && done.status.is_ok() {
-                        target.unsynced.push(flight.trace);
-                    }
-                }
-                // INVARIANT: a session stays until it has all its answers.
-                let Some(connection) = self.connections[flight.connection as usize].as_mut() else {
-                    continue;
-                };
-                let done = Done { tag: flight.tag, ..done };
-                if let Err(unknown) = connection.session.complete(done, &mut self.pool) {
-                    warn!("{unknown}");
-                }
-                activate(&mut self.active, flight.connection, connection);
-            }
-            if let Some(news) = target.news() {
-                warn!(volume = number, "{news}");
-                self.lost.extend(target.is_fenced().then_some(VolumeId(number)));
-            }
-            target.listed = target.wants_pump();
-            if target.listed {
-                self.busy[kept] = number;
-                kept += 1;
-            } else {
-                self.retry_ns = self.retry_ns.into_iter().chain(target.retry_at_ns()).min();
-            }
-        }
-        self.busy.truncate(kept);
         moved
     }
 

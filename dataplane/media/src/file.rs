@@ -5,10 +5,10 @@
 //! opening a file and probing for a name are done at once, with a system call of about a microsecond: the probe is part
 //! of the fence (decision D10) and must see what the file system says at that moment. Where it may ask somebody else
 //! (NFS, FUSE) the ring does them too. Creating and removing files are rare and slow, so the ring does them, followed
-//! by a sync of the directory.
+//! by a sync of the directory; closing a file that is removed gives its room back, and may take as long.
 //!
-//! Volumes on different file systems share the ring in equal parts, so that one whose device does not answer keeps no
-//! other from its own. What blocks in the kernel (fdatasync, fallocate, a device without room in its queue) takes a
+//! Volumes on different file systems share the ring (`device.rs`), so that one whose device does not answer keeps no other
+//! from its own. What blocks in the kernel (fdatasync, fallocate, a device without room in its queue) takes a
 //! thread of the ring's; there may be as many of them as entries.
 //!
 //! Invariants: an entry refers to memory that the slot owns until the entry has completed, also when the medium is
@@ -23,7 +23,7 @@ mod open;
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -108,6 +108,8 @@ struct Slot {
     statx: Option<Box<MaybeUninit<libc::statx>>>,
     /// A file just created, until its directory is synced.
     created: Option<OwnedFd>,
+    /// A file that an entry closes.
+    closing: Option<RawFd>,
 }
 
 /// Files through io_uring.

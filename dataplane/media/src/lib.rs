@@ -30,7 +30,8 @@ use frame::{IoBuffer, IoPool};
 
 /// A byte device that is polled.
 pub trait Media {
-    /// Begins a request, or hands it back when [`Media::room`] is 0.
+    /// Begins a request, or hands it back when [`Media::room`] is 0, or its volume's device has its share of that: until
+    /// something was answered.
     fn submit(&mut self, request: Request<IoBuffer>, pool: &IoPool) -> Result<(), Request<IoBuffer>>;
 
     /// How many more requests fit.

@@ -495,10 +495,14 @@ impl Volume {
     /// True when a step would change something that no answer of a medium announces. What waits for room that the
     /// medium refused is left to [`Volume::retry_at_ns`].
     pub fn wants_step(&self) -> bool {
+        // A checkpoint goes on when what it waits for is answered.
+        let waits =
+            self.commit.is_logging_again() && self.commit.is_writing() || !self.map.fetching.is_empty();
+        let merges = self.merge.wants_step() && !waits && self.retry_at_ns().is_none();
         !self.stalled.is_empty()
             || !self.queue.is_empty()
             || self.commit.wants_step(self.health)
-            || (self.health == Health::Sound && self.merge.wants_step() && self.retry_at_ns().is_none())
+            || (self.health == Health::Sound && merges)
     }
 
     /// When a step should ask again for room that the medium refused to a checkpoint.

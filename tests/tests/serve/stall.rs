@@ -17,8 +17,10 @@ use crate::client::Client;
 use crate::place::{Place, file};
 
 const BLOCK: usize = 4096;
-/// Requests to the one that does not answer.
-const STUCK: u64 = 100;
+/// Volumes that do not answer, clients of each, and requests of each of these: more than the ring's room for all of them.
+const STUCK: usize = 4;
+const CLIENTS: usize = 2;
+const REQUESTS: u64 = 100;
 /// Writes, each flushed and read, to the other.
 const ROUNDS: u64 = 200;
 const WRITE: (Command, CommandFlags) = (Command::WRITE, CommandFlags(0));
@@ -40,44 +42,57 @@ fn block(fill: u64) -> Vec<u8> {
     vec![fill as u8 + 1; BLOCK]
 }
 
-/// Serves a volume on `device` and one beside it; `stop` has the device answer no more until what it returns is dropped.
+/// Serves volumes on `device` and one beside it; `stop` has the device answer no more until what it returns is dropped.
 fn holds_up_nobody<Stopped>(at: &Path, name: &'static str, device: &Path, stop: impl FnOnce() -> Stopped) {
     let disk = |name: &str, at: &Path| file(name, &at.join(name), "64MiB", BLOCK as u32);
-    let exports = [disk("stuck", device), disk("quick", at)];
-    let mut place = Place::secured(at.to_owned(), name, "", &[&exports[0], &exports[1]]);
-    let ((mut stuck, socket), (mut quick, _)) = (client(&place, "stuck"), client(&place, "quick"));
-    for one in [&mut stuck, &mut quick] {
+    let names: Vec<String> = (0..STUCK).map(|number| format!("stuck-{number}")).collect();
+    let mut exports: Vec<String> = names.iter().map(|name| disk(name, device)).collect();
+    exports.push(disk("quick", at));
+    let exports: Vec<&str> = exports.iter().map(String::as_str).collect();
+    let mut place = Place::secured(at.to_owned(), name, "", &exports);
+    let mut stuck: Vec<_> =
+        names.iter().flat_map(|name| [(); CLIENTS].map(|()| client(&place, name))).collect();
+    let (mut quick, _) = client(&place, "quick");
+    for one in stuck.iter_mut().map(|(client, _)| client).chain([&mut quick]) {
         one.write(0, &block(0)).expect("written");
         assert_eq!(one.flush().expect("answered"), ErrorCode::OK);
     }
 
     let stopped = stop();
-    let mut send = |page| stuck.send(WRITE, page * BLOCK as u64, BLOCK as u32, &block(page)).expect("sent");
-    let sent: Vec<u64> = (0..STUCK).map(&mut send).collect();
+    let mut sent = Vec::new();
+    for (number, (client, _)) in stuck.iter_mut().enumerate() {
+        // No two clients write the same.
+        let first = (number % CLIENTS) as u64 * REQUESTS;
+        let mut send = |page| client.send(WRITE, page * BLOCK as u64, BLOCK as u32, &block(page));
+        sent.push((first..first + REQUESTS).map(|page| send(page).expect("sent")).collect::<Vec<u64>>());
+    }
     for round in 0..ROUNDS {
         let (at, mut back) = (round * BLOCK as u64, vec![0; BLOCK]);
-        quick.write(at, &block(round)).expect("written while the other one waits");
+        quick.write(at, &block(round)).expect("written while the others wait");
         assert_eq!(quick.flush().expect("answered"), ErrorCode::OK, "round {round}");
         quick.read(at, &mut back).expect("read");
         assert!(back == block(round), "round {round}");
     }
-    assert!(!was_answered(&socket), "the device does not answer");
+    assert!(stuck.iter().all(|(_, socket)| !was_answered(socket)), "the device does not answer");
 
     drop(stopped);
-    let mut answered: Vec<u64> = (0..STUCK).map(|_| stuck.answer().expect("it goes on")).collect();
-    answered.sort_unstable();
-    assert_eq!(answered, sent);
-    assert_eq!(stuck.flush().expect("answered"), ErrorCode::OK);
-    drop((stuck, socket, quick));
+    for ((client, _), sent) in stuck.iter_mut().zip(sent) {
+        let mut answered: Vec<u64> = sent.iter().map(|_| client.answer().expect("it goes on")).collect();
+        answered.sort_unstable();
+        assert_eq!(answered, sent);
+        assert_eq!(client.flush().expect("answered"), ErrorCode::OK);
+    }
+    drop((stuck, quick));
     place.end();
     place.start();
-    let (mut stuck, _) = client(&place, "stuck");
-    for page in 0..STUCK {
-        let mut back = vec![0; BLOCK];
-        stuck.read(page * BLOCK as u64, &mut back).expect("read");
-        assert!(back == block(page), "page {page}");
+    for name in &names {
+        let (mut stuck, _) = client(&place, name);
+        for page in 0..CLIENTS as u64 * REQUESTS {
+            let mut back = vec![0; BLOCK];
+            stuck.read(page * BLOCK as u64, &mut back).expect("read");
+            assert!(back == block(page), "page {page}");
+        }
     }
-    drop(stuck);
     place.end();
 }
 

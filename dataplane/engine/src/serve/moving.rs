@@ -316,8 +316,10 @@ impl Server {
 
     /// Takes a volume out of everything here, but for its connections.
     fn unlink(&mut self, now_ns: u64, volume: VolumeId) -> Option<Member> {
-        let target = self.targets.get_mut(volume.0 as usize)?.take()?;
+        let mut target = self.targets.get_mut(volume.0 as usize)?.take()?;
         self.busy.retain(|number| *number != volume.0);
+        self.crowded.retain(|number| *number != volume.0);
+        target.crowded = false;
         let files = self.files.as_mut().and_then(|files| files.hand_over(volume));
         Some(Member { target, files, credits: self.shaper.take_volume(now_ns, volume.0) })
     }

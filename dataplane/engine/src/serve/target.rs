@@ -93,6 +93,8 @@ pub struct Target {
     pub(super) quiesced: bool,
     /// In the list of volumes with something to do.
     pub(super) listed: bool,
+    /// The files had no room for a request of it, and it is in the list of those that wait for some.
+    pub(super) crowded: bool,
     /// Nothing that changes it or reads it is admitted, but for a copy: see [`super::freeze`].
     pub(super) frozen: bool,
     /// Writes that came while it is frozen: they were admitted before their payload came.
@@ -212,6 +214,7 @@ impl Target {
             busy: 0,
             quiesced: false,
             listed: false,
+            crowded: false,
             frozen: false,
             held: VecDeque::new(),
             writes: 0,
@@ -418,14 +421,15 @@ impl Target {
         self.told.push_back(io.done(status));
     }
 
-    /// Begins what there is room for, and carries on at the medium.
+    /// Begins what there is room for, and carries on at the medium. True when the files had no room for a request: there
+    /// may be some when they have answered anybody.
     pub(super) fn pump(
         &mut self,
         files: Option<&mut FileMedia>,
         pool: &mut IoPool,
         now_ns: u64,
         follower: &mut Follower<'_>,
-    ) {
+    ) -> bool {
         while let Some(finished) = self.faults.as_mut().and_then(|faults| faults.due(now_ns)) {
             self.answered(finished, pool, now_ns, follower);
         }
@@ -440,19 +444,21 @@ impl Target {
                 }
                 volume.step(pool, now_ns);
                 follower.book(volume.marks());
-                let Some(files) = files else { return };
+                let Some(files) = files else { return false };
                 while files.room() > 0
                     && let Some(request) = volume.dispatch()
                 {
                     let Some(request) = begin(faults, request, now_ns) else { continue };
                     if let Err(request) = files.submit(request, pool) {
                         volume.put_back(request);
-                        return;
+                        break;
                     }
                 }
+                return volume.wants_dispatch();
             }
             Body::Away { .. } | Body::Home => {}
         }
+        false
     }
 
     /// Takes an answer of the files.
@@ -527,8 +533,7 @@ impl Target {
         match &self.body {
             Body::Thin { volume, .. } => {
                 let begins = !self.queue.is_empty() && volume.room() > 0;
-                // The answers that make room at the medium may be another volume's.
-                begins || volume.wants_step() || volume.wants_dispatch()
+                begins || volume.wants_step()
             }
             _ => !self.queue.is_empty(),
         }

@@ -4,7 +4,7 @@
 
 use std::ffi::CString;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use block::{Act, Fault, FileId, FileName, Request};
 use frame::IoBuffer;
@@ -16,6 +16,8 @@ use super::{FileMedia, REGISTERED_BYTES, Slot};
 
 /// The stage of an entry that syncs the directory, where pieces have their number.
 const SYNC_DIRECTORY: u32 = 1;
+/// The stage of an entry that closes a file that was removed.
+const CLOSE: u32 = 2;
 
 impl FileMedia {
     /// Takes a request into a slot; `room` was checked, and that of its device.
@@ -40,8 +42,9 @@ impl FileMedia {
         let statx = matches!(request.act, Act::Probe(_)).then(|| Box::new(MaybeUninit::uninit()));
         let refused = result.is_err() || pending == 0;
         let pending = if refused { 1 } else { pending };
-        let created = None;
-        self.slots[index as usize] = Some(Slot { request, device, pending, result, path, statx, created });
+        let (created, closing) = (None, None);
+        let slot = Slot { request, device, pending, result, path, statx, created, closing };
+        self.slots[index as usize] = Some(slot);
         if refused {
             return self.end_entry(index);
         }
@@ -120,6 +123,7 @@ impl FileMedia {
             Act::Create { .. } | Act::Remove { .. } if part == SYNC_DIRECTORY => {
                 opcode::Fsync::new(directory()?).build()
             }
+            Act::Remove { .. } if part == CLOSE => opcode::Close::new(Fd(slot.closing?)).build(),
             Act::Create { .. } => opcode::OpenAt::new(directory()?, slot.path.as_ref()?.as_ptr())
                 .flags(libc::O_RDWR | libc::O_CREAT | libc::O_EXCL | libc::O_CLOEXEC)
                 .mode(0o600)
@@ -132,8 +136,10 @@ impl FileMedia {
                 .flags(libc::AT_STATX_FORCE_SYNC)
                 .build(),
         };
-        // The kernel tries at once what it takes for quick. Where it has to ask a server that is not always so.
+        // The kernel tries at once what it takes for quick. Where it has to ask a server that is not always so, nor where
+        // the last one to close a file gives its room back.
         let at_once = self.volumes.get(&volume).is_some_and(|attached| attached.answers_at_once);
+        let at_once = at_once && part != CLOSE;
         let flags = if at_once { squeue::Flags::empty() } else { squeue::Flags::ASYNC };
         Some(entry.user_data(u64::from(part) << 32 | u64::from(index)).flags(flags))
     }
@@ -172,6 +178,10 @@ impl FileMedia {
         let Some(slot) = self.slots[index as usize].as_ref() else { return };
         let act = slot.request.act;
         self.devices.entry_ended(slot.device);
+        if matches!(act, Act::Remove { .. }) && part == CLOSE {
+            // close(2): it is closed, whatever it says.
+            return self.again(index, SYNC_DIRECTORY);
+        }
         if result == -libc::EINTR || result == -libc::EAGAIN {
             return self.again(index, part);
         }
@@ -182,10 +192,7 @@ impl FileMedia {
             Act::Open { file, name } if result >= 0 => self.opened(index, file, name, result),
             Act::Probe(_) if result == -libc::ENOENT => self.end_entry(index),
             Act::Probe(_) if result >= 0 => self.fail(index, Fault::Exists),
-            Act::Remove { file, .. } if part != SYNC_DIRECTORY && result >= 0 => {
-                self.close(index, file);
-                self.again(index, SYNC_DIRECTORY);
-            }
+            Act::Remove { file, .. } if part != SYNC_DIRECTORY && result >= 0 => self.removed(index, file),
             _ if result < 0 => self.fail(index, fault_of(-result)),
             _ => self.end_entry(index),
         }
@@ -243,13 +250,13 @@ impl FileMedia {
         }
     }
 
-    fn close(&mut self, index: u32, file: FileId) {
-        let Some(volume) = self.slots[index as usize].as_ref().map(|slot| slot.request.volume) else {
-            return;
-        };
-        let files = self.volumes.get_mut(&volume).map(|attached| &mut attached.files);
-        if let Some(open) = files.and_then(|files| files.get_mut(file.0 as usize)) {
-            *open = None;
-        }
+    /// A name is gone; what is open of it is closed.
+    fn removed(&mut self, index: u32, file: FileId) {
+        let Some(slot) = self.slots[index as usize].as_mut() else { return };
+        let files = self.volumes.get_mut(&slot.request.volume).map(|attached| &mut attached.files);
+        let open = files.and_then(|files| files.get_mut(file.0 as usize)?.take());
+        slot.closing = open.map(|open| open.fd.into_raw_fd());
+        let stage = if slot.closing.is_some() { CLOSE } else { SYNC_DIRECTORY };
+        self.again(index, stage);
     }
 }

@@ -1,6 +1,8 @@
-//! The ring's room, divided between the file systems that volumes are on.
+//! The ring's room, divided between the file systems that volumes are on: a device gets more only while it has no more than
+//! what is left. So one that is alone has half of it, and whoever comes next finds some.
 //!
-//! Invariants: no device has more entries at the kernel than its share; parts of one device wait in their order.
+//! Invariants: all devices together have no more entries at the kernel than the ring is for; parts of one device wait in
+//! their order.
 
 use std::collections::VecDeque;
 
@@ -31,10 +33,9 @@ impl Devices {
         Devices { devices: Vec::new(), in_flight_max }
     }
 
-    /// Requests, and entries, that one device may have.
-    fn share(&self) -> u32 {
-        let devices = self.devices.iter().filter(|one| one.volumes > 0).count() as u32;
-        (self.in_flight_max / devices.max(1)).max(1)
+    /// Room that nobody has, of slots or of entries.
+    fn left(&self, taken: fn(&Device) -> u32) -> u32 {
+        self.in_flight_max - self.devices.iter().map(taken).sum::<u32>()
     }
 
     fn find(&self, number: u64) -> Option<usize> {
@@ -62,10 +63,10 @@ impl Devices {
 
     /// A request wants a slot; the place of its device, if that may have one more.
     pub fn take_slot(&mut self, number: u64) -> Option<usize> {
-        let share = self.share();
+        let left = self.left(|device| device.slots);
         let at = self.find(number)?;
         let device = &mut self.devices[at];
-        (device.slots < share).then(|| {
+        (device.slots < left).then(|| {
             device.slots += 1;
             at
         })
@@ -82,8 +83,8 @@ impl Devices {
 
     /// The next part that may go into the ring, of a device from `at` on; it stays where it is.
     pub fn next(&self, at: usize) -> Option<(usize, (u32, u32))> {
-        let share = self.share();
-        let mut rest = self.devices.iter().enumerate().skip(at).filter(|(_, one)| one.entries < share);
+        let left = self.left(|device| device.entries);
+        let mut rest = self.devices.iter().enumerate().skip(at).filter(|(_, one)| one.entries < left);
         rest.find_map(|(at, one)| Some((at, *one.backlog.front()?)))
     }
 
@@ -109,16 +110,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_device_has_its_share_and_what_others_leave_is_not_taken() {
-        let mut devices = Devices::new(8);
+    fn each_device_has_its_share_and_a_newcomer_finds_room() {
+        let mut devices = Devices::new(16);
         devices.join(1);
-        assert_eq!((0..9).filter_map(|_| devices.take_slot(1)).count(), 8, "it is alone");
+        assert_eq!((0..20).filter_map(|_| devices.take_slot(1)).count(), 8, "half of it, though it is alone");
+        // None of them is answered.
         devices.join(2);
         devices.join(2);
-        assert_eq!(devices.take_slot(1), None, "more than its share by now");
-        let other = (0..9).filter_map(|_| devices.take_slot(2)).collect::<Vec<_>>();
-        assert_eq!(other, [1; 4]);
-        for part in 0..6 {
+        let others = (0..20).filter_map(|_| devices.take_slot(2)).collect::<Vec<_>>();
+        assert_eq!(others, [1; 4]);
+        devices.join(3);
+        assert_eq!((0..20).filter_map(|_| devices.take_slot(3)).count(), 2);
+        assert_eq!(devices.take_slot(1), None);
+        for part in 0..10 {
             devices.wait(0, (part, 0));
             devices.wait(1, (part, 1));
         }
@@ -127,18 +131,18 @@ mod tests {
             devices.taken(at, true);
             submitted.push((at, part.0));
         }
-        assert_eq!(submitted, [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2), (1, 3)]);
+        let of = |device: usize, parts: u32| (0..parts).map(move |part| (device, part));
+        assert_eq!(submitted, of(0, 8).chain(of(1, 4)).collect::<Vec<_>>(), "each in its order");
         devices.entry_ended(1);
         assert_eq!(devices.next(0), Some((1, (4, 1))), "the other one does not answer");
-        // One volume goes, and then the device; its place is given away when nothing of it is under way.
+        // When all its volumes are gone its place is given away, once nothing of it is under way.
         devices.leave(2);
-        assert_eq!(devices.share(), 4);
+        assert_eq!(devices.find(2), Some(1));
         devices.leave(2);
-        assert_eq!((devices.share(), devices.find(2)), (8, None));
-        devices.join(3);
-        assert_eq!(devices.find(3), Some(2));
-        (0..4).for_each(|_| devices.slot_ended(1));
         devices.join(4);
-        assert_eq!(devices.find(4), Some(1));
+        assert_eq!((devices.find(2), devices.find(4)), (None, Some(3)));
+        (0..4).for_each(|_| devices.slot_ended(1));
+        devices.join(5);
+        assert_eq!(devices.find(5), Some(1));
     }
 }

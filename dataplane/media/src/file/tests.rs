@@ -121,15 +121,16 @@ fn more_than_fits_is_handed_back() {
     assert_eq!(bed.act(Act::Create { file: FILE, name: NAME }), Ok(()));
     let request =
         || Request { volume: VOLUME, token: 0, act: Act::Sync(FILE), buffer: None, pieces: Vec::new() };
-    for _ in 0..8 {
+    for _ in 0..4 {
         bed.media.submit(request(), &bed.pool).expect("there is room");
     }
-    assert_eq!((bed.media.room(), bed.media.in_flight()), (0, 8));
+    // The rest is for other file systems.
+    assert_eq!((bed.media.room(), bed.media.in_flight()), (4, 4));
     assert!(bed.media.submit(request(), &bed.pool).is_err());
     assert!(!bed.media.detach(VOLUME), "busy");
     let mut out = Vec::new();
     bed.media.drain(&mut out);
-    assert!(out.len() == 8 && out.iter().all(|finished| finished.result.is_ok()));
+    assert!(out.len() == 4 && out.iter().all(|finished| finished.result.is_ok()));
     assert!(bed.media.detach(VOLUME));
     assert_eq!(bed.act(Act::Sync(FILE)), Err(Fault::Missing));
 }

@@ -171,7 +171,9 @@ impl Merge {
     pub fn wants_step(&self) -> bool {
         match &self.stage {
             Stage::Idle => self.is_wanted() && !self.awaits_segment || !self.leftovers.is_empty(),
-            Stage::Leaves | Stage::Refused(_) => true,
+            // What is at the medium is answered, and moves it on.
+            Stage::Leaves => self.writing.is_empty(),
+            Stage::Refused(_) => true,
             Stage::Body(body) => !body.is_busy(),
             _ => false,
         }
