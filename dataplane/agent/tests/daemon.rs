@@ -368,8 +368,16 @@ fn an_export_shows_in_the_report_the_table_and_the_metrics() {
     let again = Gateway::start(&folder, "serve.toml", text.replace("create = true\nsize = \"1GiB\"", ""));
     assert_eq!(again.report().exports.len(), 2);
     again.daemon.stop();
-    let path = folder.0.join("missing.toml");
-    std::fs::write(&path, text.replace("/files", "/nowhere").replace("create = true", "")).unwrap();
-    let Err(missing) = Daemon::start(&path, config::read(&path).unwrap()) else { panic!("it is not there") };
-    assert!(missing.to_string().contains("volume create"), "{missing}");
+    let without = Gateway::start(
+        &folder,
+        "missing.toml",
+        text.replace("/files", "/nowhere").replace("create = true", ""),
+    );
+    let report = without.report();
+    assert_eq!(report.exports.len(), 1, "the other one is served");
+    let missing = &report.left_out[0];
+    assert!(missing.name == "files" && missing.why.contains("volume create"), "{missing:?}");
+    assert!(table::draw(&report, &report).contains("not served"));
+    assert!(metrics::text(&report).unwrap().contains("tidegate_dataplane_export_up{export=\"files\"} 0"));
+    without.daemon.stop();
 }
