@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use contract::{LeaseId, NodeId, OperationId, PolicyRef};
-use verdict::{By, Decided, Question, Tick, Verdict};
+use verdict::{By, Decided, Profile, Question, Tick, Verdict};
 
 use crate::record::cut;
 use crate::{Alarm, Ask, Core, Timer};
@@ -29,12 +29,12 @@ pub(crate) enum Purpose {
 }
 
 /// Of what a profile is made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(crate) enum Span {
     /// The last minutes, second by second.
     Fine,
-    /// Days.
-    Coarse,
+    /// Days; with what was made of the minutes, if they were shown, and by whom.
+    Coarse(Option<Box<(Profile, PolicyRef)>>),
 }
 
 #[derive(Clone, Debug)]

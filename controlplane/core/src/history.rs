@@ -107,14 +107,18 @@ impl Histories {
     /// What a policy sees: seconds if there is at least a minute of them, else five minutes.
     pub fn samples(&self, volume: VolumeId) -> Samples {
         let Some(history) = self.volumes.get(&volume) else { return Samples::default() };
-        let fine = history.fine.as_ref().filter(|fine| fine.len() >= 60 || history.coarse.is_empty());
-        shown(fine.unwrap_or(&history.coarse), 1)
+        shown(history.seconds().unwrap_or(&history.coarse), 1)
+    }
+
+    /// Whether [`Histories::samples`] are seconds.
+    pub fn shows_seconds(&self, volume: VolumeId) -> bool {
+        self.volumes.get(&volume).is_some_and(|history| history.seconds().is_some())
     }
 
     /// What a policy sees when seconds show no pattern: five minutes, or means of several once there are more than it
-    /// looks at. With the shortest period that these can show; none if there are too few, or if no seconds were seen.
+    /// looks at. With the shortest period that these can show; none if there are too few.
     pub fn coarse(&self, volume: VolumeId) -> Option<(Samples, u64)> {
-        let history = self.volumes.get(&volume).filter(|history| history.fine.is_some())?;
+        let history = self.volumes.get(&volume)?;
         let of_each = history.coarse.len().div_ceil(SHOWN_MAX).max(1);
         let enough = history.coarse.len() >= COARSE_MIN;
         enough.then(|| (shown(&history.coarse, of_each), 2 * COARSE_MS * of_each as u64))
@@ -142,6 +146,10 @@ fn shown(all: &VecDeque<Sample>, of_each: usize) -> Samples {
 }
 
 impl History {
+    fn seconds(&self) -> Option<&VecDeque<Sample>> {
+        self.fine.as_ref().filter(|fine| fine.len() >= 60 || self.coarse.is_empty())
+    }
+
     fn add_coarse(&mut self, sample: Sample) {
         let sum = &mut self.sum;
         if sum.count == 0 {

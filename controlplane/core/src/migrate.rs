@@ -179,6 +179,10 @@ impl Core {
         operation.blocked_on = Some(Blocked::Policy { policy: PolicyKind::Migration, why: String::new() });
         let volume = operation.volume;
         self.plans.unplanned.remove(&id);
+        // One that has been idle has only days to show.
+        if !self.histories.shows_seconds(volume) && self.ask_for_days(id, None) {
+            return;
+        }
         let (shortest, longest) = self.config.period_ms;
         let rules = self.rules(shortest, longest.min(FINE_PERIOD_MAX_MS.max(shortest)));
         let question = BuildProfile { samples: self.histories.samples(volume), rules };
@@ -259,7 +263,7 @@ impl Core {
     }
 
     /// Asks for the pattern of days, if there is a history of them.
-    fn ask_for_days(&mut self, id: OperationId) -> bool {
+    fn ask_for_days(&mut self, id: OperationId, of_minutes: Option<Box<(Profile, PolicyRef)>>) -> bool {
         let Some(operation) = self.operations.get(id) else { return false };
         let Some((samples, shortest)) = self.histories.coarse(operation.volume) else { return false };
         let longest = self.config.period_ms.1;
@@ -267,7 +271,7 @@ impl Core {
             return false;
         }
         let question = BuildProfile { samples, rules: self.rules(shortest, longest) };
-        self.ask(Purpose::Profile(id, Span::Coarse), Question::BuildProfile(question));
+        self.ask(Purpose::Profile(id, Span::Coarse(of_minutes)), Question::BuildProfile(question));
         true
     }
 
@@ -296,9 +300,19 @@ impl Core {
         if self.operations.get(id).is_none_or(|operation| operation.phase != Phase::Waiting) {
             return;
         }
-        if span == Span::Fine && profile.slots() <= 1 && self.ask_for_days(id) {
-            return;
-        }
+        let is_flat = profile.slots() <= 1;
+        let (profile, by) = match span {
+            Span::Fine if is_flat => {
+                let of_minutes = Box::new((profile, by));
+                if self.ask_for_days(id, Some(of_minutes.clone())) {
+                    return;
+                }
+                *of_minutes
+            }
+            // Where neither shows a pattern, what was seen last says most.
+            Span::Coarse(Some(of_minutes)) if is_flat => *of_minutes,
+            _ => (profile, by),
+        };
         let at_ms = self.now();
         let Some(operation) = self.operations.change(id) else { return };
         operation.profile = Some(Grounds { why: profile.why.clone(), by });

@@ -1,6 +1,6 @@
 //! Who decided what, and why, is found where it shows.
 
-use contract::{Class, Command, Explanation, NodeId, Phase, VolumeReport};
+use contract::{Class, Command, Explanation, NodeId, OperationId, Phase, VolumeReport};
 use verdict::{By, Decided, Question, Verdict};
 
 use super::fleet::{Fleet, iops};
@@ -71,9 +71,13 @@ fn who_made_the_profile_of_a_move_is_said_with_its_plan_and_after() {
     assert!(is_said(&done, "no tide was found"), "{done:#?}");
 }
 
-#[test]
-fn a_pattern_of_hours_is_learnt_when_minutes_show_none() {
-    const HOUR_MS: u64 = 3_600_000;
+const HOUR_MS: u64 = 3_600_000;
+
+/// Plans the move of a volume whose load was that in each second of a day, with what a policy makes of the questions.
+fn planned(
+    load: impl Fn(u64) -> u32,
+    mut answer: impl FnMut(&Question, &mut Verdict),
+) -> (Fleet, OperationId) {
     let mut fleet = Fleet::new(2, Config { ask: true, ..Config::default() });
     let volume = fleet.create("a", "own", Class::Firm, iops(10)).volume.expect("made");
     run(&mut fleet, 2_000);
@@ -91,44 +95,97 @@ fn a_pattern_of_hours_is_learnt_when_minutes_show_none() {
         errors: 0,
         credits: contract::Credits::default(),
     };
-    // A day of it, as its node would have said it each second; looked at more seldom.
+    // As its node would have said it each second; looked at more seldom.
     for second in (0..86_400).step_by(20) {
-        let iops = if second / 3_600 % 2 == 0 { 900 } else { 10 };
-        fleet.core.histories.sample(&VolumeReport { iops, ..report.clone() }, second * 1_000, 10);
+        let report = VolumeReport { iops: load(second), ..report.clone() };
+        fleet.core.histories.sample(&report, second * 1_000, 10);
     }
     let to_move = Command::VolumeMove { volume, to: None, at_once: false, deadline_ms: Some(4 * HOUR_MS) };
     let id = fleet.request(to_move).expect("fine").operation.expect("work");
-    let mut asked = Vec::new();
-    let mut offered = Vec::new();
     for _ in 0..10 {
         fleet.run(50);
         for ask in std::mem::take(&mut fleet.asks) {
             let mut verdict = ask.question.native(ask.tick);
-            if let Question::BuildProfile(question) = &ask.question {
-                asked.push((question.rules.period_min_ms, question.rules.period_max_ms));
-            }
-            // It finds hours where it sees days.
-            if let (Question::BuildProfile(question), Verdict::BuildProfile(profile), 2) =
-                (&ask.question, &mut verdict, asked.len())
-            {
-                assert!(question.samples.iops.contains(&900) && question.samples.iops.contains(&10));
-                (profile.slot_ms, profile.iops) = (HOUR_MS, vec![900, 10]);
-                profile.dirty_bytes_per_s = vec![1 << 20, 0];
-                profile.why = "every second hour".into();
-            }
-            if let Question::ChooseTime(question) = &ask.question {
-                assert_eq!(question.profile.slots(), 2);
-                offered.clone_from(&question.candidates_ms);
-            }
+            answer(&ask.question, &mut verdict);
             let by = By { policy: "moon@3".into(), decision: 41, instead: None };
             fleet.step(Input::Decided { ask: ask.id, decided: Decided { verdict, by } });
         }
     }
+    (fleet, id)
+}
+
+/// The periods that are looked for, if it is a question for a profile.
+fn periods_ms(question: &Question) -> Option<(u64, u64)> {
+    let Question::BuildProfile(question) = question else { return None };
+    Some((question.rules.period_min_ms, question.rules.period_max_ms))
+}
+
+/// Finds hours where it sees days.
+fn find_hours(question: &Question, verdict: &mut Verdict) {
+    let (Question::BuildProfile(question), Verdict::BuildProfile(profile)) = (question, verdict) else {
+        return;
+    };
+    if question.rules.period_max_ms == 24 * HOUR_MS {
+        assert!(question.samples.iops.contains(&900) && question.samples.iops.contains(&10));
+        (profile.slot_ms, profile.iops) = (HOUR_MS, vec![900, 10]);
+        profile.dirty_bytes_per_s = vec![1 << 20, 0];
+        profile.why = "every second hour".into();
+    }
+}
+
+#[test]
+fn a_pattern_of_hours_is_learnt_when_minutes_show_none() {
+    let (mut asked, mut offered) = (Vec::new(), Vec::new());
+    let load = |second| if second / 3_600 % 2 == 0 { 900 } else { 10 };
+    let (fleet, id) = planned(load, |question, verdict| {
+        asked.extend(periods_ms(question));
+        find_hours(question, verdict);
+        if let Question::ChooseTime(question) = question {
+            assert_eq!(question.profile.slots(), 2);
+            offered.clone_from(&question.candidates_ms);
+        }
+    });
     assert_eq!(asked, [(10_000, 600_000), (600_000, 86_400_000)]);
     let apart = offered.windows(2).map(|two| two[1] - two[0]).max().expect("several times");
     assert!(offered.len() >= 8 && apart <= HOUR_MS, "{offered:?}");
     let planned = fleet.core.explain(About::Operation(id)).expect("there");
     assert!(is_said(&planned, "every second hour"), "{planned:#?}");
+}
+
+#[test]
+fn a_pattern_of_hours_is_learnt_of_a_volume_that_has_been_idle_since() {
+    let mut asked = Vec::new();
+    let load = |second| match second / 3_600 {
+        18.. => 0,
+        hour if hour % 2 == 0 => 900,
+        _ => 10,
+    };
+    let (fleet, id) = planned(load, |question, verdict| {
+        asked.extend(periods_ms(question));
+        find_hours(question, verdict);
+    });
+    assert_eq!(asked, [(600_000, 86_400_000)], "there are no seconds to ask about");
+    let planned = fleet.core.explain(About::Operation(id)).expect("there");
+    assert!(is_said(&planned, "every second hour"), "{planned:#?}");
+}
+
+#[test]
+fn where_neither_minutes_nor_days_show_a_pattern_a_move_expects_the_load_of_the_minutes() {
+    let (mut asked, mut expected) = (Vec::new(), Vec::new());
+    let load = |second| if second < 43_200 { 900 } else { 10 };
+    let (fleet, id) = planned(load, |question, verdict| {
+        asked.extend(periods_ms(question));
+        match (question, verdict) {
+            (Question::BuildProfile(_), Verdict::BuildProfile(profile)) => {
+                profile.why = format!("asked {} times", asked.len());
+            }
+            (Question::ChooseTime(question), _) => expected.clone_from(&question.profile.iops),
+            _ => {}
+        }
+    });
+    assert_eq!((asked.len(), expected), (2, vec![10]));
+    let planned = fleet.core.explain(About::Operation(id)).expect("there");
+    assert!(is_said(&planned, "asked 1 times"), "{planned:#?}");
 }
 
 #[test]
