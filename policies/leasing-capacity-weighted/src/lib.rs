@@ -1,8 +1,8 @@
 //! Weighs producers by their capacity, corrected by how busy they are beside the others and by what fails. The
 //! correction is smoothed, so that new leases do not all run to whoever was idle a moment ago and back.
 //!
-//! How busy a producer is it says itself, and it may lie. Where consumers are heard about it, its word counts as far as
-//! they bear it out: one that is busier than usual is slower than usual too, and the other way round.
+//! How busy a producer is it says itself, and it may lie. Where consumers are heard about it, what they see counts,
+//! and its word moves that a little: one that is busier than usual is slower than usual too, and the other way round.
 //!
 //! For a need it revokes the largest leases: the fewest holders are disturbed.
 
@@ -19,8 +19,8 @@ const PRODUCERS_MAX: usize = 65_536;
 /// The correction that leaves a producer its capacity's weight.
 const EVEN: u64 = PPM as u64;
 
-/// So much a producer's word on its use counts though its consumers see nothing of it.
-const SLACK: u64 = EVEN / 25;
+/// Where consumers are heard, a producer's word moves its correction by one part in so many at most.
+const WORD_PART: u64 = 50;
 
 /// The policy.
 #[derive(Debug)]
@@ -140,15 +140,14 @@ impl Usual {
         }
     }
 
-    /// How far above the usual use, or below it, consumers bear a producer out.
-    fn borne_out(self, response_us: u64) -> (u64, u64) {
+    /// The correction that consumers ask for, if any were heard: as much less as a producer is slower than usual.
+    fn seen(self, response_us: u64) -> Option<u64> {
         if response_us == 0 || self.response_us == 0 {
-            return (EVEN, EVEN);
+            return None;
         }
-        let share = |us: u64| (u128::from(us) * u128::from(EVEN) / u128::from(self.response_us)) as u64;
-        let slower = share(response_us.saturating_sub(self.response_us).min(self.response_us));
-        let faster = share(self.response_us.saturating_sub(response_us));
-        (SLACK + slower, SLACK + faster)
+        let response_us = response_us.min(2 * self.response_us);
+        let share = u128::from(response_us) * u128::from(EVEN) / u128::from(self.response_us);
+        Some((2 * EVEN - share as u64).clamp(EVEN / 2, EVEN * 3 / 2))
     }
 }
 
@@ -159,13 +158,15 @@ fn middle(mut values: Vec<u64>) -> u64 {
     at(values.len().saturating_sub(1) / 2).midpoint(at(values.len() / 2))
 }
 
-/// The correction that a producer's report asks for: up to a half more or less by its use beside what is usual, and
-/// to nothing as errors reach one in ten.
+/// The correction that a producer's report asks for: up to a half more or less by its use beside what is usual, as
+/// far as consumers bear it out, and to nothing as errors reach one in ten.
 fn target(producers: &Producers, row: usize, usual: Usual) -> u64 {
     let utilisation = u64::from(producers.utilisation_ppm[row].min(PPM));
-    let (above, below) = usual.borne_out(producers.response_us[row]);
-    let utilisation = utilisation.clamp(usual.use_ppm.saturating_sub(below), usual.use_ppm + above);
-    let by_use = (EVEN + usual.use_ppm).saturating_sub(utilisation).clamp(EVEN / 2, EVEN * 3 / 2);
+    let its_word = (EVEN + usual.use_ppm).saturating_sub(utilisation).clamp(EVEN / 2, EVEN * 3 / 2);
+    let by_use = usual.seen(producers.response_us[row]).map_or(its_word, |seen| {
+        let part = seen / WORD_PART;
+        its_word.clamp(seen - part, seen + part)
+    });
     let sound = EVEN.saturating_sub(u64::from(producers.error_ppm[row]) * 10);
     by_use * sound / EVEN
 }
@@ -239,6 +240,21 @@ mod tests {
             policy.update_weights(at(0), view);
             policy.update_weights(at(60_000), view).weight_ppm
         };
+        // Whatever its consumers see, and whatever the others say.
+        for response_us in [30, 80, 100, 125, 140, 170, 400] {
+            for others in [[300_000; 3], [0, 400_000, PPM], [800_000, 900_000, 850_000]] {
+                let said = |use_ppm: u32| {
+                    let mut view = producers([use_ppm, others[0], others[1], others[2]]);
+                    view.response_us[0] = response_us;
+                    f64::from(settled(&view)[0])
+                };
+                let all = [0, 300_000, 600_000, 900_000, PPM].map(said);
+                let (least, most) = all.iter().fold((f64::MAX, 0.0_f64), |(least, most), &weight| {
+                    (least.min(weight), most.max(weight))
+                });
+                assert!(most < least * 1.05, "{response_us} {others:?}: {all:?}");
+            }
+        }
         for honest in [0, 300_000, 800_000, PPM] {
             let before = settled(&producers([honest; 4]));
             for (row, lie) in [(0, 0), (0, PPM), (3, 0), (3, PPM)] {
