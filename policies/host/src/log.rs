@@ -10,8 +10,9 @@
 //! | length | the record, [`Record`] in postcard's encoding (<https://postcard.jamesmunns.com>) |
 //!
 //! A record that is cut short or whose checksum is wrong ends its file: that is what a crash leaves, and a
-//! new start goes on in a new file. Records are written with one system call each and not synced: a killed process
-//! loses nothing, a machine that fails may lose the newest.
+//! new start goes on in a new file. One that finds no room is taken back, so that it hides none that follow.
+//! Records are written with one system call each and not synced: a killed process loses nothing, a machine that
+//! fails may lose the newest.
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
@@ -30,6 +31,9 @@ const MAGIC: &[u8; 8] = b"TGDLOG01";
 
 /// Longest record; a question of more rows is not logged, which is counted.
 const RECORD_BYTES_MAX: usize = 32 << 20;
+
+/// More threads than ever decide at once.
+const THREADS_MAX: usize = 64;
 
 /// One entry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,7 +73,7 @@ pub struct StateRecord {
 /// See [`Record::Decision`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DecisionRecord {
-    /// Rises by one per decision of this control plane, also across its restarts.
+    /// Rises by one per decision of this control plane; after a restart from the highest that was logged.
     pub number: u64,
     /// Which policy thread.
     pub seat: u32,
@@ -163,11 +167,20 @@ impl Log {
         bytes.extend((encoded.len() as u32).to_le_bytes());
         bytes.extend(crc32c::crc32c(&encoded).to_le_bytes());
         bytes.extend(encoded);
-        self.file.write_all(&bytes).map_err(|error| LogError::at(&path(), error))?;
-        self.bytes += bytes.len() as u64;
-        if self.bytes < self.options.file_bytes {
-            return Ok(());
+        if let Err(error) = self.file.write_all(&bytes) {
+            let error = LogError::at(&path(), error);
+            // The part of it that was written would hide what follows.
+            if self.file.set_len(self.bytes).is_err() {
+                self.begin_next()?;
+            }
+            return Err(error);
         }
+        self.bytes += bytes.len() as u64;
+        if self.bytes < self.options.file_bytes { Ok(()) } else { self.begin_next() }
+    }
+
+    fn begin_next(&mut self) -> Result<(), LogError> {
+        // Also if it cannot be begun: it may be there all the same.
         self.number += 1;
         self.file = begin(&self.options.folder, self.number)?;
         self.bytes = MAGIC.len() as u64;
@@ -255,9 +268,10 @@ pub fn newest(
     Ok(found.into())
 }
 
-/// The number of the newest decision; 0 of none.
+/// The highest number of a decision; 0 of none. Threads that decide at once log out of order: each at most one decision
+/// behind another's higher number.
 pub(crate) fn last_number(folder: &Path) -> Result<u64, LogError> {
-    Ok(newest(folder, 1, |_| true)?.last().map_or(0, |one| one.number))
+    Ok(newest(folder, THREADS_MAX, |_| true)?.iter().map(|one| one.number).max().unwrap_or(0))
 }
 
 /// See [`read`].
@@ -325,5 +339,72 @@ fn filled(file: &mut impl Read, into: &mut [u8]) -> io::Result<bool> {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::workload;
+
+    fn folder(test: &str) -> PathBuf {
+        let folder = std::env::temp_dir().join(format!("tidegate-log-{test}-{}", std::process::id()));
+        fs::create_dir_all(&folder).expect("a folder");
+        folder
+    }
+
+    fn decision(number: u64) -> Record {
+        let (tick, question) = workload::question(Kind::Leasing, 2, number);
+        Record::Decision(Box::new(DecisionRecord {
+            number,
+            seat: number as u32 % 3,
+            policy: None,
+            tick,
+            verdict: question.native(tick),
+            question,
+            instead: None,
+            fuel: 0,
+            duration_ns: 0,
+            lines: Vec::new(),
+        }))
+    }
+
+    #[test]
+    fn numbers_go_on_after_the_highest_though_threads_log_out_of_order() {
+        let folder = folder("order");
+        assert_eq!(last_number(&folder).expect("it can be read"), 0);
+        let mut log = Log::open(LogOptions::in_folder(&folder)).expect("ours");
+        for number in [1, 2, 5, 6, 9, 8, 3] {
+            log.append(&decision(number)).expect("there is room");
+        }
+        assert_eq!(last_number(&folder).expect("it can be read"), 9);
+        fs::remove_dir_all(&folder).expect("ours");
+    }
+
+    #[test]
+    fn a_record_that_finds_no_room_hides_none_that_follow() {
+        const WITHIN: &str = "TIDEGATE_TEST_WITHIN_A_LIMIT";
+        if std::env::var_os(WITHIN).is_none() {
+            // In a process of its own, whose files end after a few KiB: what goes beyond is written as far as it fits.
+            let this = std::env::current_exe().expect("it runs");
+            let name = "log::tests::a_record_that_finds_no_room_hides_none_that_follow";
+            let mut within = std::process::Command::new("sh");
+            within.args(["-c", "trap '' XFSZ; ulimit -f 8; exec \"$0\" \"$@\""]);
+            let out = within.arg(this).args(["--exact", name]).env(WITHIN, "1").output().expect("it runs");
+            let said = String::from_utf8_lossy(&out.stdout);
+            assert!(out.status.success() && said.contains("1 passed"), "{said}");
+            return;
+        }
+        let folder = folder("room");
+        let mut log = Log::open(LogOptions::in_folder(&folder)).expect("ours");
+        let event = |bytes| Record::Event { at_ms: 0, kind: Kind::Leasing, what: "x".repeat(bytes) };
+        log.append(&event(100)).expect("there is room");
+        log.append(&event(100_000)).expect_err("there is none");
+        let path = path_of(&folder, log.number);
+        assert_eq!(fs::metadata(&path).expect("ours").len(), log.bytes);
+        log.append(&decision(7)).expect("there is room");
+        let records: Result<Vec<_>, _> = read(&folder).expect("ours").collect();
+        assert_eq!(records.expect("it can be read"), [event(100), decision(7)]);
+        fs::remove_dir_all(&folder).expect("ours");
     }
 }
