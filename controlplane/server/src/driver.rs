@@ -65,7 +65,7 @@ enum Job {
 impl Job {
     /// Whether somebody asked for it.
     fn is_of_people(&self) -> bool {
-        matches!(self, Job::Request { .. } | Job::Look(_) | Job::Stop)
+        matches!(self, Job::Request { .. } | Job::Look(_))
     }
 }
 
@@ -254,9 +254,11 @@ impl Driver {
         answer.await.map_err(|_let_go| self.let_go())
     }
 
-    /// Ends the thread of the core after what waits now.
+    /// Ends the thread of the core after what nodes have said by now; what people asked for that still waits is let go.
+    /// Waits for its place: the queue is always being emptied.
     pub fn stop(&self) {
-        let _ = self.people.send(Job::Stop);
+        // No thread of the core any more: nothing to end.
+        let _ = self.nodes.send(Job::Stop);
     }
 }
 

@@ -63,6 +63,16 @@ fn beats_get_in_and_come_first_when_people_have_filled_their_queue() {
 }
 
 #[test]
+fn who_ends_the_control_plane_does_not_wait_behind_people() {
+    let (driver, seat) = Driver::new();
+    for _ in 0..PEOPLE_QUEUE {
+        assert!(driver.people.try_send(Job::Look(Box::new(|_| {}))).is_ok());
+    }
+    driver.stop();
+    assert!(matches!(seat.jobs.next(0, true), Some(Job::Stop)));
+}
+
+#[test]
 fn a_link_that_says_too_much_waits_and_another_does_not() {
     let (driver, seat) = Driver::new();
     let (loud, quiet) = (opened(&driver, 1), opened(&driver, 2));

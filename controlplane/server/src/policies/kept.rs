@@ -3,8 +3,9 @@
 //! One head for each kind, and the state behind it in pieces, since all of it may be longer than a transaction. There are
 //! places for two states: the pieces of a new one are written where the head does not point, then the head goes over.
 //!
-//! Invariants: what is kept is no older than [`EVERY`], and of the version that the store says is active; a state that is
-//! not there wholly has no head.
+//! Invariants: what is kept is of the version that the store says is active; a state that is not there wholly has no
+//! head. It is looked at again [`EVERY`] after the last look is stored: while the store is away or a decision takes
+//! long, what is kept is older.
 
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -18,7 +19,7 @@ use verdict::Kind;
 use super::Policies;
 use super::stored::active_key;
 
-/// Time between two looks at what policies have come to.
+/// Time from the end of one look at what policies have come to until the next.
 const EVERY: Duration = Duration::from_secs(2);
 /// Pieces of one state at most: what a policy may export.
 const PIECES_MAX: usize = 4;
@@ -90,7 +91,8 @@ impl Policies {
         }
     }
 
-    /// Keeps what has changed, without a lock that a decision may wait for.
+    /// Keeps what has changed. A decision of the kind may wait while the policy says it and the log takes it (4 MiB at
+    /// most), not for the store.
     fn keep(&self, kind: Kind) -> Result<(), StoreError> {
         // What is kept is the choice's, and not of what decides in its place.
         if self.missing(kind).is_some() {
