@@ -273,15 +273,20 @@ impl Core {
         {
             return Err(missing(&node)());
         }
-        if volume.class == Class::Firm && !need.fits(self.accounts.fleet_room()) {
-            let room = self.accounts.fleet_room();
-            return Err(Refused::Conflict(format!(
-                "the fleet has room for {room} beside its contingency, and it needs {need}; add a node, lower its \
-                 limits, or make it best effort"
-            )));
-        }
+        self.fleet_can_promise(volume.class, need)?;
         let id = self.add_volume(volume);
         self.make(id, Work::Create, on)
+    }
+
+    fn fleet_can_promise(&self, class: Class, need: Resources) -> Result<(), Refused> {
+        let room = self.accounts.fleet_room();
+        if class == Class::Revocable || need.fits(room) {
+            return Ok(());
+        }
+        Err(Refused::Conflict(format!(
+            "the fleet has room for {room} beside its contingency, and it needs {need}; add a node, lower its \
+             limits, or make it best effort"
+        )))
     }
 
     /// Registers the work that makes a volume; without it there is no volume.
@@ -352,6 +357,7 @@ impl Core {
         if let Some(head) = volume.head {
             let before = self.leases.get(head.lease).map_or(Resources::NONE, |lease| lease.resources);
             let more = after.minus(before);
+            self.fleet_can_promise(volume.class, more)?;
             if !more.is_none() && !self.accounts.fits(head.node, volume.class, more, false) {
                 let room = self.accounts.node(head.node).firm_room();
                 return Err(Refused::Conflict(format!(
@@ -497,16 +503,8 @@ impl Core {
             return Err(Refused::Conflict(why));
         }
         let limited = self.scopes_of(id)?;
-        let mut without = self.accounts.clone();
-        without.remove_node(id);
-        let (firm, room) = (self.accounts.firm(), without.fleet_room().plus(without.firm()));
-        if !firm.fits(room) {
-            return Err(Refused::Conflict(format!(
-                "without {id} the fleet could promise {room} beside its contingency, and {firm} is promised; add a node, or \
-                 lower limits of volumes"
-            )));
-        }
-        self.accounts = without;
+        // Nothing was promised of it since it was lost.
+        self.accounts.remove_node(id);
         self.liveness.remove(id);
         self.producers.remove(id);
         self.links.forget_node(id);

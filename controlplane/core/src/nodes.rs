@@ -197,7 +197,7 @@ impl Core {
         let info = node.info.clone();
         self.index.nodes.insert(info.name.clone(), id);
         self.accounts.set_node(id, info.capacity);
-        self.accounts.set_lost(id, node.state == NodeState::Lost);
+        self.accounts.set_lost(id, is_missed(node.state));
         let pools: Vec<Name> = info.pools.iter().map(|pool| pool.name.clone()).collect();
         for pool in &info.pools {
             // A pool that one node calls its own is not shared, whatever others say.
@@ -229,9 +229,8 @@ impl Core {
         if let Some(node) = node {
             node.state = state;
         }
-        let lost = state == NodeState::Lost;
-        if lost || before == Some(NodeState::Lost) {
-            self.accounts.set_lost(id, lost);
+        if is_missed(state) || before.is_some_and(is_missed) {
+            self.accounts.set_lost(id, is_missed(state));
         }
         match state {
             NodeState::Lost => {
@@ -364,4 +363,9 @@ impl Core {
             member(&mut self.index.volumes_at, &node, id, is);
         }
     }
+}
+
+/// What such a node has cannot be promised: it is given nothing.
+fn is_missed(state: NodeState) -> bool {
+    matches!(state, NodeState::Lost | NodeState::Returning)
 }

@@ -134,8 +134,26 @@ fn a_fleet_promises_nothing_of_a_node_that_is_lost() {
     fleet.run(100);
     fleet.request(create("b")).unwrap_err();
     fleet.revive(0);
+    while fleet.core.liveness().state(NodeId(1)) == NodeState::Lost {
+        fleet.run(50);
+    }
+    // Nor before it has shown that it stays, since until then it is given nothing.
+    assert_eq!(fleet.core.liveness().state(NodeId(1)), NodeState::Returning);
+    fleet.request(create("b")).unwrap_err();
     fleet.run(5_000);
     fleet.request(create("b")).expect("it is back");
+}
+
+#[test]
+fn a_limit_that_the_fleet_has_no_room_for_is_refused_for_that() {
+    let mut fleet = Fleet::with_capacities(&[1_000; 2], Config::default());
+    let volume = fleet.volume("a", "shared", iops(600));
+    fleet.volume("b", "shared", iops(300));
+    let limit = |limits| Command::VolumeLimit { volume, limits };
+    // Its node has room, or would have.
+    let refused = fleet.request(limit(iops(800))).unwrap_err().to_string();
+    assert!(refused.contains("the fleet has room for 100 ") && refused.contains("best effort"), "{refused}");
+    fleet.request(limit(iops(700))).expect("there is room for 100 more");
 }
 
 #[test]
