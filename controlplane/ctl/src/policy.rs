@@ -73,7 +73,7 @@ pub enum PolicyCommand {
     },
     /// Have it asked beside the active one, and compare
     Shadow {
-        /// Name or digest
+        /// Name, digest or DIGEST-CONFIGURATION as `list` shows it
         #[arg(required_unless_present = "stop")]
         policy: Option<String>,
         /// End the shadow of this kind
@@ -82,7 +82,7 @@ pub enum PolicyCommand {
     },
     /// Have it decide, from the next decision on
     Activate {
-        /// Name or digest
+        /// Name, digest or DIGEST-CONFIGURATION as `list` shows it
         policy: String,
         /// Without the state of the version before
         #[arg(long)]
@@ -95,7 +95,7 @@ pub enum PolicyCommand {
     },
     /// Remove one that was pushed and is not in use, with its files
     Remove {
-        /// Name or digest; of several the one that was pushed last
+        /// Name, digest or DIGEST-CONFIGURATION as `list` shows it; of several the one that was pushed last
         policy: String,
     },
     /// Show what decides, what is ready, and what happened

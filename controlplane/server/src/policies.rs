@@ -460,7 +460,7 @@ async fn push(
 #[derive(Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Activate {
-    /// Name or digest.
+    /// Name, digest or DIGEST-CONFIGURATION.
     policy: String,
     /// Begin without the state of the version before.
     #[serde(default)]
@@ -482,7 +482,7 @@ async fn activate(
 #[derive(Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Shadowed {
-    /// Name or digest; none = ask nobody beside the active one of `kind` any more.
+    /// Name, digest or DIGEST-CONFIGURATION; none = ask nobody beside the active one of `kind` any more.
     #[serde(default)]
     policy: Option<String>,
     /// Whose shadow ends.
@@ -517,7 +517,7 @@ async fn shadow(
 #[derive(Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Remove {
-    /// Name or digest; of several the one that was pushed last.
+    /// Name, digest or DIGEST-CONFIGURATION; of several the one that was pushed last.
     policy: String,
 }
 

@@ -61,6 +61,8 @@ pub struct PolicyStatus {
     pub digest: String,
     /// What it is configured with.
     pub config: BTreeMap<String, String>,
+    /// Of its configuration.
+    pub config_digest: String,
     /// One sentence.
     pub summary: String,
 }
@@ -73,6 +75,7 @@ impl From<&Policy> for PolicyStatus {
             kind: policy.kind().name(),
             digest: policy.id().digest.to_string(),
             config: policy.config().iter().cloned().collect(),
+            config_digest: policy.id().config.to_string(),
             summary: policy.summary().to_owned(),
         }
     }

@@ -36,6 +36,8 @@ pub struct Policy {
     pub version: String,
     pub kind: String,
     digest: String,
+    config: BTreeMap<String, String>,
+    config_digest: String,
     summary: String,
 }
 
@@ -200,6 +202,15 @@ fn shadows(kinds: &[Kind]) -> String {
     format!("{table}{more}")
 }
 
+impl Policy {
+    /// What tells it from all others, as other verbs take it.
+    fn digits(&self) -> String {
+        let short = |digits: &str| digits.chars().take(12).collect::<String>();
+        let code = short(&self.digest);
+        if self.config.is_empty() { code } else { format!("{code}-{}", short(&self.config_digest)) }
+    }
+}
+
 fn library(library: &[Policy]) -> String {
     let mut table = Table::new(&["READY", "VERSION", "KIND", "DIGEST", "SUMMARY"]);
     for policy in library {
@@ -207,7 +218,7 @@ fn library(library: &[Policy]) -> String {
             policy.name.clone(),
             policy.version.clone(),
             policy.kind.clone(),
-            policy.digest.chars().take(12).collect(),
+            policy.digits(),
             policy.summary.clone(),
         ]);
     }
@@ -231,7 +242,7 @@ mod tests {
     fn why_it_was_rolled_back_what_the_shadow_does_and_what_happened_are_shown() {
         let policy = |name: &str| {
             json!({ "name": name, "version": "0.2.0", "kind": "leasing", "digest": "0123456789abcdef",
-                    "config": {}, "summary": "As few as will do." })
+                    "config": { "fill": "9" }, "config_digest": "fedcba9876543210", "summary": "As few as will do." })
         };
         let events: Vec<_> = (0..12)
             .map(|at| json!({ "at_ms": at * 1_000, "kind": "leasing", "what": format!("event-{at}") }))
@@ -257,6 +268,7 @@ mod tests {
             &["leasing: mine 0.1.0 (0123) is rolled back to native: 5 faults within 100 decisions"],
             &["leasing", "pack 0.2.0", "6 (75%)", "2 (25%)", "2.0", "1.0", "9.0", "100", "10"],
             &["not asked any more"],
+            &["pack", "0123456789ab-fedcba987654", "As few as will do."],
             &["7 pick-victims: decided: A; the shadow: B"],
             &["1 min", "leasing", "event-11"],
             &["2 decisions or events could not be logged", "no room"],

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use super::Policies;
-use crate::digest::PolicyId;
+use crate::digest::{Digest, PolicyId};
 use crate::policy::{AdmitError, Candidate, Policy};
 use crate::seat::lock;
 
@@ -53,6 +53,12 @@ impl Policies {
         self.take_in(policy, LIBRARY_MAX)
     }
 
+    /// The same for one that was chosen before: there is room for it, and there are no more than can be gone back to.
+    pub fn push_chosen(&self, candidate: &Candidate<'_>) -> Result<Arc<Policy>, AdmitError> {
+        let policy = self.shared.gate.admit(&self.shared.engine, candidate)?;
+        self.take_in(policy, usize::MAX)
+    }
+
     /// The same for a component that is part of the program that asks: who trusts that one trusts this, and nobody signs
     /// it for each of those who run it. There are as many as the program has.
     pub fn push_own(&self, component: &[u8]) -> Result<Arc<Policy>, AdmitError> {
@@ -63,8 +69,10 @@ impl Policies {
 
     fn take_in(&self, policy: Arc<Policy>, max: usize) -> Result<Arc<Policy>, AdmitError> {
         let mut control = lock(&self.shared.control);
-        if let Some(known) = control.library.iter().find(|known| known.id() == policy.id()) {
-            return Ok(known.clone());
+        if let Some(at) = control.library.iter().position(|known| known.id() == policy.id()) {
+            let known = control.library.remove(at);
+            control.library.push(known.clone());
+            return Ok(known);
         }
         if control.library.len() >= max {
             return Err(AdmitError::Full { max });
@@ -74,11 +82,13 @@ impl Policies {
         Ok(policy)
     }
 
-    /// The policy of that name or digest; of several the one that was pushed last.
-    pub fn find(&self, name_or_digest: &str) -> Option<Arc<Policy>> {
+    /// The policy of that name or digest, or of that digest and configuration with `-` between them; of several the one
+    /// that was pushed last. First digits will do: six of the digest.
+    pub fn find(&self, text: &str) -> Option<Arc<Policy>> {
+        let (digest, config) = text.split_once('-').unwrap_or((text, ""));
         self.find_by(|id| {
-            id.name == name_or_digest
-                || (name_or_digest.len() >= 6 && id.digest.to_string().starts_with(name_or_digest))
+            let is_its = |digits: &str, of: &Digest| of.to_string().starts_with(digits);
+            id.name == text || (digest.len() >= 6 && is_its(digest, &id.digest) && is_its(config, &id.config))
         })
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use host::{Cache, Candidate, Gate, LIBRARY_MAX, Options, Policies, Start};
+use host::{Cache, Candidate, Gate, LIBRARY_MAX, Options, Policies, PolicyId, Start};
 use verdict::Kind;
 
 use crate::{Folder, Rig, engine, pairs};
@@ -140,7 +140,11 @@ fn there_is_a_bound_on_what_is_ready_and_it_says_what_to_do() {
     let refused = push(LIBRARY_MAX).unwrap_err().to_string();
     assert!(refused.contains("tidegate policy remove"), "{refused}");
     assert_eq!(push(3).expect("it is there already").id(), all[3].id());
-    policies.remove(&all[0]).expect("nobody uses it");
+    // One of many that run the same code is told from the others by its configuration.
+    let PolicyId { digest, config, .. } = all[0].id();
+    let found = policies.find(&format!("{}-{}", digest.short(), config.short())).expect("it is there");
+    assert_eq!(found.id(), all[0].id());
+    policies.remove(&found).expect("nobody uses it");
     push(LIBRARY_MAX).expect("there is room again");
     let own = shipped::component("scheduling-urgent-first").expect("built with this test");
     policies.push_own(own).expect("what the program has itself finds room");
