@@ -16,7 +16,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::extract::{DefaultBodyLimit, State};
 use axum::handler::Handler;
@@ -66,6 +66,8 @@ struct Inner {
     stored: Mutex<BTreeMap<&'static str, stored::Stored>>,
     /// Held by who stores a state.
     keeping: Mutex<()>,
+    /// Held by who pushes or removes, until the files say it too.
+    changing: Mutex<()>,
     questions: BTreeMap<&'static str, Sender<control_core::Ask>>,
     /// Places of the threads, by kind.
     seats: BTreeMap<&'static str, Seat>,
@@ -117,7 +119,7 @@ impl Policies {
             questions.insert(kind.name(), sender);
             threads.push((kind, asked));
         }
-        let (folder, stored, keeping) = (kept, Mutex::default(), Mutex::default());
+        let (folder, stored) = (kept, Mutex::default());
         let seats: BTreeMap<_, _> = Kind::ALL.iter().map(|kind| (kind.name(), host.seat())).collect();
         let policies = Policies(Arc::new(Inner {
             host,
@@ -127,7 +129,8 @@ impl Policies {
             alarms: driver.alarms(),
             store,
             stored,
-            keeping,
+            keeping: Mutex::default(),
+            changing: Mutex::default(),
             questions,
             seats: seats.clone(),
         }));
@@ -161,7 +164,8 @@ impl Policies {
         for kind in Kind::ALL {
             known.extend(self.read_stored(kind)?.map(|stored| (kind, stored)));
         }
-        self.read_files(known.iter().flat_map(|(_, stored)| stored.versions()))?;
+        let chosen: Vec<_> = known.iter().flat_map(|(_, stored)| stored.versions()).collect();
+        self.read_files(&chosen)?;
         for (kind, stored) in known {
             self.restore_kind(kind, stored);
         }
@@ -172,6 +176,7 @@ impl Policies {
     fn push(&self, component: &[u8], signature: Option<[u8; 64]>, config: Config) -> Result<Arc<Policy>, No> {
         let signed = signature.as_ref().map(<[u8; 64]>::as_slice);
         let candidate = Candidate { component, signature: signed, config };
+        let _alone = self.changing();
         let policy = self.0.host.push(&candidate);
         let policy = policy.map_err(|why| refusal(StatusCode::UNPROCESSABLE_ENTITY, why.to_string()))?;
         self.keep_pushed(&policy, &candidate).map_err(|why| {
@@ -200,36 +205,47 @@ impl Policies {
         Ok(done.into())
     }
 
-    /// Removes a policy that nobody uses, with its files.
+    /// Removes a policy that nobody uses, with its files. Once it is not ready any more nobody can ask for this
+    /// again, so the rest is done even where a part of it fails.
     fn remove(&self, name: &str) -> Result<Removed, No> {
+        let _alone = self.changing();
         let policy = self.find(name)?;
-        let id = policy.id();
-        if is_shipped(id) {
-            let what =
-                format!("{id} is part of the control plane and stays; only what was pushed is removed");
-            return Err(refusal(StatusCode::CONFLICT, what));
-        }
-        // A choice that could not be restored is a choice.
-        if self.missing(policy.kind()).as_ref() == Some(id) {
-            let kind = policy.kind();
-            let what =
-                format!("{id} was chosen for {kind}; `tidegate policy rollback {kind}`, and remove it then");
-            return Err(refusal(StatusCode::CONFLICT, what));
-        }
-        let was_before = self.0.host.previous(policy.kind()).iter().any(|version| version.id() == id);
-        self.0.host.remove(&policy).map_err(|why| {
-            let stays = !matches!(why, host::RemoveError::Compiled { .. });
-            let status = if stays { StatusCode::CONFLICT } else { StatusCode::INTERNAL_SERVER_ERROR };
-            refusal(status, why.to_string())
-        })?;
-        if was_before {
-            self.remember(policy.kind()).map_err(unkept)?;
-        }
-        self.remove_files(id).map_err(|why| {
-            let what = format!("{id} is removed, and back after a restart: {why}; remove that file by hand");
-            refusal(StatusCode::INTERNAL_SERVER_ERROR, what)
-        })?;
+        let (id, kind) = (policy.id(), policy.kind());
+        self.is_removable(id, kind)?;
+        let was_before = self.0.host.previous(kind).iter().any(|version| version.id() == id);
+        let failed = |what: String| refusal(StatusCode::INTERNAL_SERVER_ERROR, what);
+        let compiled = match self.0.host.remove(&policy) {
+            Err(why @ host::RemoveError::Compiled { .. }) => Err(failed(why.to_string())),
+            Err(stays) => return Err(refusal(StatusCode::CONFLICT, stays.to_string())),
+            Ok(()) => Ok(()),
+        };
+        // A choice that waits to be restored stays as the store has it, with what was before it.
+        let is_told = was_before && self.missing(kind).is_none();
+        let told = if is_told { self.remember(kind).map_err(unkept) } else { Ok(()) };
+        let files = self.remove_files(id).map_err(|why| {
+            failed(format!("{id} is removed, and back after a restart: {why}; remove that file by hand"))
+        });
+        // One of that name that is part of this program is found again.
+        self.push_shipped(|name| name == id.name && self.0.host.find(name).is_none());
+        compiled.and(told).and(files)?;
         Ok(Removed { removed: id.to_string() })
+    }
+
+    fn is_removable(&self, id: &host::PolicyId, kind: Kind) -> Result<(), No> {
+        let stays = if is_shipped(id) {
+            format!("{id} is part of the control plane and stays; only what was pushed is removed")
+        } else if self.missing(kind).as_ref() == Some(id) {
+            // A choice that could not be restored is a choice.
+            format!("{id} was chosen for {kind}; `tidegate policy rollback {kind}`, and remove it then")
+        } else {
+            return Ok(());
+        };
+        Err(refusal(StatusCode::CONFLICT, stays))
+    }
+
+    /// What is ready and its files change together.
+    fn changing(&self) -> MutexGuard<'_, ()> {
+        self.0.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn roll_back(&self, kind: Kind) -> Result<Activated, No> {

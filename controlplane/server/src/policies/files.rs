@@ -6,7 +6,6 @@
 //! Invariant: what stands in a file is admitted anew at each start, with its signature where keys are configured. A
 //! shipped one has none; it is taken as long as the store says, by its digest, that it was chosen.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -30,40 +29,35 @@ struct Beside {
 
 impl Policies {
     /// Admits what lies in the folder, and what is shipped if any of `chosen` may be that. Of one name the last one is
-    /// found: first come shipped ones of other versions of this program, then those of this one, then what was pushed.
-    pub(super) fn read_files<'a>(
-        &self,
-        chosen: impl Iterator<Item = &'a PolicyId>,
-    ) -> Result<(), PoliciesError> {
+    /// found: first come shipped ones of other versions of this program, then those of this one, then what was pushed in
+    /// the order in which it was. There is room for what is chosen however much else lies there.
+    pub(super) fn read_files(&self, chosen: &[&PolicyId]) -> Result<(), PoliciesError> {
         let failed = |source| PoliciesError::Folder { path: self.0.folder.clone(), source };
-        let chosen: BTreeSet<Digest> = chosen.map(|id| id.digest).collect();
         let (mut shipped, mut pushed) = (Vec::new(), Vec::new());
         for entry in std::fs::read_dir(&self.0.folder).map_err(failed)? {
-            let path = entry.map_err(failed)?.path();
+            let entry = entry.map_err(failed)?;
+            let path = entry.path();
             if path.extension().is_none_or(|extension| extension != "wasm") {
                 continue;
             }
+            let written = entry.metadata().and_then(|of_it| of_it.modified()).map_err(failed)?;
             match beside(&path) {
-                Ok(beside) if beside.shipped => shipped.push((path, beside)),
-                Ok(beside) => pushed.push((path, beside)),
+                Ok(beside) if beside.shipped => shipped.push(path),
+                Ok(beside) => pushed.push((written, path, beside)),
                 Err(why) => self.left_out(&path, Err(why)),
             }
         }
-        for (path, _) in &shipped {
-            self.left_out(path, self.read_shipped(path, &chosen));
+        for path in &shipped {
+            self.left_out(path, self.read_shipped(path, chosen));
         }
         if !chosen.is_empty() {
             // It was compiled when it became active.
             self.push_shipped(|_| true);
         }
-        // There is room for these, however many others lie there.
-        let is_chosen = |path: &Path| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            chosen.iter().any(|digest| name.starts_with(&digest.to_string()))
-        };
-        pushed.sort_by_key(|(path, _)| !is_chosen(path));
-        for (path, beside) in pushed {
-            self.left_out(&path, self.read_pushed(&path, beside));
+        pushed.sort_by_key(|(written, ..)| *written);
+        for (_, path, beside) in pushed {
+            let is_chosen = chosen.iter().any(|id| self.path(id) == path);
+            self.left_out(&path, self.read_pushed(&path, beside, is_chosen));
         }
         Ok(())
     }
@@ -74,16 +68,17 @@ impl Policies {
         }
     }
 
-    fn read_shipped(&self, path: &Path, chosen: &BTreeSet<Digest>) -> Result<(), String> {
+    fn read_shipped(&self, path: &Path, chosen: &[&PolicyId]) -> Result<(), String> {
         let component = std::fs::read(path).map_err(|error| error.to_string())?;
+        let digest = Digest::of(&component);
         // One that nobody goes back to any more is of no use, and by whom it was written is not known.
-        if !chosen.contains(&Digest::of(&component)) {
+        if !chosen.iter().any(|id| id.digest == digest) {
             return Ok(());
         }
         self.0.host.push_own(&component).map(drop).map_err(|error| error.to_string())
     }
 
-    fn read_pushed(&self, path: &Path, beside: Beside) -> Result<(), String> {
+    fn read_pushed(&self, path: &Path, beside: Beside, is_chosen: bool) -> Result<(), String> {
         let component = std::fs::read(path).map_err(|error| error.to_string())?;
         let signature = beside.signature.map(|text| {
             host::bytes_of::<64>(&text)
@@ -92,7 +87,9 @@ impl Policies {
         let signature = signature.transpose()?;
         let signature = signature.as_ref().map(<[u8; 64]>::as_slice);
         let candidate = Candidate { component: &component, signature, config: beside.config };
-        self.0.host.push(&candidate).map(drop).map_err(|error| error.to_string())
+        let host = &self.0.host;
+        let admitted = if is_chosen { host.push_chosen(&candidate) } else { host.push(&candidate) };
+        admitted.map(drop).map_err(|error| error.to_string())
     }
 
     /// Has those shipped policies ready whose names are wanted.
