@@ -352,6 +352,36 @@ fn zeroes_that_are_to_keep_their_place_are_written_and_are_no_hole() {
     rig.finish();
 }
 
+/// However many requests for zeroes come at once, a step fills two parts: other sessions of the worker wait meanwhile.
+#[test]
+fn zeroes_of_many_requests_are_filled_a_few_at_a_time() {
+    let mut rig = rig(false);
+    let zeroes = |cookie| request(Command::WRITE_ZEROES, CommandFlags::NO_HOLE, cookie, 0, MIB).octets();
+    let octets: Vec<u8> = (1..=32).flat_map(zeroes).collect();
+    rig.feed(&octets);
+    rig.feed(&read(33, 0, 512).octets());
+    rig.step();
+    let out: Vec<_> = rig.sink.ios.iter().map(|io| io.op).collect();
+    assert_eq!(
+        out,
+        [Op::Write { fua: false }, Op::Write { fua: false }, Op::Read],
+        "what is no zeroes goes on"
+    );
+    for _ in 0..30 {
+        let io = rig.sink.ios.remove(0);
+        rig.answer(io);
+        assert!(rig.session.wants_step(), "nothing else announces that another may go");
+        rig.step();
+        let writes = rig.sink.ios.iter().filter(|io| io.op.is_write()).count();
+        assert!(writes <= 2, "{writes} are under way");
+    }
+    rig.run();
+    let answers = Answer::parse(&rig.sent, |cookie| if cookie == 33 { 512 } else { 0 });
+    assert_eq!(answers.len(), 33);
+    assert!(answers.iter().all(|answer| answer.error == ErrorCode::OK));
+    rig.finish();
+}
+
 /// Throttling is a slow queue: parked requests stay here in order, and a flush or a disconnect passes them.
 #[test]
 fn flushes_pass_what_waits_for_credits() {

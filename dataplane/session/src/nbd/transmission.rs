@@ -102,8 +102,9 @@ enum Lane {
 }
 
 const LANES: [Lane; 5] = [Lane::Flush, Lane::Status, Lane::Read, Lane::Write, Lane::Fill];
-/// Parts of one request for zeroes that are under way at once: filling each takes the worker's time.
-const FILLS_MAX: u16 = 2;
+/// Parts with zeroes that are under way at once, of all requests together, and so what one step fills: that takes the
+/// time of the worker's other sessions.
+const FILLS_MAX: u32 = 2;
 
 impl Lane {
     /// What is in it needs credits.
@@ -155,6 +156,8 @@ pub struct Transmission {
     held_bytes: usize,
     /// I/Os handed out and not answered.
     outstanding: u32,
+    /// Of these, the parts that carry zeroes.
+    fills: u32,
     moved_bytes: u64,
     mark: Mark,
     is_aborted: bool,
@@ -181,6 +184,7 @@ impl Transmission {
             output: Output::new(parts),
             held_bytes: 0,
             outstanding: 0,
+            fills: 0,
             moved_bytes: 0,
             mark: Mark::default(),
             is_aborted: false,
@@ -471,7 +475,7 @@ impl Transmission {
             self.give_back(ready.and_then(|ready| ready.buffer), pool);
             return Handed::Out;
         };
-        if lane == Lane::Fill && slot.parts_out >= FILLS_MAX {
+        if lane == Lane::Fill && self.fills >= FILLS_MAX {
             return Handed::NoRoom;
         }
         let (offset_bytes, bytes) = slot.part(part);
@@ -500,6 +504,7 @@ impl Transmission {
         slot.parts_left -= 1;
         slot.parts_out += 1;
         self.outstanding += 1;
+        self.fills += u32::from(lane == Lane::Fill);
         match self.lanes[lane as usize].front_mut() {
             Some(ready) if matches!(lane, Lane::Read | Lane::Fill) && slot.parts_left > 0 => ready.part += 1,
             _ => drop(self.lanes[lane as usize].pop_front()),

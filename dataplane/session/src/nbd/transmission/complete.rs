@@ -22,6 +22,7 @@ impl Transmission {
         };
         slot.parts_out -= 1;
         self.outstanding -= 1;
+        self.fills -= u32::from(matches!(slot.kind, Kind::Fill { .. }));
         self.has_moved = true;
         let refusal = refusal_of(status, slot.kind);
         if let Some(Refusal { error, .. }) = refusal
