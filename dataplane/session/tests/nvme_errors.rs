@@ -79,6 +79,7 @@ fn what_failed_is_in_the_log_with_where_and_why() {
     for (command, status, field, namespace) in [
         (identify(21, 0x13, 1), 0x002, 40, 1),
         (log_page(22, 0x0d, 0, 64), 0x109, 40, 0),
+        (log_page(25, 0x02, 0, 64).dword(1, 5), 0x002, 4, 5),
         (Sqe::new(0x0a, 23, 0, Sgl::Host(0)).dword(10, 0x44), 0x002, 40, 0),
         (property_get(24, 0x20, false), 0x002, NO_FIELD, 0),
     ] {
@@ -87,7 +88,7 @@ fn what_failed_is_in_the_log_with_where_and_why() {
         wanted.insert(0, (wanted.len() as u64 + 1, 0, id, posted(status), field, 0, namespace));
         assert_eq!(log(&mut rig, &mut admin), wanted, "{status:#x}");
     }
-    assert_eq!(figures(&mut rig, &mut admin), (0, 11));
+    assert_eq!(figures(&mut rig, &mut admin), (0, 12));
     // The place that the volume names, where it is a block of the command.
     for (lba, said) in [(24, 24), (8, 20)] {
         io.queue.process_bytes(&PLAIN.capsule(read(31, 20, 16), &[]), &mut rig.pool, 1);
@@ -102,13 +103,13 @@ fn what_failed_is_in_the_log_with_where_and_why() {
         let newest = log(&mut rig, &mut admin)[0];
         assert_eq!((newest.3, newest.4, newest.5), (posted(0x281), NO_FIELD, said));
     }
-    assert_eq!(figures(&mut rig, &mut admin), (2, 13));
+    assert_eq!(figures(&mut rig, &mut admin), (2, 14));
     // What succeeds leaves nothing there.
     assert!(matches!(
         rig.ask(&mut io, write(1, 0, 1, true), &[1; 512])[..],
         [Reply::Done { more: false, .. }]
     ));
-    assert_eq!(log(&mut rig, &mut admin).len(), 13);
+    assert_eq!(log(&mut rig, &mut admin).len(), 14);
     // Another host has a log of its own.
     let (mut other, _) = rig.admin(PLAIN);
     assert_eq!((log(&mut rig, &mut other), figures(&mut rig, &mut other)), (vec![], (0, 0)));

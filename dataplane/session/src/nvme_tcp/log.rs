@@ -8,7 +8,7 @@ use wire::nvme::data::{
 };
 use wire::nvme::{AdminOpcode, Command, IoOpcode, StatusCode};
 
-use super::admin::{FIRMWARE, Refusal};
+use super::admin::{FIRMWARE, Refusal, field};
 use super::features::{DISCOVERY_FEATURES, IO_FEATURES};
 use super::subsystem::{Content, NAMESPACES_MAX, Namespace, Seat, Subsystem, is_valid};
 
@@ -138,7 +138,7 @@ impl Subsystem {
             return Ok(());
         }
         match page {
-            LogPage::HEALTH if is_valid(namespace) => Err(Refusal::from(StatusCode::INVALID_FIELD)),
+            LogPage::HEALTH if is_valid(namespace) => Err(Refusal::field(field::NAMESPACE)),
             LogPage::HEALTH => Err(Refusal::from(StatusCode::INVALID_NAMESPACE)),
             _ => Ok(()),
         }
