@@ -21,7 +21,7 @@ use tracing::{error, info, warn};
 
 use crate::config::exports::Wanted;
 use crate::config::{self, File, LowerError, Names, ReadError};
-use crate::exports::{Applied, Exports, ExportsError, LeftOut, Served, Settings, Table};
+use crate::exports::{Applied, Exports, ExportsError, LeftOut, Retry, Served, Settings, Table};
 use crate::tls::{Tls, TlsError};
 use crate::traces::Traces;
 
@@ -224,7 +224,7 @@ impl Daemon {
             .map_err(|source| StartError::Lower { path: path.to_owned(), source })?;
         let node = Node::start(plan, snapshot)?;
         let traces = Traces::start(&node, collector).map_err(StartError::Thread)?;
-        let mut change = exports.prepare(wanted)?;
+        let mut change = exports.prepare(wanted, Retry::Yes)?;
         // Who came for exports alone and named them wrongly should see it at once.
         let serves_only = file.port.is_empty() && file.controlplane.is_none();
         if serves_only && let Some(why) = change.nothing_left() {
@@ -248,7 +248,7 @@ impl Daemon {
     }
 
     /// What should be served and cannot be opened.
-    pub(crate) fn left_out(&self) -> Arc<Vec<LeftOut>> {
+    pub(crate) fn left_out(&self) -> Arc<Vec<Arc<LeftOut>>> {
         self.exports.left_out()
     }
 
@@ -269,7 +269,8 @@ impl Daemon {
         let running = self.running.load();
         let mut wanted = config::exports::wanted(&running.file)?;
         wanted.extend(told.iter().cloned());
-        let applied = self.exports.prepare(wanted)?.commit(&self.node, &|one| one.limits(&running.names))?;
+        let change = self.exports.prepare(wanted, Retry::No)?;
+        let applied = change.commit(&self.node, &|one| one.limits(&running.names))?;
         alone.volumes = told;
         Ok(applied)
     }
@@ -434,7 +435,7 @@ impl Daemon {
         let collector = config::traces::collector(&file)
             .map_err(|source| ReloadError::Lower { path: self.path.clone(), source })?;
         let tls = tls(&file)?;
-        let change = self.exports.prepare(wanted)?;
+        let change = self.exports.prepare(wanted, Retry::Yes)?;
         let version = self.publish_with_rules(&mut alone, &Arc::new(file))?;
         self.tls.store(tls);
         self.traces.collected().set_config(collector);

@@ -7,7 +7,8 @@
 //! the configuration file or from a control plane; the same set again changes nothing.
 //!
 //! One volume that cannot be opened keeps no other from being served. At the start it is left out; it is tried again
-//! with each set that wants it still, and is no reason to refuse that one.
+//! with each reload that wants it still, and is no reason to refuse that one. A control plane's sets do not try it:
+//! each try claims an epoch of the volume, and they come often.
 //!
 //! Invariants: a volume's number is that of no other volume until all numbers were used, so that a client on its
 //! way to a volume that goes never comes to another one; clients are told of a volume only while it is served.
@@ -118,7 +119,7 @@ pub(crate) struct Exports {
     settings: Settings,
     table: Arc<ArcSwap<Table>>,
     /// What cannot be opened since the start.
-    left_out: ArcSwap<Vec<LeftOut>>,
+    left_out: ArcSwap<Vec<Arc<LeftOut>>>,
     /// Held while the set is being changed.
     homes: Mutex<Homes>,
 }
@@ -137,7 +138,14 @@ pub(crate) struct Change<'a> {
     steps: Vec<Step>,
     /// Served now, not wanted.
     gone: Vec<Arc<Served>>,
-    left_out: Vec<LeftOut>,
+    left_out: Vec<Arc<LeftOut>>,
+}
+
+/// Whether volumes that were left out are tried again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Retry {
+    Yes,
+    No,
 }
 
 /// What one wanted volume needs.
@@ -166,7 +174,7 @@ impl Exports {
     }
 
     /// What is wanted and not served now.
-    pub fn left_out(&self) -> Arc<Vec<LeftOut>> {
+    pub fn left_out(&self) -> Arc<Vec<Arc<LeftOut>>> {
         self.left_out.load_full()
     }
 
@@ -176,7 +184,7 @@ impl Exports {
     }
 
     /// Compares `wanted` with what is served, and opens what is new. Nothing that is served has changed.
-    pub fn prepare(&self, wanted: Vec<Wanted>) -> Result<Change<'_>, ExportsError> {
+    pub fn prepare(&self, wanted: Vec<Wanted>, retry: Retry) -> Result<Change<'_>, ExportsError> {
         check(&wanted)?;
         if !wanted.is_empty() && !self.settings.can_serve {
             return Err(ExportsError::NotServing);
@@ -189,12 +197,18 @@ impl Exports {
         let steps = Vec::with_capacity(wanted.len());
         let mut change = Change { exports: self, homes, steps, gone, left_out: Vec::new() };
         let files = wanted.iter().filter(|one| one.directory().is_some()).count();
+        let before = self.left_out();
         for one in wanted {
+            if retry == Retry::No
+                && let Some(left_out) = before.iter().find(|before| before.wanted == one)
+            {
+                change.left_out.push(Arc::clone(left_out));
+                continue;
+            }
             let step = change.step(&table, one)?;
             change.steps.push(step);
         }
         let is_start = table.generation == 0;
-        let before = self.left_out();
         let may_fail = |one: &Wanted| is_start || before.iter().any(|before| before.wanted == *one);
         change.open_new(leaves(self.settings.memory_bytes, files), &may_fail)?;
         Ok(change)
@@ -257,7 +271,7 @@ impl Change<'_> {
                                 "not served: {why}. The others are; when it is mended, `tidegate-dataplane reload` \
                                  serves it"
                             );
-                            self.left_out.push(LeftOut { wanted, why });
+                            self.left_out.push(Arc::new(LeftOut { wanted, why }));
                             continue;
                         }
                         Err(source) => return Err(ExportsError::Serve { name: wanted.name, source }),
@@ -272,7 +286,9 @@ impl Change<'_> {
 
     /// What is wrong, if volumes are wanted and none of them can be opened.
     pub fn nothing_left(&mut self) -> Option<ExportsError> {
-        let LeftOut { wanted, why } = self.left_out.pop_if(|_| self.steps.is_empty())?;
+        let left_out = self.left_out.pop_if(|_| self.steps.is_empty())?;
+        // INVARIANT: nobody else has what was left out just now.
+        let LeftOut { wanted, why } = Arc::into_inner(left_out)?;
         Some(ExportsError::Serve { name: wanted.name, source: why })
     }
 
@@ -292,14 +308,14 @@ impl Change<'_> {
     }
 
     /// Goes over to the set. `limits` says what a volume may do. After an error what was served before is served
-    /// still, but for what the error names.
+    /// still, but for what the error names, and what was left out and is not served is left out still.
     pub fn commit(
         mut self,
         node: &Node,
         limits: &dyn Fn(&Wanted) -> Limits,
     ) -> Result<Applied, ExportsError> {
         let settings = self.exports.settings;
-        self.exports.left_out.store(Arc::new(std::mem::take(&mut self.left_out)));
+        let left_out = std::mem::take(&mut self.left_out);
         let leaving = self.leaving();
         let files = self.steps.iter().filter(|step| step.wanted().directory().is_some()).count();
         // What can be taken back comes first.
@@ -336,6 +352,9 @@ impl Change<'_> {
             }
         }
         self.exports.show(served);
+        if outcome.is_ok() {
+            self.exports.left_out.store(Arc::new(left_out));
+        }
         outcome.map(|()| round.applied)
     }
 }
@@ -349,11 +368,15 @@ fn too_many() -> ExportsError {
 const LATER: u8 = 3;
 
 impl Exports {
+    /// What is served is left out no more.
     fn show(&self, mut served: Vec<(usize, Arc<Served>)>) {
         let generation = self.table.load().generation + 1;
         served.sort_by_key(|(place, _)| *place);
-        let served = served.into_iter().map(|(_, one)| one).collect();
+        let served: Vec<_> = served.into_iter().map(|(_, one)| one).collect();
+        let is_out = |one: &&Arc<LeftOut>| served.iter().all(|other| other.wanted.name != one.wanted.name);
+        let left_out = self.left_out().iter().filter(is_out).cloned().collect();
         self.table.store(Arc::new(Table::new(generation, served)));
+        self.left_out.store(Arc::new(left_out));
     }
 }
 
@@ -598,3 +621,6 @@ fn open_one(
     open::open(wanted, volume, leaves, settings.hugepages)
         .map_err(|source| ExportsError::Serve { name: wanted.name.clone(), source })
 }
+
+#[cfg(test)]
+mod tests;

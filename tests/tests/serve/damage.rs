@@ -121,6 +121,14 @@ fn a_volume_that_cannot_be_opened_keeps_no_other_from_being_served() {
     for (path, bytes) in &sound {
         std::fs::write(path, bytes).expect("written");
     }
+    // If something else is wrong by then, it stays left out with all that this means.
+    let wrong = memory("wrong", "1MiB", &format!("description = \"{}\"", "x".repeat(2000)));
+    let refused =
+        place.try_change(&[&disk("ruined"), &disk("sound"), &wrong]).expect_err("it cannot be told");
+    assert!(refused.contains("the description of export \"wrong\""), "{refused}");
+    let stats = place.daemon().stats();
+    assert_eq!((stats.exports.len(), stats.left_out.len()), (2, 1), "{:?}", stats.left_out);
+    assert_eq!(stats.left_out[0].name, "ruined");
     let said = place.change(&[&disk("ruined"), &disk("sound")]);
     assert!(said.contains("1 added"), "{said}");
     let mut mended = Client::unix(&place.socket(), "ruined");
