@@ -247,7 +247,11 @@ pub fn run(args: &Args) -> Outcome {
     if let Some(path) = &common.json {
         report::write_json(path, &rows)?;
     }
-    let (table, are_kept) = report::goals(&goals::goals(&rows));
+    let mut goals = goals::goals(&rows);
+    if common.only.is_some() {
+        goals.retain(|goal| goal.measured.is_some());
+    }
+    let (table, are_kept) = report::goals(&goals);
     println!("\n{table}");
     // Short runs show that everything works; their figures decide nothing.
     if are_kept || common.quick { Ok(()) } else { Err("a goal is not kept; the table says which".to_owned()) }

@@ -85,8 +85,8 @@ pub fn spread(values: &[f64]) -> f64 {
 pub struct Goal {
     /// In words.
     pub says: String,
-    /// What came of it.
-    pub measured: f64,
+    /// What came of it; `None` if nothing was measured, which shows nothing.
+    pub measured: Option<f64>,
     /// What it is to be.
     pub bound: Bound,
     /// Of both.
@@ -105,10 +105,10 @@ pub enum Bound {
 impl Goal {
     /// Whether it was kept in this measurement.
     pub fn is_kept(&self) -> bool {
-        match self.bound {
-            Bound::AtMost(most) => self.measured <= most,
-            Bound::AtLeast(least) => self.measured >= least,
-        }
+        self.measured.is_some_and(|measured| match self.bound {
+            Bound::AtMost(most) => measured <= most,
+            Bound::AtLeast(least) => measured >= least,
+        })
     }
 }
 
@@ -120,7 +120,9 @@ pub fn goals(goals: &[Goal]) -> (String, bool) {
             Bound::AtLeast(least) => format!(">= {least:.2} {}", goal.unit),
         };
         let kept = if goal.is_kept() { "yes" } else { "no" };
-        vec![goal.says.clone(), format!("{:.2} {}", goal.measured, goal.unit), bound, kept.to_owned()]
+        let figure = |measured| format!("{measured:.2} {}", goal.unit);
+        let measured = goal.measured.map_or_else(|| "not measured".to_owned(), figure);
+        vec![goal.says.clone(), measured, bound, kept.to_owned()]
     });
     let table = markdown(&["goal", "measured", "bound", "kept"], &lines.collect::<Vec<_>>());
     (table, goals.iter().all(Goal::is_kept))

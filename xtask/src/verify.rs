@@ -200,7 +200,8 @@ const CLAIMS: &[Claim] = &[
     },
     Claim {
         number: 22,
-        says: "requests per second beside nbdkit and qemu-nbd; what many connections and volumes cost (an hour)",
+        says: "requests per second beside nbdkit and qemu-nbd; what many connections and volumes cost; other NVMe/TCP \
+               targets are given by --peer and are not in it (an hour)",
         steps: &[Step::Bench(&["block"])],
     },
 ];

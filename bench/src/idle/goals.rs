@@ -22,26 +22,26 @@ pub(super) fn goals(rows: &[Row]) -> Option<Vec<Goal>> {
     Some(vec![
         Goal {
             says: "an idle worker's share of its processor".to_owned(),
-            measured: still.cpu_share * 100.0,
+            measured: Some(still.cpu_share * 100.0),
             bound: Bound::AtMost(1.0),
             unit: "%",
         },
         Goal {
             says: "bursts: p99 of packets 2..64, at most 1.2 times that of pure spin".to_owned(),
-            measured: others.p99_us?,
+            measured: Some(others.p99_us?),
             bound: Bound::AtMost(1.2 * spin_others.p99_us?),
             unit: "us",
         },
         Goal {
             says: "bursts: p99 of heads, at most pure spin and 1.5 times the wake-up of block in poll"
                 .to_owned(),
-            measured: heads.p99_us?,
+            measured: Some(heads.p99_us?),
             bound: Bound::AtMost(spin_heads.p99_us? + 1.5 * wake_us.max(0.0)),
             unit: "us",
         },
         Goal {
             says: "bursts: share of the processor, at most 40 % of what pure spin uses".to_owned(),
-            measured: heads.cpu_share * 100.0,
+            measured: Some(heads.cpu_share * 100.0),
             bound: Bound::AtMost(40.0 * spin_heads.cpu_share),
             unit: "%",
         },
