@@ -54,6 +54,7 @@ use crate::snapshot::ChangedPools;
 use crate::wait::{WaitError, WaitPoint};
 
 pub(crate) use self::change::Reply;
+use self::change::is_held_up;
 pub use self::change::{ChangeError, Leave};
 pub use self::figures::ServedFigures;
 pub use self::session::Guest;
@@ -418,7 +419,8 @@ impl Server {
 
     /// True while there is something to do at once.
     pub fn has_work(&self) -> bool {
-        !self.active.is_empty() || !self.finished.is_empty() || !self.busy.is_empty() || self.moves.has_work()
+        let is_active = !self.active.is_empty() || !self.finished.is_empty() || !self.busy.is_empty();
+        is_active || self.moves.has_work() || self.can_send_away()
     }
 
     fn look(&mut self, wait: &mut WaitPoint) -> Result<(), WaitError> {
@@ -470,7 +472,7 @@ impl Server {
             let volume = connection.volume();
             // INVARIANT: a volume stays as long as it has connections.
             let Some(target) = self.targets[volume.0 as usize].as_mut() else { continue };
-            if target.quiesced || target.drains(&connection.session) {
+            if is_held_up(target, &connection.session) {
                 continue;
             }
             connection.account(&mut target.held_bytes);
@@ -589,7 +591,9 @@ impl Server {
             if connection.lacks_memory() && !std::mem::replace(&mut connection.starving, true) {
                 self.starving.push(index);
             }
-            connection.listed = connection.is_active();
+            let target = self.targets[connection.volume().0 as usize].as_ref();
+            let goes_on = target.is_some_and(|target| !is_held_up(target, &connection.session));
+            connection.listed = connection.is_active(goes_on);
             if connection.listed {
                 self.active.push_back(index);
             }

@@ -16,7 +16,7 @@ use session::nvme_tcp::Access;
 use throttle::Saved;
 use tracing::debug;
 
-use super::{Server, Target, activate};
+use super::{Server, Session, Target, activate};
 
 /// Time between two looks at a change that nothing else announces.
 const LOOK_NS: u64 = 1_000_000;
@@ -100,6 +100,12 @@ pub(super) enum Stage {
     Drain { until_ns: u64 },
     /// The volume comes to rest.
     Rest,
+}
+
+/// Nothing is taken from a session and nothing more handed out for it: its volume is about to go to another worker,
+/// which gives it a turn there, or here if it stays; or the volume is being let go, and its connection with it.
+pub(super) fn is_held_up(target: &Target, session: &Session) -> bool {
+    target.quiesced || target.drains(session)
 }
 
 impl Server {

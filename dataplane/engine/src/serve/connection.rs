@@ -383,13 +383,14 @@ impl Connection {
         self.session.is_finished() && !self.stream.as_ref().is_some_and(Stream::has_output)
     }
 
-    /// The next turn has something to do for it that no descriptor and no answer announces.
-    pub fn is_active(&self) -> bool {
+    /// The next turn has something to do for it that no descriptor and no answer announces: something to send, or, if
+    /// it `goes_on`, something to take or to hand out.
+    pub fn is_active(&self, goes_on: bool) -> bool {
         if self.stream.is_none() {
             return false;
         }
         let has_input = self.readable || !self.rest.is_empty();
         let input = has_input && self.wants_input() && !self.lacks_memory();
-        input || (self.writable && self.has_output()) || self.session.wants_step()
+        (goes_on && (input || self.session.wants_step())) || (self.writable && self.has_output())
     }
 }

@@ -276,6 +276,12 @@ impl Server {
         }
     }
 
+    /// The next turn sends away what is to go: nothing else announces that.
+    pub(super) fn can_send_away(&self) -> bool {
+        let leaving = self.moves.leaving.as_ref();
+        leaving.is_some_and(|leaving| leaving.volumes.iter().all(|volume| self.is_at_rest(*volume)))
+    }
+
     /// All that was begun is answered, and the medium has nothing of it.
     fn is_at_rest(&self, volume: VolumeId) -> bool {
         let target = self.targets.get(volume.0 as usize).and_then(Option::as_ref);
@@ -288,6 +294,7 @@ impl Server {
     /// It was not to be: its clients go on here.
     fn stay(&mut self, leaving: Leaving) {
         self.quiesce(&leaving.volumes, false);
+        leaving.volumes.iter().for_each(|volume| self.wake(*volume));
         let _ = leaving.reply.send(Err(MoveError::Slow));
     }
 

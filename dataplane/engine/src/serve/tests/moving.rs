@@ -308,6 +308,75 @@ fn a_volume_whose_medium_does_not_answer_stays_and_goes_on() {
     std::fs::remove_dir_all(&path).unwrap();
 }
 
+/// A volume whose medium answers writes so late, and no reads. Virtual time: nothing else takes any.
+fn late(delay_ns: u64) -> (Pair, UnixStream) {
+    let (target, _) = Target::memory(VolumeId(0), BlockSize::B4096, BLOCKS, false).unwrap();
+    let mut pair = Pair::new([16, 16], target, Limits::unlimited());
+    let spec = media::FaultSpec { seed: 1, write_delay: 1.0, delay_ns, ..Default::default() };
+    pair.server(0).set_faults(VolumeId(0), &spec);
+    let mut client = pair.connect(0);
+    client.write_all(&[&request(WRITE, 0, 1, 0, PAGE as u32)[..], &[7; PAGE]].concat()).unwrap();
+    pair.turn();
+    (pair, client)
+}
+
+/// The first worker sleeps, though its client goes on asking.
+fn sleeps(pair: &mut Pair, client: &mut UnixStream) -> bool {
+    client.write_all(&request(3, 0, 2, 0, 0)).unwrap();
+    (0..QUIET_TURNS).for_each(|_| pair.turn());
+    !pair.server(0).has_work()
+}
+
+/// Both requests are answered within turns that something announces.
+fn answers(pair: &mut Pair, client: &mut UnixStream) -> bool {
+    while (0..2).any(|worker| pair.server(worker).has_work()) {
+        pair.turn();
+    }
+    client.set_nonblocking(true).unwrap();
+    let mut heads = [0; 64];
+    client.read(&mut heads).is_ok_and(|count| count == 32)
+}
+
+#[test]
+fn what_waits_for_a_medium_to_go_elsewhere_or_away_lets_the_worker_sleep() {
+    let (mut pair, mut client) = late(500_000_000);
+    let answer = pair.begin(1);
+    assert!(sleeps(&mut pair, &mut client));
+    // Its answer is all that the other worker waits for.
+    pair.now_ns += 500_000_000;
+    pair.turn();
+    assert!(answers(&mut pair, &mut client));
+    assert!(answer.recv().unwrap().is_ok() && pair.owner() == 1);
+    pair.stop();
+    // It stays, and its client goes on where it is.
+    let (mut pair, mut client) = late(3_000_000_000);
+    let answer = pair.begin(1);
+    assert!(sleeps(&mut pair, &mut client));
+    pair.now_ns += 2_000_000_000;
+    pair.turn();
+    assert_eq!(answer.recv().unwrap().unwrap_err(), MoveError::Slow);
+    assert!(pair.server(0).has_work(), "what its client asked for");
+    (0..QUIET_TURNS).for_each(|_| pair.turn());
+    pair.now_ns += 1_000_000_000;
+    pair.turn();
+    assert!(answers(&mut pair, &mut client) && pair.owner() == 0);
+    pair.stop();
+    // It is let go: what was handed out is answered, and nothing more.
+    let (mut pair, mut client) = late(500_000_000);
+    let (reply, gone) = bounded(1);
+    pair.server(0).leave(1, VolumeId(0), Leave::Gone, reply);
+    assert!(sleeps(&mut pair, &mut client));
+    for _ in 0..1000 {
+        pair.now_ns += 1_000_000;
+        pair.turn();
+    }
+    assert!(gone.recv().unwrap().is_ok());
+    let mut heads = [0; 64];
+    assert_eq!(client.read(&mut heads).unwrap(), 16);
+    assert!(client.read(&mut heads).map_or(true, |count| count == 0), "it is closed");
+    pair.stop();
+}
+
 #[test]
 fn a_volume_that_is_on_its_way_when_all_ends_is_closed_as_any_other() {
     let (path, target) = thin("end");
