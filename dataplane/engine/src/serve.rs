@@ -43,7 +43,7 @@ use std::sync::Arc;
 use ::session::nvme_tcp::{Access, Subsystem};
 use block::{IO_BYTES_MAX, Io, Lba, Op, Tag, TraceId, VolumeId};
 use frame::{IO_REGION_BYTES, IoBuffer, IoPool, IoShare, IoSlab, IoSlabConfig};
-use media::{FaultSpec, FileMedia, Media};
+use media::{Attached, FaultSpec, FileMedia, Media};
 use throttle::{Limits, ParkLimits, Shaper, ShaperConfig};
 use trace::Tracer;
 use tracing::{debug, warn};
@@ -221,8 +221,14 @@ impl Server {
         }
     }
 
-    /// Takes a volume to serve, or the volume behind names that are served as a standby's.
-    pub fn add(&mut self, mut target: Target, wait: &mut WaitPoint) -> Result<(), TargetError> {
+    /// Takes a volume to serve, or the volume behind names that are served as a standby's, with the files that
+    /// [`Server::open_files`] opened for it.
+    pub fn add(
+        &mut self,
+        mut target: Target,
+        files: Option<Attached>,
+        wait: &mut WaitPoint,
+    ) -> Result<(), TargetError> {
         let volume = target.volume();
         if volume.0 >= SERVED_MAX {
             return Err(TargetError::Number(volume));
@@ -234,7 +240,9 @@ impl Server {
         if is_taken {
             return Err(TargetError::Taken(volume));
         }
-        self.attach(&target, wait)?;
+        if let Some(attached) = files {
+            self.attach(volume, attached, wait)?;
+        }
         if let (Some(home), Some(namespace)) = (target.home, target.namespace.take())
             && let Err(why) = self.show(home, namespace)
         {
@@ -257,18 +265,6 @@ impl Server {
         self.set_busy(volume);
         self.follow_home_of(volume);
         self.wake(volume);
-        Ok(())
-    }
-
-    /// Reaches the files of a volume.
-    fn attach(&mut self, target: &Target, wait: &mut WaitPoint) -> Result<(), TargetError> {
-        let Some(directory) = target.directory() else { return Ok(()) };
-        if self.files.is_none() {
-            self.reach_files(Some(wait))?;
-        }
-        if let Some(files) = &mut self.files {
-            files.attach(target.volume(), directory)?;
-        }
         Ok(())
     }
 

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use block::VolumeId;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, never};
 use frame::{BATCH, DropReason, Pool};
-use media::FaultSpec;
+use media::{Attached, FaultSpec};
 use overlay::PortId;
 use port::Port;
 use session::nvme_tcp::Access;
@@ -46,8 +46,13 @@ pub(crate) enum Command {
     Volumes { volumes: Vec<u32>, reply: Sender<Vec<VolumeFigures>> },
     /// Copy the counts of rules from `first` on, at most [`FIGURES_PER_TURN`] of them.
     Rules { first: usize, reply: Sender<Vec<RuleCount>> },
-    /// Serve a volume.
-    Serve { target: Box<Target>, limits: Box<Limits>, reply: Sender<Result<(), TargetError>> },
+    /// Serve a volume, with its directory if it is in files.
+    Serve {
+        target: Box<Target>,
+        files: Option<Attached>,
+        limits: Box<Limits>,
+        reply: Sender<Result<(), TargetError>>,
+    },
     /// Take a connection.
     Connect(Box<Arrival>),
     /// Change what a served volume may do.
@@ -272,8 +277,8 @@ impl Worker {
                 let rules = self.gateway.rules.iter().skip(first).take(FIGURES_PER_TURN);
                 let _ = reply.send(rules.copied().collect());
             }
-            Command::Serve { target, limits, reply } => {
-                let _ = reply.send(self.serve(now_ns, *target, &limits));
+            Command::Serve { target, files, limits, reply } => {
+                let _ = reply.send(self.serve(now_ns, *target, files, &limits));
             }
             Command::Connect(arrival) => {
                 if let Some(server) = &mut self.server {
@@ -338,10 +343,16 @@ impl Worker {
         Flow::On
     }
 
-    fn serve(&mut self, now_ns: u64, target: Target, limits: &Limits) -> Result<(), TargetError> {
+    fn serve(
+        &mut self,
+        now_ns: u64,
+        target: Target,
+        files: Option<Attached>,
+        limits: &Limits,
+    ) -> Result<(), TargetError> {
         let server = self.server.as_mut().ok_or(TargetError::WorkerGone)?;
         let volume = target.volume();
-        server.add(target, &mut self.wait)?;
+        server.add(target, files, &mut self.wait)?;
         server.set_limits(now_ns, volume, limits);
         Ok(())
     }

@@ -179,9 +179,7 @@ impl FileMedia {
 
     /// Takes the files of a directory in for a volume; no file is open yet.
     pub fn attach(&mut self, volume: VolumeId, path: &Path) -> Result<(), FileError> {
-        let attached = open::attach(path)
-            .map_err(|source| FileError::Directory { path: path.display().to_string(), source })?;
-        self.take_over(volume, attached);
+        self.take_over(volume, Attached::open(path)?);
         Ok(())
     }
 
@@ -211,7 +209,7 @@ impl FileMedia {
         if self.is_idle(volume) { self.remove(volume) } else { None }
     }
 
-    /// Takes what another medium let go.
+    /// Takes what another medium let go, or what was opened for this one.
     pub fn take_over(&mut self, volume: VolumeId, files: Attached) {
         self.devices.join(files.device);
         self.volumes.insert(volume, files);

@@ -11,7 +11,9 @@ use session::nvme_tcp::Access;
 use throttle::{Limits, Saved};
 
 use super::{Handle, Node};
-use crate::serve::{Arrival, ChangeError, Leave, MoveError, Moved, ServedFigures, Target, TargetError};
+use crate::serve::{
+    Arrival, ChangeError, Leave, MoveError, Moved, ServedFigures, Server, Target, TargetError,
+};
 use crate::worker::Command;
 
 /// How long a worker may take to make a volume ready, or to change it.
@@ -26,8 +28,9 @@ impl Node {
         let volume = target.volume();
         let worker = self.owner(volume).unwrap_or(worker);
         let handle = self.workers.get(worker).ok_or(TargetError::WorkerGone)?;
+        let files = Server::open_files(&target)?;
         let (target, limits) = (Box::new(target), Box::new(*limits));
-        let asked = handle.ask_for(SERVE_WAIT, |reply| Command::Serve { target, limits, reply });
+        let asked = handle.ask_for(SERVE_WAIT, |reply| Command::Serve { target, files, limits, reply });
         asked.unwrap_or(Err(TargetError::WorkerGone))?;
         self.owners().insert(volume.0, worker);
         Ok(())

@@ -479,6 +479,28 @@ impl Server {
         }
     }
 
+    /// Opens the directory of a volume in files, which the worker that is to serve it takes as it is: its file system may
+    /// be slow to answer, or behind a server that is away.
+    pub fn open_files(target: &Target) -> Result<Option<Attached>, TargetError> {
+        Ok(target.directory().map(Attached::open).transpose()?)
+    }
+
+    /// Reaches the files of a volume.
+    pub(super) fn attach(
+        &mut self,
+        volume: VolumeId,
+        attached: Attached,
+        wait: &mut WaitPoint,
+    ) -> Result<(), TargetError> {
+        if self.files.is_none() {
+            self.reach_files(Some(wait))?;
+        }
+        if let Some(files) = &mut self.files {
+            files.take_over(volume, attached);
+        }
+        Ok(())
+    }
+
     /// Makes the ring through which files are reached.
     pub(super) fn reach_files(&mut self, wait: Option<&mut WaitPoint>) -> Result<(), TargetError> {
         let files = FileMedia::new(&self.slab, FileConfig::default())?;

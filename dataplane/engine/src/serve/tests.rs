@@ -46,7 +46,8 @@ impl Bench {
 
     fn add(&mut self, target: Target, limits: &Limits) {
         let volume = target.volume();
-        self.server.add(target, &mut self.wait).unwrap();
+        let files = Server::open_files(&target).unwrap();
+        self.server.add(target, files, &mut self.wait).unwrap();
         self.server.set_limits(1, volume, limits);
     }
 

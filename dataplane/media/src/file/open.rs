@@ -8,7 +8,7 @@ use block::{Fault, FileId, FileName, VolumeId};
 use rustix::fs::{Access, AtFlags, Mode, OFlags, accessat, fcntl_setfl, openat};
 use rustix::io::Errno;
 
-use super::{Attached, FileMedia, Open};
+use super::{Attached, FileError, FileMedia, Open};
 
 /// What an operator should know: it works, but not as well as it could.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,14 +51,6 @@ impl fmt::Display for Notice {
 /// (statfs(2)). Others may have to ask a server.
 const LOCAL: [u64; 8] =
     [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994, 0xf2f5_2010, 0x2fc1_2fc1, 0xca45_1a4e, 0x794c_7630];
-
-pub(super) fn attach(path: &Path) -> std::io::Result<Attached> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let directory = rustix::fs::open(path, flags, Mode::empty())?;
-    let device = rustix::fs::fstat(&directory)?.st_dev;
-    let kind = rustix::fs::fstatfs(&directory)?.f_type as u64;
-    Ok(Attached { directory, device, answers_at_once: LOCAL.contains(&kind), files: Vec::new() })
-}
 
 pub(super) fn fault(errno: Errno) -> Fault {
     fault_of(errno.raw_os_error())
@@ -113,6 +105,18 @@ impl FileMedia {
 }
 
 impl Attached {
+    /// The directory of a volume, of which no file is open yet. A file system may have to ask a server, which answers
+    /// when it does: nobody whom others wait for should ask it.
+    pub fn open(path: &Path) -> Result<Attached, FileError> {
+        let failed =
+            |errno: Errno| FileError::Directory { path: path.display().to_string(), source: errno.into() };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(path, flags, Mode::empty()).map_err(failed)?;
+        let device = rustix::fs::fstat(&directory).map_err(failed)?.st_dev;
+        let kind = rustix::fs::fstatfs(&directory).map_err(failed)?.f_type as u64;
+        Ok(Attached { directory, device, answers_at_once: LOCAL.contains(&kind), files: Vec::new() })
+    }
+
     pub(super) fn probe(&self, name: FileName) -> Result<(), Fault> {
         match accessat(&self.directory, name.to_string(), Access::EXISTS, AtFlags::empty()) {
             Ok(()) => Err(Fault::Exists),

@@ -34,7 +34,8 @@ impl Pair {
         let mut servers: Vec<_> = servers.map(Some).collect();
         let volume = target.volume();
         let first = servers[0].as_mut().unwrap();
-        first.add(target, &mut waits[0]).unwrap();
+        let files = Server::open_files(&target).unwrap();
+        first.add(target, files, &mut waits[0]).unwrap();
         first.set_limits(1, volume, &limits);
         let [first, second] = [servers.remove(0), servers.remove(0)];
         Pair { servers: [first, second], waits, now_ns: 1 }
@@ -173,6 +174,40 @@ fn a_busy_volume_in_files_goes_back_and_forth_and_its_clients_notice_nothing() {
     assert_eq!(here.worker, owner);
     pair.stop();
     std::fs::remove_dir_all(&path).unwrap();
+}
+
+/// Of a file system behind a server that is away it could not hear: it asks for nothing by the directory's name.
+#[test]
+fn a_worker_takes_a_volume_without_asking_its_file_system_for_it() {
+    let mut pair = Pair::new([16, 16], null(), Limits::unlimited());
+    let (path, _) = thin("taken");
+    let place = volume::HostDirectory::open(&path).unwrap();
+    let (volume, _) = volume::open(&place, VolumeId(1), volume::Config::default()).unwrap();
+    let target = Target::thin(volume, path.clone());
+    let files = Server::open_files(&target).unwrap();
+    let elsewhere = path.with_extension("elsewhere");
+    std::fs::rename(&path, &elsewhere).unwrap();
+    assert!(matches!(Server::open_files(&target), Err(TargetError::Files(_))), "whoever asks hears of it");
+    let (server, wait) = (pair.servers[0].as_mut().unwrap(), &mut pair.waits[0]);
+    server.add(target, files, wait).unwrap();
+    server.set_limits(1, VolumeId(1), &Limits::unlimited());
+    let (mut client, theirs) = UnixStream::pair().unwrap();
+    theirs.set_nonblocking(true).unwrap();
+    let arrival = Arrival { stream: theirs.into(), guest: guest(VolumeId(1)), rest: Vec::new() };
+    server.connect(1, arrival, wait);
+    let client = std::thread::spawn(move || {
+        let is_served = verifies(client.try_clone().unwrap(), 0, 2);
+        client.write_all(&request(3, 0, 9, 0, 0)).unwrap();
+        let mut head = [0; 16];
+        is_served && client.read_exact(&mut head).is_ok() && head[4..8] == [0; 4]
+    });
+    while !client.is_finished() {
+        pair.now_ns = crate::clock::monotonic_ns();
+        pair.turn();
+    }
+    assert!(client.join().unwrap());
+    pair.stop();
+    std::fs::remove_dir_all(&elsewhere).unwrap();
 }
 
 /// How many of these reads are answered in ten seconds, ten clients asking for four operations each time.
