@@ -7,6 +7,7 @@ use std::time::Duration;
 use ::session::nbd::{Attach, Export, Limits as Bounds, Transmission};
 use block::BlockSize;
 use throttle::{DimLimits, Work};
+use trace::Stage;
 
 use super::*;
 
