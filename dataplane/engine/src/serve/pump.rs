@@ -12,6 +12,9 @@ impl Server {
     /// Takes what the files have answered.
     pub(super) fn complete(&mut self, watch: &Stopwatch) -> usize {
         let count = self.finished.len();
+        if count > 0 {
+            self.relist_crowded();
+        }
         let mut follower = Follower { tracer: &mut self.tracer, watch };
         let mut finished = std::mem::take(&mut self.finished);
         for answer in finished.drain(..) {
@@ -27,16 +30,6 @@ impl Server {
             }
         }
         self.finished = finished;
-        if count > 0 {
-            for number in self.crowded.drain(..) {
-                if let Some(target) = self.targets.get_mut(number as usize).and_then(Option::as_mut) {
-                    target.crowded = false;
-                    if !std::mem::replace(&mut target.listed, true) {
-                        self.busy.push(number);
-                    }
-                }
-            }
-        }
         if let Some(files) = &mut self.files {
             for notice in files.notices() {
                 warn!("{notice}");
@@ -45,14 +38,23 @@ impl Server {
         count
     }
 
+    /// There may be room at the files for whom there was none: ahead of those that made it, which may want more.
+    fn relist_crowded(&mut self) {
+        for number in self.crowded.drain(..) {
+            if let Some(target) = self.targets.get_mut(number as usize).and_then(Option::as_mut) {
+                target.crowded = false;
+                if !std::mem::replace(&mut target.listed, true) {
+                    self.busy.push(number);
+                }
+            }
+        }
+    }
+
     /// Moves the volumes on, and answers.
     pub(super) fn pump(&mut self, watch: &Stopwatch) -> usize {
         let now_ns = watch.turn_ns();
         let mut moved = 0;
         let mut kept = 0;
-        // Another one is the first next time, so that room at the medium goes round.
-        let one = usize::from(self.busy.len() > 1);
-        self.busy.rotate_left(one);
         for at in 0..self.busy.len() {
             let number = self.busy[at];
             let Some(target) = self.targets[number as usize].as_mut() else { continue };
