@@ -366,7 +366,8 @@ impl Server {
             }
         }
         let (reply, refused) = (parcel.reply.clone(), parcel.refused.take());
-        let pause_ns = now_ns.saturating_sub(parcel.since_ns);
+        // The turn that takes it in may have begun before it was sent.
+        let pause_ns = now_ns.max(parcel.drained_ns) - parcel.since_ns;
         let drain_ns = parcel.drained_ns - parcel.since_ns;
         let volumes = parcel.members.iter().map(|member| member.target.volume()).collect();
         let connections = self.settle(now_ns, *parcel, Some(wait));
