@@ -495,9 +495,10 @@ impl Volume {
     /// True when a step would change something that no answer of a medium announces. What waits for room that the
     /// medium refused is left to [`Volume::retry_at_ns`].
     pub fn wants_step(&self) -> bool {
-        // A checkpoint goes on when what it waits for is answered.
-        let waits =
-            self.commit.is_logging_again() && self.commit.is_writing() || !self.map.fetching.is_empty();
+        // A checkpoint goes on, or begins, when what it waits for is answered.
+        let waits = self.commit.is_logging_again() && self.commit.is_writing()
+            || !self.map.fetching.is_empty()
+            || !self.merge.is_under_way() && self.commit.is_making_segment();
         let merges = self.merge.wants_step() && !waits && self.retry_at_ns().is_none();
         !self.stalled.is_empty()
             || !self.queue.is_empty()

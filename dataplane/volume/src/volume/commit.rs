@@ -149,6 +149,11 @@ impl Commit {
         }
     }
 
+    /// The segment after the current one is being made: the medium's answer is to come.
+    pub fn is_making_segment(&self) -> bool {
+        matches!(self.next, Next::Creating(_) | Next::Allocating(_))
+    }
+
     /// The segment that is written to.
     pub fn segment(&self) -> Option<u32> {
         self.segments.back().map(|(number, _)| *number)
@@ -275,7 +280,6 @@ impl Volume {
     }
 
     pub(super) fn segment_made(&mut self, result: Result<(), Fault>) {
-        self.merge.segment_made();
         let at_ns = self.now_ns.max(1);
         match (self.commit.next, result) {
             (Next::Creating(file), Ok(())) => self.allocate_segment(file),

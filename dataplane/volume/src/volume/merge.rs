@@ -74,8 +74,6 @@ pub(super) struct Merge {
     rest: usize,
     /// They wait until something is written: what is to come to rest is not held up by them.
     resting: bool,
-    /// It waits until a segment of the log is made.
-    awaits_segment: bool,
     /// Pages discarded since the last one began.
     discarded_pages: u64,
     /// The size in blocks that the volume is to have.
@@ -106,7 +104,6 @@ impl Merge {
             wanted: false,
             rest: 0,
             resting: false,
-            awaits_segment: false,
             discarded_pages: 0,
             blocks: None,
             written_blocks: None,
@@ -153,11 +150,6 @@ impl Merge {
         self.resting = false;
     }
 
-    /// A segment was made, or there is no room for one.
-    pub fn segment_made(&mut self) {
-        self.awaits_segment = false;
-    }
-
     /// Entries of the delta that are there only because holes wait for their turn.
     pub fn rest(&self) -> usize {
         self.rest
@@ -170,7 +162,7 @@ impl Merge {
     /// True when it goes on without an answer of the medium.
     pub fn wants_step(&self) -> bool {
         match &self.stage {
-            Stage::Idle => self.is_wanted() && !self.awaits_segment || !self.leftovers.is_empty(),
+            Stage::Idle => self.is_wanted() || !self.leftovers.is_empty(),
             // What is at the medium is answered, and moves it on.
             Stage::Leaves => self.writing.is_empty(),
             Stage::Refused(_) => true,
@@ -245,8 +237,8 @@ impl Volume {
             return;
         }
         let cut = self.cut();
-        self.merge.awaits_segment = cut.is_some() && self.commit.next_room().is_none();
-        if self.merge.awaits_segment {
+        if cut.is_some() && self.commit.next_room().is_none() {
+            // It is being made, and its answer comes back here.
             return;
         }
         // A new segment, so that the old ones can go; without room for one, what follows stays in this one.
