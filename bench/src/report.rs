@@ -120,7 +120,7 @@ pub fn goals(goals: &[Goal]) -> (String, bool) {
             Bound::AtLeast(least) => format!(">= {least:.2} {}", goal.unit),
         };
         let kept = if goal.is_kept() { "yes" } else { "no" };
-        let figure = |measured| format!("{measured:.2} {}", goal.unit);
+        let figure = |measured| format!("{measured:.3} {}", goal.unit);
         let measured = goal.measured.map_or_else(|| "not measured".to_owned(), figure);
         vec![goal.says.clone(), measured, bound, kept.to_owned()]
     });

@@ -28,7 +28,7 @@ use bench::block::servers::{self, Medium, Protocol, SERVER_CPU, Server};
 use bench::cpu::Interrupts;
 use bench::peers::Args;
 use bench::rate::tempfolder;
-use bench::report::{self, median};
+use bench::report::{self, Bound, Goal, median};
 use bench::{Outcome, cpu};
 use host::author::percentile;
 use host::log::LogOptions;
@@ -378,17 +378,17 @@ fn print(decisions: &[DecisionsRow], interrupts: &InterruptsRow, fio: &LoadRow) 
     ];
     println!("{}", report::markdown(&["interrupts of the worker's processor", "TLB/s", "CAL/s"], &lines));
     let worst = decisions.iter().map(|row| row.p99_ratio).fold(0.0, f64::max);
-    let mut all_kept = true;
-    let mut goal = |says: &str, measured: f64, most: f64| {
-        all_kept &= measured <= most;
-        let kept = if measured <= most { "yes" } else { "no" };
-        vec![says.to_owned(), format!("{measured:.3}"), format!("{most}"), kept.to_owned()]
+    let goal = |says: &str, measured: f64, most: f64| Goal {
+        says: says.to_owned(),
+        measured: Some(measured),
+        bound: Bound::AtMost(most),
+        unit: "x",
     };
-    let goals = [
+    let (table, all_kept) = report::goals(&[
         goal("p99 of decisions, swapping by not swapping, of the worst kind", worst, 1.2),
         goal("TLB and call interrupts, swapping by idle, median of the sets", interrupts.ratio, 1.01),
-    ];
-    println!("{}", report::markdown(&["goal", "measured", "at most", "kept"], &goals));
+    ]);
+    println!("{table}");
     println!(
         "interrupts, smallest and largest quotient: {:.3}, {:.3}; fio: {} requests, {} failed runs",
         interrupts.ratio_min, interrupts.ratio_max, fio.requests, fio.failed
