@@ -268,8 +268,7 @@ impl Change<'_> {
                         Err(why) if may_fail(&wanted) => {
                             error!(
                                 export = wanted.name,
-                                "not served: {why}. The others are; when it is mended, `tidegate-dataplane reload` \
-                                 serves it"
+                                "not served: {why}; `tidegate-dataplane reload` serves it when it is mended"
                             );
                             self.left_out.push(Arc::new(LeftOut { wanted, why }));
                             continue;
